@@ -1,0 +1,254 @@
+"""Typed settings: defaults <- YAML file <- `key.sub=value` overrides, every wrong key or value refused by name.
+
+Adding a setting means adding a field here; nothing else parses or validates settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from partition.errors import InputError
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(ge=-1, le=1)]
+Fanout = Annotated[int, Field(ge=-1)]  # neighbours drawn per node and layer; -1 keeps them all
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(_Section):
+    """Where the prepared folder lies."""
+
+    path: Path = Field(default=Path("prepared"), description="folder written by `python -m partition build`")
+
+
+class Run(_Section):
+    """Where the run is written."""
+
+    dir: Path = Field(default=Path("runs/cm3"), description="settings, TensorBoard, metrics.json, steps.jsonl, checkpoints")
+    keep: Positive = Field(default=2, description="checkpoints kept besides the best one")
+    log_every: Positive = Field(default=1, description="steps between two points in TensorBoard")
+
+
+class Train(_Section):
+    """How long, and in which steps."""
+
+    epochs: Positive = Field(default=1000, description="at most this many epochs")
+    batch_size: Positive = Field(default=2048, description="positives a step, over all ranks")
+    max_steps: Positive | None = Field(default=None, description="stop after this many steps, whatever the epoch")
+    patience: Positive = Field(default=10, description="evaluations without a better validation result before stopping")
+    seed: Annotated[int, Field(ge=0)] = Field(default=2025, description="keys every random choice")
+
+
+class Model(_Section):
+    """CM3's forward pass."""
+
+    dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
+    item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
+    alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
+    user_init_std: Rate | None = Field(default=None, description="std of the initial user channels; null: xavier-normal")
+
+    @model_validator(mode="after")
+    def _width(self) -> Model:
+        if self.dim % 4:
+            raise ValueError("dim must be a multiple of 4, which TorchRec's tables need")
+        return self
+
+
+class Propagation(_Section):
+    """LightGCN over the user-item graph, then the item-item graph."""
+
+    mode: Literal["exact", "sampled", "auto"] = Field(
+        default="auto", description="exact: all nodes every step; sampled: the batch's neighbourhood; auto: see auto_rows"
+    )
+    user_item_layers: Annotated[int, Field(ge=0)] = Field(default=3, description="L_ui, summed over layers")
+    item_item_layers: Annotated[int, Field(ge=0)] = Field(default=1, description="L_ii; 0 switches the item graph off")
+    fanouts: list[Fanout] = Field(
+        default=[10], description="sampled: neighbours a node per layer, nearest layer first; one number serves all layers"
+    )
+    item_fanout: Fanout = Field(default=-1, description="sampled: item-graph neighbours per item")
+    auto_rows: Positive = Field(default=2_000_000, description="auto means exact up to this many users + items")
+
+    @model_validator(mode="after")
+    def _layers(self) -> Propagation:
+        if len(self.fanouts) not in (1, self.user_item_layers) or 0 in self.fanouts or self.item_fanout == 0:
+            raise ValueError(f"fanouts: give one number, or one per layer ({self.user_item_layers}); -1 keeps all, 0 none")
+        return self
+
+
+class Loss(_Section):
+    """Alignment + gamma/2 (user uniformity + item uniformity)."""
+
+    gamma: NonNegative = Field(default=0.9, description="weight of the uniformity terms")
+    t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
+    item_uniformity: Literal["calibrated", "plain", "none"] = "calibrated"
+    min_sim: UnitInterval = Field(default=0.0, description="lower clamp of the calibrating similarity")
+    max_sim: UnitInterval = Field(default=1.0, description="upper clamp of the calibrating similarity")
+    scope: Literal["global", "local"] = Field(
+        default="global", description="pairs over the whole batch, or only within each part (cheaper, not the same loss)"
+    )
+    in_batch_correction: Literal["horvitz_thompson", "inverse_degree", "none"] = Field(
+        default="horvitz_thompson", description="importance weights of in-batch negatives; none: popular items dominate"
+    )
+
+    @model_validator(mode="after")
+    def _clamp(self) -> Loss:
+        if self.min_sim > self.max_sim:
+            raise ValueError(f"min_sim {self.min_sim} is above max_sim {self.max_sim}")
+        return self
+
+
+class TableOptimizer(_Section):
+    """Fused into the backward pass of the sharded tables."""
+
+    name: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
+        default="rowwise_adagrad", description="adam needs a GPU: FBGEMM has no fused Adam on the CPU"
+    )
+    lr: Rate = 0.03
+    eps: Rate = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class DenseOptimizer(_Section):
+    """Adam on the encoder's and the fusion's weights."""
+
+    lr: Rate = 1e-3
+    weight_decay: NonNegative = 0.0
+
+
+class Evaluate(_Section):
+    """Full ranking over the catalogue."""
+
+    ks: list[Positive] = Field(default=[5, 10, 20, 50], min_length=1, description="cut-offs K of every metric")
+    every: Positive = Field(default=1, description="epochs between two evaluations")
+    monitor: str = Field(default="recall@20", description="the validation metric of early stopping and of the best epoch")
+    user_block: Positive = 4096
+    item_block: Positive = 8192
+
+    @model_validator(mode="after")
+    def _monitor(self) -> Evaluate:
+        names = [f"{metric}@{k}" for metric in ("recall", "ndcg", "precision", "map") for k in self.ks]
+        if self.monitor not in names:
+            raise ValueError(f"monitor {self.monitor!r} is not computed; one of {', '.join(names)}")
+        return self
+
+
+class Machine(_Section):
+    """The device and its threads."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the cores shared among the ranks")
+    prefetch: Annotated[int, Field(ge=0)] = Field(default=2, description="batches planned ahead of the step, in a thread")
+    timeout: Positive = Field(default=600, description="seconds a collective may wait for another rank")
+
+
+class Settings(_Section):
+    """All settings of a run."""
+
+    data: Data = Data()
+    run: Run = Run()
+    train: Train = Train()
+    model: Model = Model()
+    propagation: Propagation = Propagation()
+    negatives: Literal["uniform", "in_batch", "local"] = Field(
+        default="in_batch", description="where negatives come from: all trained items, the batch's own items, the own part"
+    )
+    loss: Loss = Loss()
+    tables: TableOptimizer = TableOptimizer()
+    dense: DenseOptimizer = DenseOptimizer()
+    evaluate: Evaluate = Evaluate()
+    machine: Machine = Machine()
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as nested dicts of JSON types."""
+        return self.model_dump(mode="json")
+
+
+def load_settings(config: Path | None, overrides: list[str]) -> Settings:
+    """Merges the YAML file `config` (if any) and `key.sub=value` overrides over the defaults.
+
+    Raises:
+        InputError: unreadable or non-mapping YAML, an unknown key (with the nearest right one) or a bad value.
+    """
+    tree: dict[str, Any] = {} if config is None else _read_yaml(config)
+    where = {key: str(config) for key in _leaves(tree)}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"{text!r}: expected key.sub=value, for example train.epochs=5")
+        try:
+            _put(tree, key.split("."), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise InputError(f"{text!r}: the value is not valid YAML") from None
+        where[key] = "command line"
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_one_line(error, where)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"{path}: expected a mapping of settings at the top level")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            child = tree[name] = {}
+        tree = child
+    tree[path[-1]] = value
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        found += _leaves(value, f"{key}.") if isinstance(value, dict) else [key]
+    return found
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Every dotted key, in the order of the classes above."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _one_line(error: ValidationError, where: dict[str, str]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")
+    if first["type"] == "extra_forbidden":
+        names = known_keys()
+        near = difflib.get_close_matches(key, names, 1, 0.5) or [n for n in names if n.split(".")[-1] == key.split(".")[-1]]
+        return f"{source}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{source}: {key} = {first['input']!r}: {message}" if not isinstance(first["input"], dict) else f"{source}: {key}: {message}"

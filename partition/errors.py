@@ -1,0 +1,11 @@
+"""The one exception that means "the user can mend this": printed as a single line, exit code 2."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Bad input, settings or environment.
+
+    The message is one line that names the file, row, key or command at fault and, where there is one, the remedy.
+    Entry points print it to stderr as it is and exit with code 2.
+    """

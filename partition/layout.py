@@ -1,0 +1,156 @@
+"""What a prepared folder looks like: the manifest's schema, the file names, and the row space.
+
+Written by `partition.write`, read by `partition.verify` and by the trainer. Everything a rank needs to train is in the
+folders of its own parts; the manifest alone tells where any row lives::
+
+    PREPARED/
+      manifest.json
+      parts/part-00000/
+        users.arrow        id, train_degree: one record a user, in offset order
+        items.arrow        id, train_degree: one record an item, in offset order
+        graph.dgl          in-edges of this part's users and items (training split), with the halo at their other end
+        item_graph.npz     indptr, neighbour (item rows), weight: in-edges of this part's items in the item-item graph
+        validation.arrow   user (row), item (row), sorted by both
+        test.arrow         likewise
+        features-NAME.npy  one row an item, in offset order, in the precision it came in
+
+**Row space.** A node's row is ``part * stride + offset``, per node type; the stride is the size of the largest part.
+Inside a part the nodes with a training interaction come first, so ``offset < active`` says whether a row was trained
+without looking anything up. Rows between a part's size and the stride are padding and belong to no node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from partition.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+USERS, ITEMS, GRAPH, ITEM_GRAPH = "users.arrow", "items.arrow", "graph.dgl", "item_graph.npz"
+HELD_OUT = {"validation": "validation.arrow", "test": "test.arrow"}
+# Edge types of graph.dgl; a message runs from the first node type to the last.
+USER_TO_ITEM = ("user", "rates", "item")
+ITEM_TO_USER = ("item", "rated_by", "user")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Modality(_Model):
+    """One modality's feature matrix; `dim` columns of `dtype`, reduced from `source_dim` when PCA was asked for."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    dim: int = Field(gt=0)
+    dtype: Literal["float16", "float32", "float64"]
+    source_dim: int = Field(gt=0)
+
+
+class Part(_Model):
+    """Sizes of one part. `active_*` have a training interaction; `halo_*` are rows of other parts its edges need."""
+
+    users: int
+    active_users: int
+    items: int
+    active_items: int
+    train: int  # training interactions of this part's users
+    validation: int
+    test: int
+    inner_edges: int  # training interactions with both ends in this part
+    halo_users: int
+    halo_items: int
+    digests: dict[str, str]  # file name -> sha256
+
+
+class Manifest(_Model):
+    """`manifest.json`: what the folder holds and how it came about."""
+
+    schema_version: int
+    name: str
+    users: int
+    items: int
+    train: int
+    validation: int
+    test: int
+    user_stride: int
+    item_stride: int
+    parts: list[Part]
+    modalities: list[Modality]
+    split: Literal["column", "random", "leave_last_out", "cold_items"]
+    user_id_type: Literal["int64", "string"]
+    item_id_type: Literal["int64", "string"]
+    counts: dict[str, int]  # what preparation dropped or merged, by reason
+    settings: dict[str, Any]  # the whole command, to repeat it
+    inputs: dict[str, str]  # input file name -> sha256
+    statistics: dict[str, float]  # edge cut, random edge cut, padding, item-graph recall ...
+    versions: dict[str, str]
+
+    @property
+    def num_parts(self) -> int:
+        """P, the number of parts."""
+        return len(self.parts)
+
+    @property
+    def user_rows(self) -> int:
+        """Rows of the user row space, padding included: P * user_stride."""
+        return self.num_parts * self.user_stride
+
+    @property
+    def item_rows(self) -> int:
+        """Rows of the item row space, padding included: P * item_stride."""
+        return self.num_parts * self.item_stride
+
+
+def part_dir(root: Path, part: int) -> Path:
+    """Folder of one part."""
+    return root / "parts" / f"part-{part:05d}"
+
+
+def features_file(modality: str) -> str:
+    """File name of a modality's features inside a part."""
+    return f"features-{modality}.npy"
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes, as lower-case hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(handle)
+
+
+def _sha256(handle: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := handle.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Reads and checks `root`/manifest.json.
+
+    Raises:
+        InputError: the folder or file is missing, is not JSON, has an unknown schema version, or lacks or misstates a
+            field; the message names the file and the field.
+    """
+    path = root / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "make one with: python -m partition build --input DATA --output " + str(root)
+        raise InputError(f"{path}: no such file, so this is not a prepared folder; {hint}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; prepare it again")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: field {where!r}: {first['msg']}") from None
