@@ -1,0 +1,45 @@
+"""Exact propagation: every frontier is everything, so the exchange lists and blocks are made once and used every step.
+
+The normalised adjacency is symmetric, so the adjoint of "users from items" is "items from users" and no transpose is
+kept; only the item-item graph needs one. This is also the inference path of evaluation and export, at any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cm3_dist.graph.exchange import Exchange, send_to_owners
+from cm3_dist.graph.operators import Csr, Pull, Relation
+from cm3_dist.graph.propagation import Hop, Propagation
+from cm3_dist.graph.shard import Adjacency, Shard
+
+
+def exact_propagation(shard: Shard, user_item_layers: int, item_item_layers: int, group: dist.ProcessGroup,
+                      planning: dist.ProcessGroup) -> Propagation:
+    """The operator over all local rows. Collective (on `planning`); rows later travel on `group`."""
+    user_from_item = _pull(shard.user_from_item, shard.first_item, shard.item_rows, group, planning)
+    item_from_user = _pull(shard.item_from_user, shard.first_user, shard.user_rows, group, planning)
+    hop = Hop(shard.user_rows, shard.item_rows, Relation(user_from_item, item_from_user), Relation(item_from_user, user_from_item))
+    similar = Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, group, planning)) if item_item_layers else None
+    return Propagation([hop] * user_item_layers, [(shard.item_rows, similar)] * item_item_layers if similar else [])
+
+
+def _pull(edges: Adjacency, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> Pull:
+    """Columns: the `own` local rows from global row `first` on, then the remote sources, ascending by row."""
+    local = edges.source - first
+    remote = (local < 0) | (local >= own)
+    halo = np.unique(edges.source[remote])
+    columns = local.copy()
+    columns[remote] = own + np.searchsorted(halo, edges.source[remote])
+    matrix = Csr.from_numpy(edges.indptr, columns, edges.value, own + len(halo))
+    return Pull(matrix, plan_exchange(halo, first, own, group, planning))
+
+
+def plan_exchange(halo: np.ndarray, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> Exchange:
+    """Exchange of full local row sets: `halo` [n] int64 ascending global rows of others. Collective on `planning`."""
+    requests = send_to_owners(halo, own, planning)
+    alone = dist.get_world_size(planning) == 1
+    send = torch.from_numpy(requests.table[:, 0] - first)
+    return Exchange(send, requests.received, requests.asked, None if alone else group)

@@ -1,0 +1,152 @@
+"""What one rank holds of the prepared folder: its own parts, in one local row space.
+
+A rank owns the parts [rank * P/W, (rank + 1) * P/W). Local row = global row - first own row; padding rows are there too
+(no edges, zero features), so that a table's shard and every array of the shard have the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cm3_dist.graph.parts import SIMILAR, Edges, PartGraph
+from cm3_dist.ragged import Ragged
+from partition import layout
+from partition.errors import InputError
+
+
+@dataclass(frozen=True)
+class Adjacency:
+    """In-edges of this rank's rows, as CSR with global source rows."""
+
+    indptr: np.ndarray  # [local rows + 1] int64
+    source: np.ndarray  # [edges] int64, ascending within a row
+    value: np.ndarray  # [edges] float32
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Interactions to be ranked: `users` [n] int64 local rows, ascending; `relevant`: each one's global item rows."""
+
+    users: np.ndarray
+    relevant: Ragged
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The parts of one rank. All arrays are this rank's only; nothing here has the size of the whole graph."""
+
+    manifest: layout.Manifest
+    root: Path
+    parts: range
+    graphs: list[PartGraph]
+    user_degree: np.ndarray  # [user rows] int64, full training graph
+    item_degree: np.ndarray  # [item rows] int64
+    is_item: np.ndarray  # [item rows] bool: False for padding
+    user_from_item: Adjacency
+    item_from_user: Adjacency
+    similar: Adjacency
+    held_out: dict[str, HeldOut]  # "validation", "test"
+
+    @property
+    def user_rows(self) -> int:
+        """Local user rows: own parts times the stride."""
+        return len(self.parts) * self.manifest.user_stride
+
+    @property
+    def item_rows(self) -> int:
+        """Local item rows."""
+        return len(self.parts) * self.manifest.item_stride
+
+    @property
+    def first_user(self) -> int:
+        """Global row of local user row 0."""
+        return self.parts.start * self.manifest.user_stride
+
+    @property
+    def first_item(self) -> int:
+        """Global row of local item row 0."""
+        return self.parts.start * self.manifest.item_stride
+
+    def seen(self, users: np.ndarray) -> Ragged:
+        """Training items (global rows) of local user rows [n]."""
+        return Ragged.from_numpy(self.user_from_item.indptr, self.user_from_item.source).rows(users)
+
+
+def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int) -> range:
+    """The parts of `rank`.
+
+    Raises:
+        InputError: the number of parts is not a multiple of the number of ranks.
+    """
+    parts = manifest.num_parts
+    if parts % world_size:
+        fit = ", ".join(str(w) for w in range(1, parts + 1) if parts % w == 0)
+        raise InputError(
+            f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use --nproc_per_node with "
+            f"one of {fit}, or prepare again with --parts {world_size}"
+        )
+    share = parts // world_size
+    return range(rank * share, (rank + 1) * share)
+
+
+def load_shard(root: Path, rank: int, world_size: int) -> Shard:
+    """Reads the parts of `rank`.
+
+    Raises:
+        InputError: a missing or torn file, by name, or a part count that `world_size` does not divide.
+    """
+    manifest = layout.read_manifest(root)
+    parts = own_parts(manifest, root, rank, world_size)
+    users, items = manifest.user_stride, manifest.item_stride
+    user_degree, item_degree = np.zeros(len(parts) * users, np.int64), np.zeros(len(parts) * items, np.int64)
+    is_item = np.zeros(len(item_degree), bool)
+    for index, part in enumerate(parts):
+        folder, sizes = layout.part_dir(root, part), manifest.parts[part]
+        user_degree[index * users :][: sizes.users] = _column(folder / layout.USERS, "train_degree")
+        item_degree[index * items :][: sizes.items] = _column(folder / layout.ITEMS, "train_degree")
+        is_item[index * items :][: sizes.items] = True
+    graphs = [PartGraph(root, manifest, part) for part in parts]
+    first_user, first_item = parts.start * users, parts.start * items
+    return Shard(
+        manifest=manifest,
+        root=root,
+        parts=parts,
+        graphs=graphs,
+        user_degree=user_degree,
+        item_degree=item_degree,
+        is_item=is_item,
+        user_from_item=_adjacency([g.edges(layout.ITEM_TO_USER) for g in graphs], first_user, len(user_degree)),
+        item_from_user=_adjacency([g.edges(layout.USER_TO_ITEM) for g in graphs], first_item, len(item_degree)),
+        similar=_adjacency([g.edges(SIMILAR) for g in graphs], first_item, len(item_degree)),
+        held_out={split: _held_out(root, parts, name, first_user) for split, name in layout.HELD_OUT.items()},
+    )
+
+
+def _adjacency(parts: list[Edges], first: int, rows: int) -> Adjacency:
+    destination = np.concatenate([edges.destination for edges in parts]) - first
+    source = np.concatenate([edges.source for edges in parts])
+    value = np.concatenate([edges.value for edges in parts])
+    order = np.lexsort((source, destination))
+    indptr = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(destination, minlength=rows), out=indptr[1:])
+    return Adjacency(indptr, source[order], value[order])
+
+
+def _held_out(root: Path, parts: range, name: str, first_user: int) -> HeldOut:
+    files = [layout.part_dir(root, part) / name for part in parts]
+    user = np.concatenate([_column(path, "user") for path in files]).astype(np.int64)
+    item = np.concatenate([_column(path, "item") for path in files]).astype(np.int64)
+    users, group = np.unique(user, return_inverse=True)
+    return HeldOut(users - first_user, Ragged.from_pairs(group, item, len(users)))
+
+
+def _column(path: Path, name: str) -> np.ndarray:
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all().column(name).to_numpy()
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,82 @@
+"""CM3: sharded user tables and encoded items, propagated over both graphs (CM3.md section 2).
+
+Legend of shapes: n users and m items enter the propagation on this rank, C = M + 1 channels of width d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cm3_dist.config import Settings
+from cm3_dist.features import ItemFeatures
+from cm3_dist.graph.propagation import Propagation
+from cm3_dist.model.encoder import ItemEncoder
+from cm3_dist.model.tables import Tables
+from cm3_dist.plan import Inputs
+from cm3_dist.runtime import Runtime, Stream, key
+from partition.layout import Manifest
+
+ENCODE_BLOCK = 65_536  # items encoded at a time when no gradient is wanted
+
+
+@dataclass(frozen=True)
+class Ego:
+    """Rows before propagation. `users` [n, C * d] and `items` [m, C * d] have unit channels; `fused` [m, d] has norm 1."""
+
+    users: Tensor
+    items: Tensor
+    mixing: Tensor  # [n, C] logits
+    fused: Tensor
+    looked_up: Tensor  # [n, C * d] the table's rows, whose gradient is the table's
+
+
+class CM3(nn.Module):
+    """The model on one rank: its shard of the tables, and a replica of the item encoder."""
+
+    def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
+        super().__init__()
+        self.dim = settings.model.dim
+        self.tables = Tables(manifest, parts, settings, runtime)
+        dims = {modality.name: modality.dim for modality in manifest.modalities}
+        self.encoder = ItemEncoder(dims, self.dim, key(Stream.INIT, settings.train.seed)).to(runtime.device)
+
+    def ego(self, inputs: Inputs) -> Ego:
+        """Looks up users and encodes items."""
+        looked_up, mixing, item_ids = self.tables(inputs.users, inputs.items)
+        channels, fused = self.encoder(inputs.features, inputs.curve)
+        items = self._items(channels, fused, item_ids)
+        return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
+
+    def propagate(self, ego: Ego, propagation: Propagation) -> tuple[Tensor, Tensor]:
+        """Final rows before L2 normalisation: users of F_0 [., C * d] and items of T_0 [., C * d]. Collective."""
+        users, items = propagation(ego.users, ego.items)
+        return self._mix(users, ego.mixing[: len(users)]), items
+
+    @torch.no_grad()
+    def final_rows(self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation) -> tuple[Tensor, Tensor]:
+        """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
+        looked_up, mixing, item_ids = self.tables(parts_users, parts_items)
+        device, blocks = looked_up.device, []
+        for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
+            block = {name: values.to(device) for name, values in features.gather(rows.numpy()).items()}
+            channels, fused = self.encoder(block, torch.full((len(rows),), 0.5, device=device))
+            ids = None if item_ids is None else item_ids[rows.to(device)]
+            blocks.append(self._items(channels, fused, ids))
+        users, items = propagation(self._unit(looked_up), torch.cat(blocks))
+        return self._mix(users, mixing), items
+
+    def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
+        shared = fused if item_ids is None else fused + item_ids
+        return self._unit(torch.cat([*channels, shared], dim=1))
+
+    def _unit(self, rows: Tensor) -> Tensor:
+        """L2-normalises every channel."""
+        return F.normalize(rows.view(len(rows), -1, self.dim), dim=-1).view(len(rows), -1)
+
+    def _mix(self, rows: Tensor, logits: Tensor) -> Tensor:
+        weights = torch.softmax(logits, dim=1).unsqueeze(-1)
+        return (rows.view(len(rows), -1, self.dim) * weights).view(len(rows), -1)

@@ -1,0 +1,44 @@
+"""The item side: one channel per modality and the fused one, from frozen features (CM3.md sections 2.1 and 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cm3_dist.model.fusion import bezier
+
+
+class ItemEncoder(nn.Module):
+    """Encodes items of M modalities into C = M + 1 channels of width d.
+
+    Args:
+        dims: modality -> feature width, in the order of the curve's control points.
+        dim: d.
+        seed: of the initial weights, equal on all ranks.
+    """
+
+    def __init__(self, dims: Mapping[str, int], dim: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden = nn.ModuleDict({name: nn.Linear(width, 4 * dim) for name, width in dims.items()})
+            self.channel = nn.ModuleDict({name: nn.Linear(4 * dim, dim, bias=False) for name in dims})
+            self.point = nn.ModuleDict({name: nn.Linear(width, dim) for name, width in dims.items()})
+            for layer in self.point.values():
+                assert isinstance(layer, nn.Linear)
+                nn.init.xavier_normal_(layer.weight)
+
+    def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M modality channels [n, d] and the fused rows [n, d].
+
+        Modality channels are not normalised; fused rows have norm 1.
+        """
+        channels, points = [], []
+        for name, values in features.items():
+            x = values.to(curve.dtype)
+            channels.append(self.channel[name](F.leaky_relu(self.hidden[name](x))))
+            points.append(F.normalize(self.point[name](x), dim=-1))
+        return channels, bezier(points, curve)

@@ -1,0 +1,135 @@
+"""The sharded tables: user channels, user mixing logits and, on request, item-id rows, in TorchRec, row-wise.
+
+Row-wise sharding cuts a table into W equal blocks. The row space has P * stride rows, so a rank's block is exactly its
+parts' rows: a lookup of one's own rows stays local, and `local_state` needs no gathering. This file and
+`model/table_plan.py` are the only ones that import TorchRec.
+"""
+
+from __future__ import annotations
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed.comm_ops import set_gradient_division
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv
+
+from cm3_dist.config import Settings, TableOptimizer
+from cm3_dist.model.table_plan import row_wise_plan
+from cm3_dist.runtime import Runtime, Stream, key
+from partition.errors import InputError
+from partition.layout import Manifest
+
+CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
+_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
+
+
+class Tables(nn.Module):
+    """Looks up this rank's rows. One table holds all C channels of a user: one lookup, one optimizer row.
+
+    The gradient that reaches a row is used as it is: TorchRec's division by the world size is switched off, because the
+    loss is the global one and its gradient arrives whole at the owner.
+
+    Raises:
+        InputError: an optimizer that the device does not have.
+    """
+
+    def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
+        super().__init__()
+        self.parts = parts
+        self._channels = len(manifest.modalities) + 1
+        dim = settings.model.dim
+        mixing_width = -(-self._channels // 4) * 4  # TorchRec wants a multiple of 4; the rest stays unused
+        # All tables of a collection have one width, hence one collection each.
+        collections = {CHANNELS: _collection(CHANNELS, manifest.user_rows, self._channels * dim)}
+        collections[MIXING] = _collection(MIXING, manifest.user_rows, mixing_width)
+        if settings.model.item_ids:
+            collections[ITEM_IDS] = _collection(ITEM_IDS, manifest.item_rows, dim)
+        module = _Lookup(collections)
+        set_gradient_division(False)
+        sharder = EmbeddingCollectionSharder(fused_params=_fused(settings.tables, runtime.device))
+        plan, self.plan = row_wise_plan(module, sharder, runtime)
+        self.model = DistributedModelParallel(
+            module,
+            env=ShardingEnv.from_process_group(runtime.group),
+            device=runtime.device,
+            plan=plan,
+            sharders=[sharder],
+            init_data_parallel=False,
+        )
+        self._initialise(manifest, settings)
+
+    def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Global rows of this rank, users [n] and items [m] int64, to channels [n, C * d], logits [n, C], item-id rows [m, d] or None."""
+        found = self.model({CHANNELS: users, MIXING: users, ITEM_IDS: items})
+        return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
+
+    def local_state(self) -> dict[str, Tensor]:
+        """This rank's rows of every table and of its optimizer state, by name: [local rows, ...] each, shared memory."""
+        state = {name.split(".")[-2]: _local(value) for name, value in self.model.state_dict().items()}
+        for values in self.model.fused_optimizer.state_dict()["state"].values():
+            state.update({name: _local(value) for name, value in values.items()})
+        return state
+
+    @torch.no_grad()
+    def _initialise(self, manifest: Manifest, settings: Settings) -> None:
+        """User channels xavier-normal, explicitly: TorchRec's default range shrinks with the table. The rest is zero."""
+        state = self.local_state()
+        std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
+        for index, part in enumerate(self.parts):
+            rows = state[CHANNELS][index * manifest.user_stride : (index + 1) * manifest.user_stride]
+            generator = torch.Generator().manual_seed(key(Stream.INIT, settings.train.seed, part))
+            rows.copy_(torch.empty(rows.shape).normal_(0, std, generator=generator))
+        for name in (MIXING, ITEM_IDS):
+            if name in state:
+                state[name].zero_()
+
+
+class _Lookup(nn.Module):
+    """One EmbeddingCollection per table, each with a feature of the table's own name."""
+
+    def __init__(self, collections: dict[str, EmbeddingCollection]) -> None:
+        super().__init__()
+        self.collections = nn.ModuleDict(collections)
+
+    def forward(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, collection in self.collections.items():
+            ids = rows[name]
+            lengths = torch.tensor([len(ids)], dtype=torch.int64, device=ids.device)
+            found[name] = collection(KeyedJaggedTensor(keys=[name], values=ids, lengths=lengths))
+        # All lookups are under way before the first is waited for.
+        return {name: result[name].values() for name, result in found.items()}
+
+
+def _collection(name: str, rows: int, width: int) -> EmbeddingCollection:
+    config = EmbeddingConfig(name=name, embedding_dim=width, num_embeddings=rows, feature_names=[name])
+    return EmbeddingCollection(device=torch.device("meta"), tables=[config])
+
+
+def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]:
+    if optimizer.name == "adam" and device.type == "cpu":
+        raise InputError(
+            "tables.name = 'adam': FBGEMM has no fused Adam on the CPU; use tables.name=rowwise_adagrad, or a GPU"
+        )
+    return {
+        "optimizer": _OPTIMIZERS[optimizer.name],
+        "learning_rate": optimizer.lr,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+
+
+def _local(value: object) -> Tensor:
+    shards = value.local_shards()  # type: ignore[attr-defined]
+    assert len(shards) == 1
+    tensor: Tensor = shards[0].tensor
+    return tensor
+

@@ -1,0 +1,146 @@
+"""Where a process runs: its rank, device and process groups; the keys of every random draw; how a failure ends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from cm3_dist.config import Machine
+from partition.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One rank. `group` carries rows and gradients; `planning` (always gloo) carries node ids, from a thread of its own."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup
+    planning: dist.ProcessGroup
+
+    @property
+    def rows_group(self) -> dist.ProcessGroup | None:
+        """`group`, or None for one process, which has nothing to send."""
+        return self.group if self.world_size > 1 else None
+
+
+class Stream(IntEnum):
+    """What a random draw is for: the first word of its key, so that no two purposes share a sequence."""
+
+    INIT = 0
+    ORDER = 1
+    NEGATIVES = 2
+    NEIGHBOURS = 3
+    CURVE = 4
+    BASELINE = 5
+
+
+def key(stream: Stream, *words: int) -> int:
+    """A 63-bit seed for (stream, seed, epoch, step, part, ...). Never contains the rank, so W does not change a draw."""
+    return int(np.random.SeedSequence([int(stream), *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(stream: Stream, *words: int) -> np.random.Generator:
+    """NumPy generator of that key."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(stream), *words])))
+
+
+def uniform_by_row(seed: int, rows: np.ndarray) -> np.ndarray:
+    """Uniform numbers in (0, 1) that depend only on (seed, row): [n] int64 -> [n] float64.
+
+    A counter-based draw (the splitmix64 finaliser), so that a node's number is the same in whatever set of nodes it is
+    asked for: exact and sampled propagation then share their fusion parameters.
+    """
+    with np.errstate(over="ignore"):
+        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+@contextmanager
+def distributed(machine: Machine) -> Iterator[Runtime]:
+    """Joins the ranks that torchrun started (or stands alone without it) and leaves them at the end.
+
+    Raises:
+        InputError: `machine.device` asks for a GPU that is not there.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = _device(machine, local_rank, local_world)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(machine.threads or max(1, cores // local_world))
+    timeout = timedelta(seconds=machine.timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        planning = dist.new_group(backend="gloo", timeout=timeout)
+        assert dist.group.WORLD is not None and planning is not None
+        yield Runtime(rank, world_size, device, dist.group.WORLD, planning)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(machine: Machine, local_rank: int, local_world: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if machine.device == "cpu" or (machine.device == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus < local_world:
+        raise InputError(
+            f"machine.device: {local_world} ranks on this machine but {gpus} GPUs; start torchrun with "
+            f"--nproc_per_node={max(gpus, 1)}, or set machine.device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
+    """Runs `action` on every rank; when it fails on one with InputError, every rank raises that same error.
+
+    Otherwise the ranks whose own files are whole would wait for the one that stopped.
+    """
+    error: str | None = None
+    result = None
+    try:
+        result = action()
+    except InputError as caught:
+        error = str(caught)
+    errors: list[str | None] = [None] * runtime.world_size
+    dist.all_gather_object(errors, error, group=runtime.planning)
+    first = next((text for text in errors if text is not None), None)
+    if first is not None:
+        raise InputError(first)
+    return result
+
+
+def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
+    """Wraps a command's `main`: InputError becomes one line on stderr (from rank 0) and exit code 2.
+
+    Any other exception is recorded for torchrun, which ends all ranks and shows the message of the first to fail.
+    """
+
+    def run() -> None:
+        try:
+            record(main)()
+        except InputError as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    return run

@@ -1,0 +1,154 @@
+"""One training step and one evaluation; everything a run holds in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cm3_dist.batches import Batches
+from cm3_dist.config import Settings
+from cm3_dist.evaluate import evaluate
+from cm3_dist.features import ItemFeatures
+from cm3_dist.graph.exchange import send_to_owners
+from cm3_dist.graph.shard import load_shard
+from cm3_dist.loss import cm3_loss
+from cm3_dist.model.cm3 import CM3
+from cm3_dist.plan import Planner, StepPlan, to_device
+from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
+from partition.errors import InputError
+from partition.layout import Manifest
+
+Timer = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global scalars of a step, still on the device: nothing waits for them."""
+
+    loss: Tensor
+    alignment: Tensor
+    user_uniformity: Tensor
+    item_uniformity: Tensor
+    dense_gradient_norm: Tensor
+    table_gradient_norm: Tensor
+
+
+class Trainer:
+    """The model, its data and its optimizers on one rank.
+
+    Raises:
+        InputError: the prepared folder, a setting or the world size does not fit; the same on every rank.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        self.settings, self.runtime = settings, runtime
+        self.shard = agree_on_error(runtime, lambda: load_shard(settings.data.path, runtime.rank, runtime.world_size))
+        self.manifest: Manifest = self.shard.manifest
+        self.mode = resolve_mode(settings, self.manifest)
+        self.features = agree_on_error(
+            runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
+        )
+        train = settings.train
+        self.batches = agree_on_error(
+            runtime, lambda: Batches(self.shard, train.batch_size, settings.negatives, train.seed)
+        )
+        self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
+        self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
+        dense = settings.dense
+        self.optimizer = torch.optim.Adam(self.model.encoder.parameters(), dense.lr, weight_decay=dense.weight_decay)
+        first_user, first_item = self.shard.first_user, self.shard.first_item
+        self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
+        self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
+
+    def step(self, plan: StepPlan, timer: Timer = lambda _: nullcontext()) -> StepResult:
+        """Forward, backward and update. Collective."""
+        with timer("fetch"):
+            plan = to_device(plan, self.runtime.device)
+            ego = self.model.ego(plan.inputs)
+            ego.looked_up.retain_grad()
+        with timer("forward"):
+            users, items = self.model.propagate(ego, plan.inputs.propagation)
+            fused = ego.fused[plan.item_inputs]
+            terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.runtime.rows_group)
+        with timer("backward"):
+            terms.local.backward()  # updates the tables on the way
+        with timer("optimizer"):
+            alignment, dense_norm, table_norm = self._update(terms.alignment, ego.looked_up.grad)
+        loss = alignment + self.settings.loss.gamma / 2 * (terms.user_uniformity + terms.item_uniformity)
+        return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, dense_norm, table_norm)
+
+    def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.encoder.parameters()]
+        squares = alignment.new_zeros(()) if table_gradient is None else table_gradient.square().sum()
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), alignment.reshape(1), squares.reshape(1)])
+        if self.runtime.rows_group is not None:
+            dist.all_reduce(flat, group=self.runtime.rows_group)
+        pieces = flat[:-2].split([g.numel() for g in gradients])
+        for parameter, piece in zip(self.model.encoder.parameters(), pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return flat[-2], flat[:-2].norm(), flat[-1].sqrt()
+
+    def final_rows(self) -> tuple[Tensor, Tensor]:
+        """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
+        return self.model.final_rows(self.features, self._users, self._items, self.planner.inference())
+
+    def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
+        """Metrics of final rows on "validation" or "test". Collective."""
+        held_out, options = self.shard.held_out[split], self.settings.evaluate
+        return evaluate(
+            *rows,
+            torch.from_numpy(held_out.users),
+            held_out.relevant,
+            self.shard.seen(held_out.users),
+            self._candidates(split),
+            options.ks,
+            user_block=options.user_block,
+            item_block=options.item_block,
+            group=self.runtime.rows_group,
+        )
+
+    def baselines(self, split: str) -> dict[str, dict[str, float]]:
+        """What ranking by training popularity, and at random, reaches on the same protocol. Collective."""
+        shard, device = self.shard, self.runtime.device
+        popularity = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
+        noise: dict[str, list[Tensor]] = {"user": [], "item": []}
+        for part in shard.parts:
+            for word, (kind, rows) in enumerate((("user", self.manifest.user_stride), ("item", self.manifest.item_stride))):
+                rng = generator(Stream.BASELINE, self.settings.train.seed, part, word)
+                noise[kind].append(torch.from_numpy(rng.standard_normal((rows, 8), np.float32)))
+        random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)
+        everyone = torch.ones(shard.user_rows, 1, device=device)
+        return {"popularity": self.rank((everyone, popularity), split), "random": self.rank(random, split)}
+
+    def _candidates(self, split: str) -> Tensor:
+        """Local items that are ranked: all of them, or in a cold-start split the items held out for it."""
+        if self.manifest.split != "cold_items":
+            return torch.from_numpy(self.shard.is_item)
+        wanted = np.unique(self.shard.held_out[split].relevant.values.numpy())
+        asked = send_to_owners(wanted, self.shard.item_rows, self.runtime.planning).table[:, 0] - self.shard.first_item
+        candidates = torch.zeros(self.shard.item_rows, dtype=torch.bool)
+        candidates[torch.from_numpy(asked)] = True
+        return candidates
+
+
+def resolve_mode(settings: Settings, manifest: Manifest) -> str:
+    """`exact` or `sampled`; `auto` decides by the size of the graph."""
+    mode = settings.propagation.mode
+    if mode != "auto":
+        return mode
+    return "exact" if manifest.users + manifest.items <= settings.propagation.auto_rows else "sampled"
+
+
+def check_splits(manifest: Manifest) -> None:
+    """Raises InputError when there is nothing to validate on."""
+    if manifest.validation == 0:
+        raise InputError(f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split")

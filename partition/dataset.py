@@ -1,0 +1,43 @@
+"""A cleaned, split data set in memory: what the readers produce and the part writer consumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Features:
+    """One modality's matrix; may be memory-mapped."""
+
+    values: np.ndarray  # [items, d], float16, 32 or 64 as it came
+    source_dim: int  # d before PCA
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions by user and item index, with the ids those indices stand for.
+
+    At least one interaction is in the training split; held-out interactions of users without a training interaction
+    have been dropped and counted.
+    """
+
+    name: str
+    user_ids: pa.Array  # [users] int64 or string
+    item_ids: pa.Array  # [items] likewise
+    user: np.ndarray  # [E] int64   pairs are unique and sorted by (user, item)
+    item: np.ndarray  # [E] int64
+    split: np.ndarray  # [E] int8: TRAIN, VALIDATION, TEST
+    split_method: str  # "column", "random", "leave_last_out" or "cold_items"
+    features: dict[str, Features]  # in the order of the curve's control points
+    counts: dict[str, int] = field(default_factory=dict)  # dropped or merged, by reason
+    inputs: dict[str, str] = field(default_factory=dict)  # input file name -> sha256
+
+    def train(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and item index of the training interactions."""
+        kept = self.split == TRAIN
+        return self.user[kept], self.item[kept]

@@ -1,0 +1,253 @@
+"""Writes a prepared folder part by part, under a temporary name, and renames it when it is whole.
+
+DGL's own `partition_graph` writes parts too, but it holds the whole graph relabelled in memory and numbers nodes by
+part without gaps; here one part is in memory at a time, and the row space (part * stride + offset, trained nodes first)
+is assigned at once, for any assignment. The format of a part stays DGL's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from partition import layout
+from partition.assign import Assignment
+from partition.dataset import TEST, VALIDATION, Dataset
+from partition.item_graph import ItemGraph
+
+os.environ.setdefault("DGLBACKEND", "pytorch")
+import dgl
+
+FEATURE_BLOCK = 65_536  # rows copied at a time
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """Rows of one node type: row = part * stride + offset, trained nodes first, then by index."""
+
+    row: np.ndarray  # [nodes] int64
+    members: list[np.ndarray]  # per part: node indices in offset order
+    stride: int
+
+    @staticmethod
+    def of(part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
+        """Numbers the nodes of every part."""
+        order = np.lexsort((np.arange(len(part)), degree == 0, part))
+        members = np.split(order, np.searchsorted(part[order], np.arange(1, parts)))
+        stride = max(len(nodes) for nodes in members)
+        row = np.empty(len(part), np.int64)
+        for number, nodes in enumerate(members):
+            row[nodes] = number * stride + np.arange(len(nodes))
+        return RowSpace(row, members, stride)
+
+
+def write_prepared(
+    dataset: Dataset,
+    graph: ItemGraph,
+    assignment: Assignment,
+    output: Path,
+    settings: dict[str, Any],
+    statistics: dict[str, float],
+) -> None:
+    """Writes `output`; an existing folder of that name is replaced once the new one is whole."""
+    parts = int(assignment.user_part.max()) + 1
+    user, item = dataset.train()
+    user_degree = np.bincount(user, minlength=len(dataset.user_ids))
+    item_degree = np.bincount(item, minlength=len(dataset.item_ids))
+    users = RowSpace.of(assignment.user_part, user_degree, parts)
+    items = RowSpace.of(assignment.item_part, item_degree, parts)
+    training = (users.row[user], items.row[item])
+    by_user, by_item = _grouped(*training, users.stride, parts), _grouped(*training[::-1], items.stride, parts)
+    held_out = {}
+    for split, code in (("validation", VALIDATION), ("test", TEST)):
+        kept = dataset.split == code
+        held_out[split] = _grouped(users.row[dataset.user[kept]], items.row[dataset.item[kept]], users.stride, parts)
+    degrees = {"user": _by_row(user_degree, users, parts), "item": _by_row(item_degree, items, parts)}
+    with replacing(output) as folder:
+        sizes = []
+        for part in tqdm(range(parts), desc="writing parts", unit="part", disable=None):
+            target = layout.part_dir(folder, part)
+            target.mkdir(parents=True)
+            _write_nodes(target / layout.USERS, dataset.user_ids, user_degree, users.members[part])
+            _write_nodes(target / layout.ITEMS, dataset.item_ids, item_degree, items.members[part])
+            halo = _write_graph(target / layout.GRAPH, part, users, items, by_user[part], by_item[part], degrees)
+            _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
+            for split, name in layout.HELD_OUT.items():
+                row, other = held_out[split][part]
+                _write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
+            for name, features in dataset.features.items():
+                _write_features(target / layout.features_file(name), features.values, items.members[part])
+            own_items = by_user[part][1] // items.stride == part
+            sizes.append(
+                layout.Part(
+                    users=len(users.members[part]),
+                    active_users=int((user_degree[users.members[part]] > 0).sum()),
+                    items=len(items.members[part]),
+                    active_items=int((item_degree[items.members[part]] > 0).sum()),
+                    train=len(by_user[part][0]),
+                    validation=len(held_out["validation"][part][0]),
+                    test=len(held_out["test"][part][0]),
+                    inner_edges=int(own_items.sum()),
+                    halo_users=halo[0],
+                    halo_items=halo[1],
+                    digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
+                )
+            )
+        manifest = _manifest(dataset, graph, assignment, users, items, sizes, settings, statistics)
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+        (folder / layout.MANIFEST).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its name when the block ends well, and is removed when it does not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        previous = output.with_name(f".{output.name}.{os.getpid()}.old")
+        if output.exists():
+            output.rename(previous)
+        folder.rename(output)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _grouped(row: np.ndarray, other: np.ndarray, stride: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs sorted by (row, other) and cut where the part of `row` changes."""
+    order = np.lexsort((other, row))
+    row, other = row[order], other[order]
+    cuts = np.searchsorted(row, np.arange(1, parts) * stride)
+    return list(zip(np.split(row, cuts), np.split(other, cuts), strict=True))
+
+
+def _by_row(degree: np.ndarray, space: RowSpace, parts: int) -> np.ndarray:
+    by_row = np.zeros(parts * space.stride, np.int32)
+    by_row[space.row] = degree
+    return by_row
+
+
+def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:
+    _write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
+
+
+def _write_table(path: Path, columns: dict[str, pa.Array]) -> None:
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_graph(
+    path: Path,
+    part: int,
+    users: RowSpace,
+    items: RowSpace,
+    by_user: tuple[np.ndarray, np.ndarray],
+    by_item: tuple[np.ndarray, np.ndarray],
+    degrees: dict[str, np.ndarray],
+) -> tuple[int, int]:
+    """Own nodes in offset order, then the halo ascending by row. Returns the sizes of the user and item halo."""
+    nodes, edges = {}, {}
+    for kind, space, sources in (("item", items, by_user[1]), ("user", users, by_item[1])):
+        own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
+        remote = sources // space.stride != part
+        halo = np.unique(sources[remote])
+        local = sources - part * space.stride
+        local[remote] = len(own) + np.searchsorted(halo, sources[remote])
+        nodes[kind], edges[kind] = np.concatenate([own, halo]), local
+    to_user = by_user[0] - part * users.stride, edges["item"]
+    to_item = by_item[0] - part * items.stride, edges["user"]
+    graph = dgl.heterograph(
+        {
+            layout.USER_TO_ITEM: (torch.from_numpy(to_item[1]), torch.from_numpy(to_item[0])),
+            layout.ITEM_TO_USER: (torch.from_numpy(to_user[1]), torch.from_numpy(to_user[0])),
+        },
+        {kind: len(rows) for kind, rows in nodes.items()},
+    )
+    for kind, rows in nodes.items():
+        graph.nodes[kind].data["row"] = torch.from_numpy(rows)
+        graph.nodes[kind].data["degree"] = torch.from_numpy(degrees[kind][rows])
+    dgl.save_graphs(str(path), [graph], formats="coo")
+    return len(nodes["user"]) - len(users.members[part]), len(nodes["item"]) - len(items.members[part])
+
+
+def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) -> None:
+    members = items.members[part]
+    length = np.diff(graph.indptr)[members]
+    indptr = np.zeros(len(members) + 1, np.int64)
+    np.cumsum(length, out=indptr[1:])
+    edge = np.repeat(graph.indptr[members] - indptr[:-1], length) + np.arange(indptr[-1])
+    neighbour, row = items.row[graph.neighbour[edge]], np.repeat(np.arange(len(members)), length)
+    order = np.lexsort((neighbour, row))
+    np.savez(path, indptr=indptr, neighbour=neighbour[order], weight=graph.weight[edge][order])
+
+
+def _write_features(path: Path, values: np.ndarray, members: np.ndarray) -> None:
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=(len(members), values.shape[1]))
+    for begin in range(0, len(members), FEATURE_BLOCK):
+        target[begin : begin + FEATURE_BLOCK] = values[members[begin : begin + FEATURE_BLOCK]]
+    target.flush()
+
+
+def _manifest(
+    dataset: Dataset,
+    graph: ItemGraph,
+    assignment: Assignment,
+    users: RowSpace,
+    items: RowSpace,
+    sizes: list[layout.Part],
+    settings: dict[str, Any],
+    statistics: dict[str, float],
+) -> layout.Manifest:
+    train = sum(part.train for part in sizes)
+    measured = {
+        "edge_cut": 1 - sum(part.inner_edges for part in sizes) / train,
+        "edge_cut_random": 1 - 1 / len(sizes),
+        "user_padding": len(sizes) * users.stride / len(dataset.user_ids) - 1,
+        "item_padding": len(sizes) * items.stride / len(dataset.item_ids) - 1,
+        "item_graph_recall": graph.recall,
+    }
+    return layout.Manifest(
+        schema_version=layout.SCHEMA_VERSION,
+        name=dataset.name,
+        users=len(dataset.user_ids),
+        items=len(dataset.item_ids),
+        train=train,
+        validation=sum(part.validation for part in sizes),
+        test=sum(part.test for part in sizes),
+        user_stride=users.stride,
+        item_stride=items.stride,
+        parts=sizes,
+        modalities=[
+            layout.Modality(name=name, dim=f.values.shape[1], dtype=str(f.values.dtype), source_dim=f.source_dim)
+            for name, f in dataset.features.items()
+        ],
+        split=dataset.split_method,
+        user_id_type="string" if pa.types.is_string(dataset.user_ids.type) else "int64",
+        item_id_type="string" if pa.types.is_string(dataset.item_ids.type) else "int64",
+        counts=dataset.counts,
+        settings=settings,
+        inputs=dataset.inputs,
+        statistics={**statistics, **measured},
+        versions={"python": platform.python_version(), **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")}},
+    )
