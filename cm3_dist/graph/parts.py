@@ -91,14 +91,17 @@ def _user_item(path: Path) -> dgl.DGLGraph:
     if not path.is_file():
         raise InputError(f"{path}: no such file; prepare the data again")
     try:
-        graph = dgl.load_graphs(str(path))[0][0]
+        stored = dgl.load_graphs(str(path))[0][0]
     except dgl.DGLError as error:
         raise InputError(f"{path}: cannot be read as a DGL graph: {str(error).splitlines()[-1].strip()}") from None
-    root = {kind: graph.nodes[kind].data["degree"].double().clamp(min=1).rsqrt() for kind in (USER, ITEM)}
+    nodes = {kind: stored.nodes[kind].data for kind in (USER, ITEM)}
+    root = {kind: data["degree"].double().clamp(min=1).rsqrt() for kind, data in nodes.items()}
+    edges, values = {}, {}
     for relation in (layout.USER_TO_ITEM, layout.ITEM_TO_USER):
-        source, destination = graph.edges(etype=relation, order="eid")
-        graph.edges[relation].data["value"] = (root[relation[0]][source] * root[relation[2]][destination]).float()
-    return graph
+        source, destination = stored.edges(etype=relation, order="eid")  # sorted by destination, then source
+        edges[relation] = _columns(source, destination, stored.num_nodes(relation[2]))
+        values[relation] = (root[relation[0]][source] * root[relation[2]][destination]).float()
+    return _graph(edges, values, {kind: data["row"] for kind, data in nodes.items()})
 
 
 def _similar(path: Path, first: int) -> dgl.DGLGraph:
@@ -113,12 +116,32 @@ def _similar(path: Path, first: int) -> dgl.DGLGraph:
     halo = np.unique(neighbour[remote])
     position = neighbour - first
     position[remote] = len(own) + np.searchsorted(halo, neighbour[remote])
-    destination = np.repeat(np.arange(len(own)), np.diff(indptr))
-    graph = dgl.heterograph(
-        {SIMILAR: (torch.from_numpy(position), torch.from_numpy(destination))}, {ITEM: len(own) + len(halo)}
-    )
-    graph.nodes[ITEM].data["row"] = torch.from_numpy(np.concatenate([own, halo]))
-    graph.edges[SIMILAR].data["value"] = torch.from_numpy(weight)
+    destination = torch.from_numpy(np.repeat(np.arange(len(own)), np.diff(indptr)))
+    edges = {SIMILAR: _columns(torch.from_numpy(position), destination, len(own) + len(halo))}
+    return _graph(edges, {SIMILAR: torch.from_numpy(weight)}, {ITEM: torch.from_numpy(np.concatenate([own, halo]))})
+
+
+Columns = tuple[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def _columns(source: torch.Tensor, destination: torch.Tensor, nodes: int) -> Columns:
+    """Edges sorted by destination as compressed columns. Left to itself DGL would sort them, in an order that depends on
+    the number of threads, and a draw picks by position."""
+    indptr = torch.zeros(nodes + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(destination, minlength=nodes), 0, out=indptr[1:])
+    return "csc", (indptr, source, torch.arange(len(source)))
+
+
+def _graph(
+    edges: dict[tuple[str, str, str], Columns],
+    values: dict[tuple[str, str, str], torch.Tensor],
+    rows: dict[str, torch.Tensor],
+) -> dgl.DGLGraph:
+    graph = dgl.heterograph(edges, {kind: len(row) for kind, row in rows.items()})
+    for kind, row in rows.items():
+        graph.nodes[kind].data["row"] = row
+    for relation, value in values.items():
+        graph.edges[relation].data["value"] = value
     return graph
 
 
@@ -139,6 +162,8 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _single_thread() -> None:
+    # Torch sets a thread's OpenMP count when it first computes there, and DGL shares that setting: torch goes first.
+    torch.get_num_threads()
     dgl.utils.set_num_threads(1)
 
 
