@@ -150,7 +150,7 @@ def _gather(x: Tensor, fused: Tensor | None, weight: Tensor, most: int, group: d
     packed[: len(x)] = torch.cat([x, *([] if fused is None else [fused]), weight.unsqueeze(1)], dim=1)
     world_size = dist.get_world_size(group)
     everything = x.new_empty(world_size * most, sum(widths))
-    dist.all_gather_into_tensor(everything, packed, group=group)
+    dist.all_gather_single(everything, packed, group=group)
     all_x, all_fused, all_weight = everything.split(widths, dim=1)
     first = dist.get_rank(group) * most
     return Columns(all_x, None if fused is None else all_fused, all_weight.squeeze(1), first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class StepResult:
     item_uniformity: Tensor
     dense_gradient_norm: Tensor
     table_gradient_norm: Tensor
+
+    def stacked(self) -> Tensor:
+        """[6] in the order above."""
+        return torch.stack([getattr(self, field.name).reshape(()) for field in fields(self)])
 
 
 class Trainer:
@@ -96,6 +100,20 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return flat[-2], flat[:-2].norm(), flat[-1].sqrt()
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates by TensorBoard tag."""
+        return {"learning_rate/dense": self.settings.dense.lr, "learning_rate/tables": self.settings.tables.lr}
+
+    def describe(self) -> str:
+        """What is trained on what, in one line."""
+        m = self.manifest
+        modalities = ", ".join(f"{modality.name} {modality.dim}" for modality in m.modalities)
+        return (
+            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
+            f"{m.num_parts} parts on {self.runtime.world_size} rank(s), {self.runtime.device.type}; "
+            f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps an epoch"
+        )
 
     def final_rows(self) -> tuple[Tensor, Tensor]:
         """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""

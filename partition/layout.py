@@ -96,6 +96,11 @@ class Manifest(_Model):
         """P, the number of parts."""
         return len(self.parts)
 
+    def digest(self) -> str:
+        """One sha256 over the digests of all parts' files: equal for equal data."""
+        text = json.dumps([part.digests for part in self.parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     @property
     def user_rows(self) -> int:
         """Rows of the user row space, padding included: P * user_stride."""

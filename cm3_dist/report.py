@@ -1,0 +1,33 @@
+"""The table at the end of a run, and what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
+    """Prints CM3 beside popularity and random ranking, and where everything lies."""
+    split = "test" if content["test"] else "validation"
+    rows = {"CM3": content[split], **content["baselines"]}
+    table = Table(title=f"{split}, full ranking, at the best validation epoch ({content['best_epoch']})", title_justify="left")
+    table.add_column("")
+    for label in rows:
+        table.add_column(label, justify="right", style="bold" if label == "CM3" else None)
+    for name in content[split]:
+        if name.startswith(("recall", "ndcg")):
+            title = name.replace("recall", "Recall").replace("ndcg", "NDCG")
+            table.add_row(title, *(f"{values[name]:.4f}" for values in rows.values()))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    folder = metrics.parent
+    console.print(
+        f"{content['epochs']} epochs, {content['seconds']:.0f} s on {content['world_size']} rank(s)\n"
+        f"metrics      {metrics}\n"
+        f"checkpoint   {best}\n"
+        f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}\n"
+        f"train on     python -m cm3_dist.train --config {folder / 'settings.yaml'} --resume train.epochs={2 * content['epochs']}"
+    )

@@ -1,0 +1,83 @@
+"""The files of a run folder that are written once: settings, versions, plan, command; and the result at the end."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cm3_dist import __version__
+from cm3_dist.config import Settings
+from partition.errors import InputError
+
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dgl", "numpy", "scipy", "pyarrow")
+METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluations.jsonl", "settings.yaml"
+
+
+def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int, resume: bool) -> None:
+    """Creates `folder` with everything that repeats the run; rank 0 only.
+
+    Raises:
+        InputError: the folder holds a run already and `resume` is off, or cannot be written.
+    """
+    if (folder / SETTINGS).exists() and not resume:
+        raise InputError(f"{folder}: holds a run already; continue it with --resume, or choose another run.dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+    _write_json(folder / "versions.json", {**versions(), "world_size": world_size, "host": socket.gethostname()})
+    (folder / "plan.txt").write_text(plan + "\n", encoding="utf-8")
+    with (folder / "command.txt").open("a", encoding="utf-8") as handle:
+        handle.write(shlex.join(sys.argv) + f"  # on {world_size} rank(s)\n")
+
+
+def versions() -> dict[str, Any]:
+    """What the run ran on."""
+    found: dict[str, Any] = {"cm3_dist": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {**found, "commit": git.stdout.strip()} if git.returncode == 0 else found
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> Path:
+    """Writes metrics.json in one move; rank 0 only."""
+    path = folder / METRICS
+    _write_json(path, result)
+    return path
+
+
+def truncate_after(path: Path, last: int) -> None:
+    """Drops the lines of a JSON-lines file whose `step` is above `last`, and a torn last line: a resumed run redoes them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > last:
+                break
+        except (json.JSONDecodeError, KeyError):
+            break
+        kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)

@@ -1,0 +1,92 @@
+"""A trainer's whole state as named tensors, and back: what a checkpoint of this program contains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cm3_dist.checkpoint import Checkpoints
+from cm3_dist.progress import Progress
+from cm3_dist.run_folder import versions
+from cm3_dist.trainer import Trainer
+from partition.errors import InputError
+
+# What must be as it was for a run to go on as the same run; the rest (how long, where, how often) may change.
+FIXED = ("model", "propagation", "negatives", "loss", "tables", "dense")
+
+
+def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best: bool) -> Path:
+    """Saves everything that the next step depends on. Collective."""
+    record = {
+        **progress.plain(),
+        "settings": trainer.settings.plain(),
+        "versions": versions(),
+        "parts": trainer.manifest.num_parts,
+        "data": trainer.manifest.digest(),
+        "world_size": trainer.runtime.world_size,
+        "plan": trainer.model.tables.plan,
+    }
+    return checkpoints.save(*_state(trainer), record, step=progress.step, best=best)
+
+
+def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
+    """Loads `path`, by default the newest checkpoint, on any number of ranks. Collective.
+
+    Raises:
+        InputError: there is none, it is damaged, or it belongs to other data or other settings.
+    """
+    path = path or checkpoints.newest()
+    if path is None:
+        raise InputError(f"{checkpoints.folder}: no checkpoint to resume from; start without --resume")
+    sharded, replicated = _state(trainer)
+    record = checkpoints.peek(path)
+    _same_run(trainer, path, record)
+    checkpoints.load(path, sharded, replicated)
+    with torch.no_grad():
+        for name, parameter in trainer.model.encoder.named_parameters():
+            parameter.copy_(replicated[f"encoder/{name}"])
+            state = trainer.optimizer.state[parameter]
+            state["exp_avg"] = replicated[f"adam/{name}/exp_avg"]
+            state["exp_avg_sq"] = replicated[f"adam/{name}/exp_avg_sq"]
+            state["step"] = replicated[f"adam/{name}/step"].cpu()
+    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+
+
+def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Table rows and their optimizer state by part (shared memory), and the replicated encoder with its Adam moments."""
+    parts = trainer.shard.parts
+    sharded = {
+        f"part-{part:05d}/{name}": rows
+        for name, values in trainer.model.tables.local_state().items()
+        for part, rows in zip(parts, values.chunk(len(parts)), strict=True)
+    }
+    replicated = {}
+    for name, parameter in trainer.model.encoder.named_parameters():
+        state = trainer.optimizer.state.get(parameter, {})
+        replicated[f"encoder/{name}"] = parameter.detach().clone()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            replicated[f"adam/{name}/{moment}"] = state.get(moment, torch.zeros_like(parameter.detach())).clone()
+        replicated[f"adam/{name}/step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
+    return sharded, replicated
+
+
+def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
+    if record["parts"] != trainer.manifest.num_parts:
+        raise InputError(f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again")
+    if record["data"] != trainer.manifest.digest():
+        raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
+    saved, now = record["settings"], trainer.settings.plain()
+    assert isinstance(saved, dict)
+    for section in FIXED:
+        before, after = saved[section], now[section]
+        if before == after:
+            continue
+        if isinstance(after, dict):
+            key = next(name for name in after if before.get(name) != after[name])
+            section, before, after = f"{section}.{key}", before.get(key), after[key]
+        raise InputError(f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, or start a new run.dir")
+    for key in ("batch_size", "seed"):
+        if saved["train"][key] != now["train"][key]:
+            raise InputError(f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}")
