@@ -1,7 +1,7 @@
 """A step's positives and negatives, part by part, so that the ranks' number does not change what is drawn.
 
-Part p contributes its own users' positives in proportion to how many it has: all parts finish an epoch in the same number
-of steps, and a batch's users are always local.
+Part p contributes its own users' positives in proportion to how many it has: all parts finish an epoch in the same
+number of steps, and a batch's users are always local.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Batch:
 class Batches:
     """Positives of this rank's parts, cut into the steps of an epoch."""
 
-    def __init__(self, shard: Shard, batch_size: int, negatives: Literal["uniform", "in_batch", "local"], seed: int) -> None:
+    def __init__(
+        self, shard: Shard, batch_size: int, negatives: Literal["uniform", "in_batch", "local"], seed: int
+    ) -> None:
         self._shard, self._negatives, self._seed = shard, negatives, seed
         manifest = shard.manifest
         self.steps = max(1, -(-manifest.train // batch_size))  # an epoch's
@@ -44,13 +46,16 @@ class Batches:
         full = np.flatnonzero(np.diff(edges.indptr) >= self._active.sum())
         if negatives != "in_batch" and len(full):
             raise InputError(
-                f"{shard.root}: user row {shard.first_user + int(full[0])} interacted with every trained item and has no "
-                "negative; use negatives=in_batch"
+                f"{shard.root}: user row {shard.first_user + int(full[0])} interacted with every trained item, so it "
+                "has no negative; use negatives=in_batch"
             )
 
     def size(self, step: int) -> int:
         """Positives of that step over all ranks."""
-        return sum(_cut(part.train, step, self.steps)[1] - _cut(part.train, step, self.steps)[0] for part in self._shard.manifest.parts)
+        return sum(
+            _cut(part.train, step, self.steps)[1] - _cut(part.train, step, self.steps)[0]
+            for part in self._shard.manifest.parts
+        )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The steps of an epoch from `first_step` on."""
@@ -72,7 +77,9 @@ class Batches:
             if self._negatives != "in_batch":
                 negatives.append(self._draw(user, part, generator(Stream.NEGATIVES, self._seed, epoch, step, part)))
         empty = np.empty(0, np.int64)
-        return Batch(np.concatenate(users), np.concatenate(positives), np.concatenate(negatives) if negatives else empty)
+        return Batch(
+            np.concatenate(users), np.concatenate(positives), np.concatenate(negatives) if negatives else empty
+        )
 
     def _draw(self, user: np.ndarray, part: int, rng: np.random.Generator) -> np.ndarray:
         """One trained item a user that this user did not interact with: of all parts, or of the own one (`local`)."""
@@ -93,10 +100,10 @@ class Batches:
             todo = todo[self._keys[place] == wanted]
             if not len(todo):
                 return item
-        where = f"part {part}" if local else "the catalogue"
+        where, instead = (f"part {part}", "uniform") if local else ("the catalogue", "in_batch")
         raise InputError(
             f"{self._shard.root}: user row {self._shard.first_user + int(user[todo[0]])} interacted with nearly every "
-            f"trained item of {where}: no negative in {MAX_REDRAWS} draws; use negatives={'uniform' if local else 'in_batch'}"
+            f"trained item of {where}: no negative in {MAX_REDRAWS} draws; use negatives={instead}"
         )
 
 

@@ -34,7 +34,9 @@ class Data(_Section):
 class Run(_Section):
     """Where the run is written."""
 
-    dir: Path = Field(default=Path("runs/cm3"), description="settings, TensorBoard, metrics.json, steps.jsonl, checkpoints")
+    dir: Path = Field(
+        default=Path("runs/cm3"), description="settings, TensorBoard, metrics.json, steps.jsonl, checkpoints"
+    )
     keep: Positive = Field(default=2, description="checkpoints kept besides the best one")
     log_every: Positive = Field(default=1, description="steps between two points in TensorBoard")
 
@@ -55,7 +57,9 @@ class Model(_Section):
     dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
     item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
     alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
-    user_init_std: Rate | None = Field(default=None, description="std of the initial user channels; null: xavier-normal")
+    user_init_std: Rate | None = Field(
+        default=None, description="std of the initial user channels; null: xavier-normal"
+    )
 
     @model_validator(mode="after")
     def _width(self) -> Model:
@@ -68,12 +72,14 @@ class Propagation(_Section):
     """LightGCN over the user-item graph, then the item-item graph."""
 
     mode: Literal["exact", "sampled", "auto"] = Field(
-        default="auto", description="exact: all nodes every step; sampled: the batch's neighbourhood; auto: see auto_rows"
+        default="auto",
+        description="exact: all nodes every step; sampled: the batch's neighbourhood; auto: see auto_rows",
     )
     user_item_layers: Annotated[int, Field(ge=0)] = Field(default=3, description="L_ui, summed over layers")
     item_item_layers: Annotated[int, Field(ge=0)] = Field(default=1, description="L_ii; 0 switches the item graph off")
     fanouts: list[Fanout] = Field(
-        default=[10], description="sampled: neighbours a node per layer, nearest layer first; one number serves all layers"
+        default=[10],
+        description="sampled: neighbours a node per layer, nearest layer first; one number serves all layers",
     )
     item_fanout: Fanout = Field(default=-1, description="sampled: item-graph neighbours per item")
     auto_rows: Positive = Field(default=2_000_000, description="auto means exact up to this many users + items")
@@ -81,7 +87,9 @@ class Propagation(_Section):
     @model_validator(mode="after")
     def _layers(self) -> Propagation:
         if len(self.fanouts) not in (1, self.user_item_layers) or 0 in self.fanouts or self.item_fanout == 0:
-            raise ValueError(f"fanouts: give one number, or one per layer ({self.user_item_layers}); -1 keeps all, 0 none")
+            raise ValueError(
+                f"fanouts: give one number, or one per layer ({self.user_item_layers}); -1 keeps all, 0 none"
+            )
         return self
 
 
@@ -94,7 +102,8 @@ class Loss(_Section):
     min_sim: UnitInterval = Field(default=0.0, description="lower clamp of the calibrating similarity")
     max_sim: UnitInterval = Field(default=1.0, description="upper clamp of the calibrating similarity")
     scope: Literal["global", "local"] = Field(
-        default="global", description="pairs over the whole batch, or only within each part (cheaper, not the same loss)"
+        default="global",
+        description="pairs over the whole batch, or only within each part (cheaper, not the same loss)",
     )
     in_batch_correction: Literal["horvitz_thompson", "inverse_degree", "none"] = Field(
         default="horvitz_thompson", description="importance weights of in-batch negatives; none: popular items dominate"
@@ -130,7 +139,9 @@ class Evaluate(_Section):
 
     ks: list[Positive] = Field(default=[5, 10, 20, 50], min_length=1, description="cut-offs K of every metric")
     every: Positive = Field(default=1, description="epochs between two evaluations")
-    monitor: str = Field(default="recall@20", description="the validation metric of early stopping and of the best epoch")
+    monitor: str = Field(
+        default="recall@20", description="the validation metric of early stopping and of the best epoch"
+    )
     user_block: Positive = 4096
     item_block: Positive = 8192
 
@@ -146,8 +157,12 @@ class Machine(_Section):
     """The device and its threads."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | None = Field(default=None, description="CPU threads a rank; null: the cores shared among the ranks")
-    prefetch: Annotated[int, Field(ge=0)] = Field(default=2, description="batches planned ahead of the step, in a thread")
+    threads: Positive | None = Field(
+        default=None, description="CPU threads a rank; null: the cores shared among the ranks"
+    )
+    prefetch: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="batches planned ahead of the step, in a thread"
+    )
     timeout: Positive = Field(default=600, description="seconds a collective may wait for another rank")
 
 
@@ -160,7 +175,8 @@ class Settings(_Section):
     model: Model = Model()
     propagation: Propagation = Propagation()
     negatives: Literal["uniform", "in_batch", "local"] = Field(
-        default="in_batch", description="where negatives come from: all trained items, the batch's own items, the own part"
+        default="in_batch",
+        description="where negatives come from: all trained items, the batch's own items, the own part",
     )
     loss: Loss = Loss()
     tables: TableOptimizer = TableOptimizer()
@@ -248,7 +264,13 @@ def _one_line(error: ValidationError, where: dict[str, str]) -> str:
     source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")
     if first["type"] == "extra_forbidden":
         names = known_keys()
-        near = difflib.get_close_matches(key, names, 1, 0.5) or [n for n in names if n.split(".")[-1] == key.split(".")[-1]]
+        near = difflib.get_close_matches(key, names, 1, 0.5) or [
+            n for n in names if n.split(".")[-1] == key.split(".")[-1]
+        ]
         return f"{source}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     message = first["msg"].removeprefix("Value error, ")
-    return f"{source}: {key} = {first['input']!r}: {message}" if not isinstance(first["input"], dict) else f"{source}: {key}: {message}"
+    return (
+        f"{source}: {key} = {first['input']!r}: {message}"
+        if not isinstance(first["input"], dict)
+        else f"{source}: {key}: {message}"
+    )

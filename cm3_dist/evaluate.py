@@ -49,9 +49,21 @@ def evaluate(
         FloatingPointError: a row is not finite.
     """
     names = [f"{name}@{k}" for k in ks for name in NAMES]
-    _, ranked = top_k(user_rows, item_rows, users, seen, candidates, max(ks), user_block=user_block, item_block=item_block, group=group)
+    _, ranked = top_k(
+        user_rows,
+        item_rows,
+        users,
+        seen,
+        candidates,
+        max(ks),
+        user_block=user_block,
+        item_block=item_block,
+        group=group,
+    )
     metrics = ranking_metrics(ranked.cpu(), relevant, ks) if len(users) else {}
-    sums = torch.tensor([float(metrics[name].sum()) if metrics else 0.0 for name in names] + [len(users)], dtype=torch.float64)
+    sums = torch.tensor(
+        [float(metrics[name].sum()) if metrics else 0.0 for name in names] + [len(users)], dtype=torch.float64
+    )
     if group is not None:
         sums = sums.to(user_rows.device)
         dist.all_reduce(sums, group=group)
@@ -73,7 +85,7 @@ def top_k(
     item_block: int = 8192,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each of `users` by inner product: scores [n, k] and global item rows [n, k] int64. Collective.
+    """The k best items of each of `users` by inner product: scores [n, k], global item rows [n, k] int64. Collective.
 
     Best first, ties by ascending row; -inf and -1 where fewer than k items may be ranked. Arguments as in `evaluate`.
     """
@@ -102,8 +114,10 @@ def top_k(
     return score, row
 
 
-def _item_blocks(item_rows: Tensor, candidates: Tensor, size: int, group: dist.ProcessGroup | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Global row of the first item, rows [b, width] and candidates [b] of every block of every rank, in ascending order."""
+def _item_blocks(
+    item_rows: Tensor, candidates: Tensor, size: int, group: dist.ProcessGroup | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Every block of every rank, ascending: global row of its first item, rows [b, width], candidates [b]."""
     world_size = 1 if group is None else dist.get_world_size(group)
     rank = 0 if group is None else dist.get_rank(group)
     for owner in range(world_size):
@@ -120,7 +134,7 @@ def _item_blocks(item_rows: Tensor, candidates: Tensor, size: int, group: dist.P
 
 
 def _mask(scores: Tensor, seen: Ragged, begin: int, first: int) -> None:
-    """Sets the scores of items that users [begin, begin + n) have seen to -inf; columns are items from row `first` on."""
+    """Sets the scores of what users [begin, begin + n) have seen to -inf; columns are items from row `first` on."""
     low, high = seen.indptr[begin], seen.indptr[begin + len(scores)]
     values = seen.values[low:high] - first
     lengths = seen.indptr[begin : begin + len(scores) + 1].diff()

@@ -33,7 +33,9 @@ class Terms:
     item_uniformity: Tensor
 
 
-def cm3_loss(users: Tensor, items: Tensor, fused: Tensor, plan: StepPlan, settings: Loss, group: dist.ProcessGroup | None) -> Terms:
+def cm3_loss(
+    users: Tensor, items: Tensor, fused: Tensor, plan: StepPlan, settings: Loss, group: dist.ProcessGroup | None
+) -> Terms:
     """The loss of a step. Collective.
 
     Args:
@@ -62,9 +64,16 @@ def cm3_loss(users: Tensor, items: Tensor, fused: Tensor, plan: StepPlan, settin
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 
 
-def uniformity(x: Tensor, pairs: Pairs, t: float, scope: str, group: dist.ProcessGroup | None, fused: Tensor | None = None,
-               clamp: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-    """log of the weighted mean over pairs of exp(-t (|x_i - x_j|^2 [- 2 + 2 phi_ij])), a scalar equal on all ranks.
+def uniformity(
+    x: Tensor,
+    pairs: Pairs,
+    t: float,
+    scope: str,
+    group: dist.ProcessGroup | None,
+    fused: Tensor | None = None,
+    clamp: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Log of the weighted mean over pairs of exp(-t (|x_i - x_j|^2 [- 2 + 2 phi_ij])), a scalar equal on all ranks.
 
     The mean runs over pairs i < j with weight w_i w_j, and over the pairs that copies of one row form with each other,
     with weight v_i. phi_ij = clamp(fused_i . fused_j). Without `fused` this is plain uniformity. Collective.
@@ -84,8 +93,16 @@ def uniformity(x: Tensor, pairs: Pairs, t: float, scope: str, group: dist.Proces
 
 class _Uniformity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fused: Tensor | None, pairs: Pairs, t: float, scope: str,  # type: ignore[override]
-                group: dist.ProcessGroup | None, clamp: tuple[float, float]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        fused: Tensor | None,
+        pairs: Pairs,
+        t: float,
+        scope: str,  # type: ignore[override]
+        group: dist.ProcessGroup | None,
+        clamp: tuple[float, float],
+    ) -> Tensor:
         weight = pairs.weight.to(x.dtype)
         # exp(-t (|a - b|^2 - 2 + 2 phi)) = exp(2t (a.b - phi)) on the sphere; plain uniformity has phi = 1.
         self_phi = 1.0 if fused is None else min(max(1.0, clamp[0]), clamp[1])
@@ -100,20 +117,34 @@ class _Uniformity(torch.autograd.Function):
             total, denominator = totals[0], (totals[1].square() - totals[2]) / 2 + totals[3]
             if denominator <= 0:  # fewer than two rows: no pair, no term
                 total = denominator = torch.ones_like(total)
-            ctx.save_for_backward(grad_x / total.to(x.dtype), None if grad_fused is None else grad_fused / total.to(x.dtype))
+            ctx.save_for_backward(
+                grad_x / total.to(x.dtype), None if grad_fused is None else grad_fused / total.to(x.dtype)
+            )
             return (total.log() - denominator.log()).to(x.dtype)
         shares, terms = [], []
         for begin, end in zip(pairs.cuts, pairs.cuts[1:], strict=False):
             part = slice(begin, end)
             columns = Columns(x[part], None if fused is None else fused[part], weight[part], 0)
-            sums = _pair_sum(x[part], columns.fused, weight[part], columns, t, clamp, grad_x[part],
-                             None if grad_fused is None else grad_fused[part])
+            sums = _pair_sum(
+                x[part],
+                columns.fused,
+                weight[part],
+                columns,
+                t,
+                clamp,
+                grad_x[part],
+                None if grad_fused is None else grad_fused[part],
+            )
             total = own[part].sum().double() + sums.double() / 2
             first, square, again = _pair_weight(weight[part], pairs.self_weight[part])
             denominator = (first.square() - square) / 2 + again
             empty = denominator <= 0  # fewer than two rows of this part: no pair, no term
             shares.append(torch.where(empty, 0.0, first))
-            terms.append(torch.where(empty, 0.0, torch.where(empty, 1.0, total).log() - torch.where(empty, 1.0, denominator).log()))
+            terms.append(
+                torch.where(
+                    empty, 0.0, torch.where(empty, 1.0, total).log() - torch.where(empty, 1.0, denominator).log()
+                )
+            )
             scale = torch.where(empty, 0.0, first / torch.where(empty, 1.0, total)).to(x.dtype)
             grad_x[part] *= scale
             if grad_fused is not None:
@@ -162,8 +193,16 @@ def _pair_weight(weight: Tensor, self_weight: Tensor) -> Sequence[Tensor]:
     return [w.sum(), w.square().sum(), self_weight.double().sum()]
 
 
-def _pair_sum(x: Tensor, fused: Tensor | None, weight: Tensor, columns: Columns, t: float, clamp: tuple[float, float],
-              grad_x: Tensor, grad_fused: Tensor | None) -> Tensor:
+def _pair_sum(
+    x: Tensor,
+    fused: Tensor | None,
+    weight: Tensor,
+    columns: Columns,
+    t: float,
+    clamp: tuple[float, float],
+    grad_x: Tensor,
+    grad_fused: Tensor | None,
+) -> Tensor:
     """Sum over own rows i and all columns j != i of w_i w_j e_ij; the gradients of half of it are written in place.
 
     Half: as every unordered pair appears twice in the global sum, d(half)/dx_i is w_i sum_j w_j e_ij 2t x_j.

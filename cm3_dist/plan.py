@@ -1,4 +1,4 @@
-"""Everything a step needs to know before it computes: its batch, its operator, who sends which rows; made ahead, in a thread.
+"""Everything a step needs to know before it computes: its batch, its operator, who sends which rows. Made in a thread.
 
 Planning moves node ids only, over a gloo group of its own, so that it overlaps with the computing of earlier steps.
 """
@@ -73,7 +73,9 @@ class StepPlan:
 class Planner:
     """Makes the plans of an epoch. Collective: every rank makes the same plans in the same order."""
 
-    def __init__(self, shard: Shard, features: ItemFeatures, batches: Batches, settings: Settings, mode: str, runtime: Runtime) -> None:
+    def __init__(
+        self, shard: Shard, features: ItemFeatures, batches: Batches, settings: Settings, mode: str, runtime: Runtime
+    ) -> None:
         self._shard, self._features, self._batches = shard, features, batches
         self._settings, self._runtime = settings, runtime
         propagation = settings.propagation
@@ -150,7 +152,14 @@ class Planner:
             torch.from_numpy(user_at[np.searchsorted(users, batch.user)]),
             torch.from_numpy(positives),
             exchange,
-            _pairs(user_at, users // shard.manifest.user_stride, user_count, _same_row(user_count), len(shard.parts), most[0]),
+            _pairs(
+                user_at,
+                users // shard.manifest.user_stride,
+                user_count,
+                _same_row(user_count),
+                len(shard.parts),
+                most[0],
+            ),
             _pairs(item_at[kept], items[kept] // stride, weights, self_weights, len(shard.parts), most[1]),
             torch.from_numpy(item_at[kept]),
             share,
@@ -202,7 +211,7 @@ class Planner:
 
 
 class Curve:
-    """Draws curve parameters from Beta(alpha, alpha), one per item row and step, by inverting a tabulated quantile function.
+    """Curve parameters from Beta(alpha, alpha), one per item row and step, by inverting a tabulated quantile function.
 
     The table's midpoints of 2^16 equal bins are exact; in between it is linear.
     """
@@ -222,7 +231,9 @@ def _same_row(count: np.ndarray) -> np.ndarray:
     return count * (count - 1) / 2
 
 
-def _pairs(index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray, parts: int, most: Tensor) -> Pairs:
+def _pairs(
+    index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray, parts: int, most: Tensor
+) -> Pairs:
     return Pairs(
         torch.from_numpy(index),
         torch.from_numpy(weight.astype(np.float32)),

@@ -13,7 +13,9 @@ def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
     """Prints CM3 beside popularity and random ranking, and where everything lies."""
     split = "test" if content["test"] else "validation"
     rows = {"CM3": content[split], **content["baselines"]}
-    table = Table(title=f"{split}, full ranking, at the best validation epoch ({content['best_epoch']})", title_justify="left")
+    table = Table(
+        title=f"{split}, full ranking, at the best validation epoch ({content['best_epoch']})", title_justify="left"
+    )
     table.add_column("")
     for label in rows:
         table.add_column(label, justify="right", style="bold" if label == "CM3" else None)
@@ -24,10 +26,11 @@ def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     folder = metrics.parent
+    settings, more = folder / "settings.yaml", 2 * content["epochs"]
     console.print(
         f"{content['epochs']} epochs, {content['seconds']:.0f} s on {content['world_size']} rank(s)\n"
         f"metrics      {metrics}\n"
         f"checkpoint   {best}\n"
         f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}\n"
-        f"train on     python -m cm3_dist.train --config {folder / 'settings.yaml'} --resume train.epochs={2 * content['epochs']}"
+        f"train on     python -m cm3_dist.train --config {settings} --resume train.epochs={more}"
     )

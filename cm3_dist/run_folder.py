@@ -43,14 +43,21 @@ def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int
 
 def versions() -> dict[str, Any]:
     """What the run ran on."""
-    found: dict[str, Any] = {"cm3_dist": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, Any] = {
+        "cm3_dist": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {**found, "commit": git.stdout.strip()} if git.returncode == 0 else found
 
@@ -63,7 +70,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def truncate_after(path: Path, last: int) -> None:
-    """Drops the lines of a JSON-lines file whose `step` is above `last`, and a torn last line: a resumed run redoes them."""
+    """Drops the JSON lines whose `step` is above `last`, and a torn last line: a resumed run redoes them."""
     if not path.exists():
         return
     kept = []

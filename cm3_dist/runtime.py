@@ -22,7 +22,7 @@ from partition.errors import InputError
 
 @dataclass(frozen=True)
 class Runtime:
-    """One rank. `group` carries rows and gradients; `planning` (always gloo) carries node ids, from a thread of its own."""
+    """One rank. `group` carries rows and gradients; `planning` (always gloo) node ids, from a thread of its own."""
 
     rank: int
     world_size: int
@@ -48,7 +48,7 @@ class Stream(IntEnum):
 
 
 def key(stream: Stream, *words: int) -> int:
-    """A 63-bit seed for (stream, seed, epoch, step, part, ...). Never contains the rank, so W does not change a draw."""
+    """A 63-bit seed for (stream, seed, epoch, step, part, ...). Never of the rank, so W does not change a draw."""
     return int(np.random.SeedSequence([int(stream), *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -91,7 +91,8 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         planning = dist.new_group(backend="gloo", timeout=timeout)
-        assert dist.group.WORLD is not None and planning is not None
+        assert dist.group.WORLD is not None
+        assert planning is not None
         yield Runtime(rank, world_size, device, dist.group.WORLD, planning)
     finally:
         dist.destroy_process_group()

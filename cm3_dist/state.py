@@ -55,7 +55,7 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Table rows and their optimizer state by part (shared memory), and the replicated encoder with its Adam moments."""
+    """Table rows and optimizer state by part (shared memory), and the replicated encoder with its Adam moments."""
     parts = trainer.shard.parts
     sharded = {
         f"part-{part:05d}/{name}": rows
@@ -74,7 +74,9 @@ def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
     if record["parts"] != trainer.manifest.num_parts:
-        raise InputError(f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again")
+        raise InputError(
+            f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again"
+        )
     if record["data"] != trainer.manifest.digest():
         raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
     saved, now = record["settings"], trainer.settings.plain()
@@ -86,7 +88,9 @@ def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
         if isinstance(after, dict):
             key = next(name for name in after if before.get(name) != after[name])
             section, before, after = f"{section}.{key}", before.get(key), after[key]
-        raise InputError(f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, or start a new run.dir")
+        raise InputError(
+            f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, or start a new run.dir"
+        )
     for key in ("batch_size", "seed"):
         if saved["train"][key] != now["train"][key]:
             raise InputError(f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +25,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(help="Train CM3 on a prepared folder; alone, or as `torchrun --nproc_per_node=N -m cm3_dist.train ...`.")
 def train(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE ...", help="settings, e.g. train.epochs=5")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE ...", help="settings, e.g. train.epochs=5")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in run.dir from its newest checkpoint")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the run in run.dir from its newest checkpoint")
+    ] = False,
     show: Annotated[bool, typer.Option("--settings", help="print all settings with their meaning, and exit")] = False,
 ) -> None:
+    """Command line; the help text is above."""
     settings = load_settings(config, overrides or [])
     if show:
         from cm3_dist.show_settings import print_settings
@@ -57,9 +63,8 @@ def run(settings: Settings, runtime: Runtime, resume: bool) -> dict[str, Any]:
     plan = trainer.model.tables.plan
     if runtime.rank == 0:
         print(f"{trainer.describe()}\n{plan}", flush=True)
-    agree_on_error(
-        runtime, lambda: runtime.rank or open_run_folder(folder, settings, plan, runtime.world_size, resume)
-    )
+    start = partial(open_run_folder, folder, settings, plan, runtime.world_size, resume)
+    agree_on_error(runtime, start if runtime.rank == 0 else bool)
     timer, steps = PhaseTimer(), trainer.batches.steps
     limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
     monitor = Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step)

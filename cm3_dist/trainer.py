@@ -140,7 +140,9 @@ class Trainer:
         popularity = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
         noise: dict[str, list[Tensor]] = {"user": [], "item": []}
         for part in shard.parts:
-            for word, (kind, rows) in enumerate((("user", self.manifest.user_stride), ("item", self.manifest.item_stride))):
+            for word, (kind, rows) in enumerate(
+                (("user", self.manifest.user_stride), ("item", self.manifest.item_stride))
+            ):
                 rng = generator(Stream.BASELINE, self.settings.train.seed, part, word)
                 noise[kind].append(torch.from_numpy(rng.standard_normal((rows, 8), np.float32)))
         random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)

@@ -1,0 +1,1 @@
+"""Job files: one YAML per experiment, and the demo."""

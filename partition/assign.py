@@ -48,8 +48,13 @@ def assign_parts(
         return Assignment(np.zeros(users, np.int32), np.zeros(items, np.int32))
     if method == "random":
         return Assignment(_evenly(users, parts, rng), _evenly(items, parts, rng))
-    graph = dgl.graph((torch.from_numpy(np.concatenate([user, item + users])), torch.from_numpy(np.concatenate([item + users, user]))),
-                      num_nodes=users + items)
+    graph = dgl.graph(
+        (
+            torch.from_numpy(np.concatenate([user, item + users])),
+            torch.from_numpy(np.concatenate([item + users, user])),
+        ),
+        num_nodes=users + items,
+    )
     kinds = torch.cat([torch.zeros(users, dtype=torch.int64), torch.ones(items, dtype=torch.int64)])
     part = dgl.metis_partition_assignment(graph, parts, balance_ntypes=kinds).numpy().astype(np.int32)
     result = Assignment(
@@ -60,7 +65,7 @@ def assign_parts(
         sizes = np.bincount(column, minlength=parts)
         if sizes.min() == 0:
             raise InputError(
-                f"--parts {parts}: METIS left part {int(sizes.argmin())} without any {kind}; use fewer parts or --method random"
+                f"--parts {parts}: METIS left part {sizes.argmin()} without a {kind}; use fewer, or --method random"
             )
     return result
 

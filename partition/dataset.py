@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+SplitMethod = Literal["column", "random", "leave_last_out", "cold_items"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Dataset:
     user: np.ndarray  # [E] int64   pairs are unique and sorted by (user, item)
     item: np.ndarray  # [E] int64
     split: np.ndarray  # [E] int8: TRAIN, VALIDATION, TEST
-    split_method: str  # "column", "random", "leave_last_out" or "cold_items"
+    split_method: SplitMethod
     features: dict[str, Features]  # in the order of the curve's control points
     counts: dict[str, int] = field(default_factory=dict)  # dropped or merged, by reason
     inputs: dict[str, str] = field(default_factory=dict)  # input file name -> sha256

@@ -1,9 +1,10 @@
-"""The item-item graph S (CM3.md section 2.7): nearest neighbours per modality, weighted and added; never an N x N matrix."""
+"""The item-item graph S (CM3.md section 2.7): nearest neighbours per modality, weighted and added; never N x N."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -72,7 +73,9 @@ def build_item_graph(
     matrix = sp.csr_array(matrix)
     matrix.sort_indices()
     recall = float(np.mean(recalls)) if recalls else 1.0
-    return ItemGraph(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32), recall)
+    return ItemGraph(
+        matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32), recall
+    )
 
 
 def _weighted(neighbours: np.ndarray, weight: float) -> sp.csr_array:
@@ -88,14 +91,16 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return (rows / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 
-def _nearest(values: np.ndarray, k: int, approximate: bool, block: int, seed: int, name: str) -> tuple[np.ndarray, float]:
+def _nearest(
+    values: np.ndarray, k: int, approximate: bool, block: int, seed: int, name: str
+) -> tuple[np.ndarray, float]:
     """[items, k] neighbours by cosine, the item itself first; and the recall of the search.
 
     An item whose feature row is zero is similar to nothing: it keeps itself alone, k times.
     """
     items, dim = values.shape
     exact = faiss.IndexFlatIP(dim)
-    index = exact
+    index: Any = exact
     if approximate:
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 80, max(64, 4 * k)
@@ -132,7 +137,7 @@ def _with_self(index: faiss.Index, rows: np.ndarray, own: np.ndarray, k: int) ->
 
 
 def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: int, block: int) -> np.ndarray:
-    """[items, k]: the item itself and the k - 1 with the most similar sets of users, by cosine of the training matrix's columns."""
+    """[items, k]: the item itself and the k - 1 whose columns of the training matrix are nearest by cosine."""
     by_item = sp.csr_array((np.ones(len(item)), (item, user)), shape=(items, users))
     degree = np.asarray(by_item.sum(axis=1)).ravel()
     by_item = sp.csr_array(sp.diags_array(1 / np.sqrt(np.maximum(degree, 1))) @ by_item)

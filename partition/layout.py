@@ -148,7 +148,9 @@ def read_manifest(root: Path) -> Manifest:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; prepare it again")
+        raise InputError(
+            f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; prepare it again"
+        )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

@@ -113,7 +113,7 @@ def write_prepared(
 
 @contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its name when the block ends well, and is removed when it does not."""
+    """A temporary folder beside `output`: takes its name when the block ends well, and is removed when it does not."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -239,7 +239,7 @@ def _manifest(
         item_stride=items.stride,
         parts=sizes,
         modalities=[
-            layout.Modality(name=name, dim=f.values.shape[1], dtype=str(f.values.dtype), source_dim=f.source_dim)
+            layout.Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,
@@ -249,5 +249,8 @@ def _manifest(
         settings=settings,
         inputs=dataset.inputs,
         statistics={**statistics, **measured},
-        versions={"python": platform.python_version(), **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")}},
+        versions={
+            "python": platform.python_version(),
+            **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")},
+        },
     )

@@ -16,13 +16,23 @@ from cm3_dist.graph.propagation import Hop, Propagation
 from cm3_dist.graph.shard import Adjacency, Shard
 
 
-def exact_propagation(shard: Shard, user_item_layers: int, item_item_layers: int, group: dist.ProcessGroup,
-                      planning: dist.ProcessGroup) -> Propagation:
+def exact_propagation(
+    shard: Shard, user_item_layers: int, item_item_layers: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+) -> Propagation:
     """The operator over all local rows. Collective (on `planning`); rows later travel on `group`."""
     user_from_item = _pull(shard.user_from_item, shard.first_item, shard.item_rows, group, planning)
     item_from_user = _pull(shard.item_from_user, shard.first_user, shard.user_rows, group, planning)
-    hop = Hop(shard.user_rows, shard.item_rows, Relation(user_from_item, item_from_user), Relation(item_from_user, user_from_item))
-    similar = Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, group, planning)) if item_item_layers else None
+    hop = Hop(
+        shard.user_rows,
+        shard.item_rows,
+        Relation(user_from_item, item_from_user),
+        Relation(item_from_user, user_from_item),
+    )
+    similar = (
+        Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, group, planning))
+        if item_item_layers
+        else None
+    )
     return Propagation([hop] * user_item_layers, [(shard.item_rows, similar)] * item_item_layers if similar else [])
 
 
@@ -37,7 +47,9 @@ def _pull(edges: Adjacency, first: int, own: int, group: dist.ProcessGroup, plan
     return Pull(matrix, plan_exchange(halo, first, own, group, planning))
 
 
-def plan_exchange(halo: np.ndarray, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> Exchange:
+def plan_exchange(
+    halo: np.ndarray, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+) -> Exchange:
     """Exchange of full local row sets: `halo` [n] int64 ascending global rows of others. Collective on `planning`."""
     requests = send_to_owners(halo, own, planning)
     alone = dist.get_world_size(planning) == 1

@@ -65,7 +65,7 @@ class Exchange:
         return halo
 
     def give_back(self, halo: Tensor, own: Tensor) -> None:
-        """The adjoint of `fetch`: adds [received, width] to the owners' rows, here into `own` [n, width]. Collective."""
+        """The adjoint of `fetch`: adds [received, width] to the owners' rows, here `own` [n, width]. Collective."""
         if self.group is None:
             return
         back = halo.new_empty(sum(self.send_counts), halo.shape[1])

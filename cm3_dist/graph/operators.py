@@ -42,7 +42,9 @@ class Csr:
     def transposed(self) -> Csr:
         """The transpose, rows in ascending order (scipy)."""
         rows = len(self.indptr) - 1
-        matrix = sp.csr_array((self.values.numpy(), self.indices.numpy(), self.indptr.numpy()), (rows, self.columns)).tocsc()
+        matrix = sp.csr_array(
+            (self.values.numpy(), self.indices.numpy(), self.indptr.numpy()), (rows, self.columns)
+        ).tocsc()
         return Csr.from_numpy(matrix.indptr, matrix.indices, matrix.data, rows)
 
     @staticmethod
@@ -63,9 +65,13 @@ class Csr:
 class Operator(Protocol):
     """A linear map from this rank's rows of one kind to its rows of another. Collective."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """[own source rows, width] -> [own destination rows, width]."""
+        ...
 
-    def to(self, device: torch.device) -> Operator: ...
+    def to(self, device: torch.device) -> Operator:
+        """The same on another device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,13 @@ class Pull:
     exchange: Exchange
 
     def __call__(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
         halo = self.exchange.fetch(x)
         own = x[: self.matrix.columns - self.exchange.received]
         return self.matrix.times(torch.cat([own, halo]) if self.exchange.received else own)
 
     def to(self, device: torch.device) -> Pull:
+        """The same on another device."""
         return Pull(self.matrix.to(device), self.exchange.to(device))
 
 
@@ -92,6 +100,7 @@ class Push:
     exchange: Exchange
 
     def __call__(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
         y = self.matrix.times(x)
         own = len(self.matrix.indptr) - 1 - self.exchange.received
         result = y[:own]
@@ -99,6 +108,7 @@ class Push:
         return result
 
     def to(self, device: torch.device) -> Push:
+        """The same on another device."""
         return Push(self.matrix.to(device), self.exchange.to(device))
 
 

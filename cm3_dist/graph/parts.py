@@ -37,7 +37,7 @@ class Edges:
 
 
 class PartGraph:
-    """In-edges of one part's users and items (training split), normalised with full-graph degrees, and of its item graph.
+    """One part's in-edges: training interactions, normalised with full-graph degrees, and the item graph.
 
     Raises:
         InputError: a missing or torn file, by name.
@@ -75,9 +75,11 @@ class PartGraph:
     def _draw(self, relation: tuple[str, str, str], offsets: np.ndarray, fanout: int, seed: int) -> Edges:
         graph = self._graphs[relation]
         dgl.seed(seed % 2**31)  # the C++ side takes an int32
-        drawn = dgl.sampling.sample_neighbors(graph, {relation[2]: torch.from_numpy(offsets)}, {
-            other: fanout if other == relation else 0 for other in graph.canonical_etypes
-        })
+        drawn = dgl.sampling.sample_neighbors(
+            graph,
+            {relation[2]: torch.from_numpy(offsets)},
+            {other: fanout if other == relation else 0 for other in graph.canonical_etypes},
+        )
         source, destination = drawn.edges(etype=relation, order="eid")
         value = graph.edges[relation].data["value"][drawn.edges[relation].data[dgl.EID]].numpy()
         to = destination.numpy()
@@ -125,8 +127,10 @@ Columns = tuple[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def _columns(source: torch.Tensor, destination: torch.Tensor, nodes: int) -> Columns:
-    """Edges sorted by destination as compressed columns. Left to itself DGL would sort them, in an order that depends on
-    the number of threads, and a draw picks by position."""
+    """Edges that are sorted by destination, as compressed columns.
+
+    Left to itself DGL would sort them, in an order that depends on the number of threads; and a draw picks by position.
+    """
     indptr = torch.zeros(nodes + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(destination, minlength=nodes), 0, out=indptr[1:])
     return "csc", (indptr, source, torch.arange(len(source)))

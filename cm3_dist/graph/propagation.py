@@ -1,7 +1,7 @@
 """LightGCN over the user-item graph, then the item-item graph: one linear operator with a hand-written adjoint.
 
-Frontiers F_0 (the rows wanted) within F_1 within ... F_L (the rows whose ego embeddings are needed); every frontier is a
-prefix of the next, so `rows[:n]` restricts to it. Horner's form (CM3.md section 2.5, DESIGN.md idea 3)::
+Frontiers F_0 (the rows wanted) within F_1 within ... F_L (the rows whose ego embeddings are needed); every frontier is
+a prefix of the next, so `rows[:n]` restricts to it. Horner's form (CM3.md section 2.5, DESIGN.md idea 3)::
 
     y <- E on F_L;   L times, on the next smaller frontier:   y <- E + A y
 
@@ -37,13 +37,18 @@ class Hop:
 
 @dataclass(frozen=True)
 class Propagation:
-    """The whole operator of CM3.md section 2.5 and 2.7: ego rows on F_L -> propagated rows on the smallest frontiers."""
+    """The whole operator, CM3.md sections 2.5 and 2.7: ego rows on F_L -> propagated rows on F_0 and T_0."""
 
     hops: Sequence[Hop]  # hops[k]: F_k from F_{k+1}
-    similar: Sequence[tuple[int, Relation]]  # item-item layers: rows of T_k, and T_k from T_{k+1}; T_last = items of F_0
+    similar: Sequence[
+        tuple[int, Relation]
+    ]  # item-item layers: rows of T_k, and T_k from T_{k+1}; T_last = items of F_0
 
     def __call__(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """[n_L, width] user and item ego rows -> [users of F_0, width], [items of T_0, width]. Differentiable, collective."""
+        """User and item ego rows [n_L, width] -> [users of F_0, width], [items of T_0, width].
+
+        Differentiable, collective.
+        """
         return _Propagate.apply(users, items, self)
 
     def to(self, device: torch.device) -> Propagation:
@@ -57,7 +62,10 @@ class _Propagate(torch.autograd.Function):
         ctx.operator, ctx.shapes = operator, (users.shape, items.shape)
         u, i = users, items
         for hop in reversed(operator.hops):
-            u, i = hop.user_from_item.forward(i).add_(users[: hop.users]), hop.item_from_user.forward(u).add_(items[: hop.items])
+            u, i = (
+                hop.user_from_item.forward(i).add_(users[: hop.users]),
+                hop.item_from_user.forward(u).add_(items[: hop.items]),
+            )
         s = i
         for rows, relation in reversed(operator.similar):
             s = relation.forward(s)

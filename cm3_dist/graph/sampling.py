@@ -57,42 +57,54 @@ class Sample:
 class Sampler:
     """Draws a step's operator. Collective: all ranks call `draw` in the same order, from one thread each."""
 
-    def __init__(self, shard: Shard, fanouts: Fanouts, seed: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> None:
+    def __init__(
+        self, shard: Shard, fanouts: Fanouts, seed: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+    ) -> None:
         self._shard, self._fanouts, self._seed = shard, fanouts, seed
         self._group, self._planning = group, planning
 
-    def draw(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> Sample:
-        """The operator from F_L to F_0 = (`users`, ...) and T_0 = `items`: ascending local rows, int64."""
+    def draw(self, batch_users: np.ndarray, batch_items: np.ndarray, epoch: int, step: int) -> Sample:
+        """The operator from F_L to F_0 = (`batch_users`, ...) and T_0 = `batch_items`: ascending local rows, int64."""
         shard = self._shard
         u, i = _Frontier(shard.user_rows, shard.first_user), _Frontier(shard.item_rows, shard.first_item)
-        u.add(users)
-        i.add(items)
+        u.add(batch_users)
+        i.add(batch_items)
         similar = []
         for layer, fanout in enumerate(self._fanouts.similar):
             wanted = len(i.rows)
             similar.append((wanted, self._layer(SIMILAR, i, i, wanted, fanout, (epoch, step, layer, 1))))
         hops = []
         for layer, fanout in enumerate(self._fanouts.user_item):
-            wanted = len(u.rows), len(i.rows)
-            to_user = self._sources(layout.ITEM_TO_USER, u, wanted[0], fanout, (epoch, step, layer, 2))
-            to_item = self._sources(layout.USER_TO_ITEM, i, wanted[1], fanout, (epoch, step, layer, 3))
+            users, items = len(u.rows), len(i.rows)
+            to_user = self._sources(layout.ITEM_TO_USER, u, users, fanout, (epoch, step, layer, 2))
+            to_item = self._sources(layout.USER_TO_ITEM, i, items, fanout, (epoch, step, layer, 3))
             # Both directions reach out before either is compiled: the columns are those of the next, larger frontiers.
             exchange_items, exchange_users = self._reach(i, to_user), self._reach(u, to_item)
             hops.append(
                 Hop(
-                    *wanted,
-                    self._compile(to_user, u, i, wanted[0], *exchange_items),
-                    self._compile(to_item, i, u, wanted[1], *exchange_users),
+                    users,
+                    items,
+                    self._compile(to_user, u, i, users, *exchange_items),
+                    self._compile(to_item, i, u, items, *exchange_users),
                 )
             )
         return Sample(Propagation(hops, similar), u.rows, i.rows)
 
-    def _layer(self, relation: tuple[str, str, str], to: _Frontier, source: _Frontier, wanted: int, fanout: int,
-               words: tuple[int, ...]) -> Relation:
+    def _layer(
+        self,
+        relation: tuple[str, str, str],
+        to: _Frontier,
+        source: _Frontier,
+        wanted: int,
+        fanout: int,
+        words: tuple[int, ...],
+    ) -> Relation:
         edges = self._sources(relation, to, wanted, fanout, words)
         return self._compile(edges, to, source, wanted, *self._reach(source, edges))
 
-    def _sources(self, relation: tuple[str, str, str], to: _Frontier, wanted: int, fanout: int, words: tuple[int, ...]) -> Edges:
+    def _sources(
+        self, relation: tuple[str, str, str], to: _Frontier, wanted: int, fanout: int, words: tuple[int, ...]
+    ) -> Edges:
         """Edges drawn for the first `wanted` rows of the frontier; destinations are local rows."""
         manifest = self._shard.manifest
         stride = {USER: manifest.user_stride, ITEM: manifest.item_stride}[relation[2]]
@@ -103,10 +115,12 @@ class Sampler:
             offsets = rows[cuts[index] : cuts[index + 1]] - index * stride
             edges = graph.sample(relation, offsets, fanout, key(Stream.NEIGHBOURS, self._seed, *words, graph.part))
             drawn.append(Edges(edges.destination + index * stride, edges.source, edges.value))
-        return Edges(*(np.concatenate([getattr(e, name) for e in drawn]) for name in ("destination", "source", "value")))
+        return Edges(
+            *(np.concatenate([getattr(e, name) for e in drawn]) for name in ("destination", "source", "value"))
+        )
 
     def _reach(self, frontier: _Frontier, edges: Edges) -> tuple[np.ndarray, Exchange]:
-        """Adds the edges' sources to the frontiers of their owners. Returns the halo (global rows) and how to fetch it."""
+        """Adds the edges' sources to their owners' frontiers. Returns the halo (global rows) and how to fetch it."""
         local = edges.source - frontier.first
         remote = (local < 0) | (local >= len(frontier.position))
         halo = np.unique(edges.source[remote])
@@ -116,7 +130,9 @@ class Sampler:
         group = self._group if dist.get_world_size(self._planning) > 1 else None
         return halo, Exchange(torch.from_numpy(frontier.position[asked]), requests.received, requests.asked, group)
 
-    def _compile(self, edges: Edges, to: _Frontier, source: _Frontier, wanted: int, halo: np.ndarray, exchange: Exchange) -> Relation:
+    def _compile(
+        self, edges: Edges, to: _Frontier, source: _Frontier, wanted: int, halo: np.ndarray, exchange: Exchange
+    ) -> Relation:
         local = edges.source - source.first
         remote = (local < 0) | (local >= len(source.position))
         columns = np.empty_like(edges.source)

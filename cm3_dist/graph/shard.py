@@ -86,8 +86,8 @@ def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int)
     if parts % world_size:
         fit = ", ".join(str(w) for w in range(1, parts + 1) if parts % w == 0)
         raise InputError(
-            f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use --nproc_per_node with "
-            f"one of {fit}, or prepare again with --parts {world_size}"
+            f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use "
+            f"--nproc_per_node with one of {fit}, or prepare again with --parts {world_size}"
         )
     share = parts // world_size
     return range(rank * share, (rank + 1) * share)

@@ -25,7 +25,7 @@ ENCODE_BLOCK = 65_536  # items encoded at a time when no gradient is wanted
 
 @dataclass(frozen=True)
 class Ego:
-    """Rows before propagation. `users` [n, C * d] and `items` [m, C * d] have unit channels; `fused` [m, d] has norm 1."""
+    """Rows before propagation: `users` [n, C * d] and `items` [m, C * d] of unit channels, `fused` [m, d] of norm 1."""
 
     users: Tensor
     items: Tensor
@@ -57,7 +57,9 @@ class CM3(nn.Module):
         return self._mix(users, ego.mixing[: len(users)]), items
 
     @torch.no_grad()
-    def final_rows(self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation) -> tuple[Tensor, Tensor]:
+    def final_rows(
+        self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
+    ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
         looked_up, mixing, item_ids = self.tables(parts_users, parts_items)
         device, blocks = looked_up.device, []

@@ -32,7 +32,7 @@ class ItemEncoder(nn.Module):
                 nn.init.xavier_normal_(layer.weight)
 
     def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M modality channels [n, d] and the fused rows [n, d].
+        """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M channels [n, d] and the fused rows [n, d].
 
         Modality channels are not normalised; fused rows have norm 1.
         """

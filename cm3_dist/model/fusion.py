@@ -36,7 +36,7 @@ def slerp(a: Tensor, b: Tensor, curve: Tensor) -> Tensor:
 
 
 def bezier(points: Sequence[Tensor], curve: Tensor) -> Tensor:
-    """The spherical Bezier curve through M >= 1 control points: M tensors [n, d] of unit rows, `curve` [n] -> [n, d]."""
+    """The spherical Bezier curve of M >= 1 control points: M tensors [n, d] of unit rows, `curve` [n] -> [n, d]."""
     level = list(points)
     while len(level) > 1:
         level = [slerp(a, b, curve) for a, b in zip(level, level[1:], strict=False)]
@@ -47,4 +47,6 @@ def _norm(x: Tensor) -> Tensor:
     """Row norms whose gradient at zero is zero instead of NaN."""
     square = (x * x).sum(-1, keepdim=True)
     positive = square > 0
-    return torch.where(positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), torch.zeros_like(square))
+    return torch.where(
+        positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), torch.zeros_like(square)
+    )

@@ -41,6 +41,10 @@ def row_wise_plan(module: nn.Module, sharder: EmbeddingCollectionSharder, runtim
         raise RuntimeError(f"TorchRec's plan lacks the table(s) {', '.join(missing)}; see torchrec#3652\n{plan}")
     for name, sharding in found.items():
         rows = {shard.shard_sizes[0] for shard in sharding.sharding_spec.shards}
-        if sharding.sharding_type != ShardingType.ROW_WISE.value or len(rows) != 1 or len(sharding.ranks) != runtime.world_size:
+        if (
+            sharding.sharding_type != ShardingType.ROW_WISE.value
+            or len(rows) != 1
+            or len(sharding.ranks) != runtime.world_size
+        ):
             raise RuntimeError(f"table {name} is not cut into {runtime.world_size} equal blocks of rows\n{plan}")
     return plan, str(plan)

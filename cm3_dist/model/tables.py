@@ -67,12 +67,16 @@ class Tables(nn.Module):
         self._initialise(manifest, settings)
 
     def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Global rows of this rank, users [n] and items [m] int64, to channels [n, C * d], logits [n, C], item-id rows [m, d] or None."""
+        """Looks up global rows of this rank: users [n] and items [m] int64.
+
+        Returns:
+            Channels [n, C * d], mixing logits [n, C], and item-id rows [m, d] or None.
+        """
         found = self.model({CHANNELS: users, MIXING: users, ITEM_IDS: items})
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
     def local_state(self) -> dict[str, Tensor]:
-        """This rank's rows of every table and of its optimizer state, by name: [local rows, ...] each, shared memory."""
+        """This rank's rows of every table and of its optimizer state by name: [local rows, ...], shared memory."""
         state = {name.split(".")[-2]: _local(value) for name, value in self.model.state_dict().items()}
         for values in self.model.fused_optimizer.state_dict()["state"].values():
             state.update({name: _local(value) for name, value in values.items()})
@@ -80,7 +84,7 @@ class Tables(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, manifest: Manifest, settings: Settings) -> None:
-        """User channels xavier-normal, explicitly: TorchRec's default range shrinks with the table. The rest is zero."""
+        """User channels xavier-normal (TorchRec's default range would shrink with the table), the rest zero."""
         state = self.local_state()
         std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
         for index, part in enumerate(self.parts):
@@ -132,4 +136,3 @@ def _local(value: object) -> Tensor:
     assert len(shards) == 1
     tensor: Tensor = shards[0].tensor
     return tensor
-
