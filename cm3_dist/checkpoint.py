@@ -1,133 +1,200 @@
 """Checkpoints: saved whole or not at all, checked before they are loaded, and independent of the number of ranks.
 
 Tensors travel through torch.distributed.checkpoint (DCP) under keys that name the part they belong to, never the rank,
-so that any W that divides P loads what any other W saved. A checkpoint is a folder::
+so that any W that divides P loads what any other W saved. A folder of checkpoints::
 
+    latest, best            names of checkpoints; replaced in one move
     step-00000580/
-      progress.json         what the caller wants back, and the sha256 of every other file
+      progress.json         what the caller wants back, the best checkpoint so far, the sha256 of every other file
       .metadata, *.distcp   DCP's files
+
+Everything is written to `step-00000580.tmp`, which is renamed when all ranks are done. Replacing `latest` is what makes
+a checkpoint count: until then a run resumes from the one before, and takes that one's word for which is best. So an
+interruption at any moment leaves one consistent state. `best` is for people and scripts; nothing here reads it.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from cm3_dist.checkpoint_reader import METADATA, CheckpointReader
 from cm3_dist.runtime import Runtime, agree_on_error
 from partition.errors import InputError
 from partition.layout import sha256
 
-PROGRESS = "progress.json"
+PROGRESS, LATEST, BEST = "progress.json", "latest", "best"
+T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep` of them, and the best one."""
+    """The checkpoints of one run: the newest `keep` of them, and the best one. Every method is collective."""
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
         self.folder, self._keep, self._runtime = folder, keep, runtime
 
-    def save(self, sharded: dict[str, Tensor], replicated: dict[str, Tensor], progress: dict[str, Any], *, step: int, best: bool) -> Path:
-        """Writes a checkpoint under a temporary name and renames it when every rank is done. Collective.
+    def save(
+        self,
+        sharded: dict[str, Tensor],
+        replicated: dict[str, Tensor],
+        progress: dict[str, Any],
+        *,
+        step: int,
+        best: bool,
+    ) -> Path:
+        """Writes a checkpoint under a temporary name and renames it when every rank is done.
 
         Args:
             sharded: tensors that only this rank has, under keys that no other rank uses.
             replicated: tensors that are equal on all ranks, under the same keys; written once.
-            progress: JSON that `load` gives back.
+            progress: JSON that `peek` gives back; no NaN or infinity.
             step: names the checkpoint.
             best: whether it is the best so far, which is kept whatever comes later.
+
+        Raises:
+            InputError: the folder cannot be written, for instance because the disk is full. The checkpoints before this
+                one stay as they are.
+            ValueError: two ranks, or `sharded` and `replicated`, use the same key.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = final.with_suffix(".tmp")
-        alone = self._runtime.world_size == 1
-        if self._runtime.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier(self._runtime.planning)
-        group = None if alone else self._runtime.planning
-        writer = FileSystemWriter(temporary, sync_files=True)
-        dcp.save({**sharded, **replicated}, storage_writer=writer, process_group=group, no_dist=alone)
-        own = sorted(temporary.glob(f"__{self._runtime.rank}_*"))
+        self._check_keys(sharded, replicated)
+        self._first_rank(lambda: self._begin(temporary))
+        try:
+            writer = FileSystemWriter(temporary, sync_files=True)
+            dcp.save({**sharded, **replicated}, storage_writer=writer, process_group=self._runtime.planning)
+        except CheckpointException as failure:  # the same on all ranks
+            raise _cannot_write(temporary, failure) from failure
+        own = {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
         digests: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
-        dist.all_gather_object(digests, {path.name: sha256(path) for path in own}, group=self._runtime.planning)
-        if self._runtime.rank == 0:
-            files = {name: digest for found in digests for name, digest in found.items()}
-            files[".metadata"] = sha256(temporary / ".metadata")
-            _write(temporary / PROGRESS, json.dumps({"progress": progress, "files": files}, indent=1) + "\n")
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            _write(self.folder / "latest", final.name + "\n")
-            if best:
-                _write(self.folder / "best", final.name + "\n")
-            self._prune()
-        dist.barrier(self._runtime.planning)
+        dist.all_gather_object(digests, own, group=self._runtime.planning)
+        files = {name: digest for found in digests for name, digest in sorted(found.items())}
+        self._first_rank(lambda: self._commit(temporary, final, progress, files, best))
         return final
 
     def newest(self) -> Path | None:
         """The last whole checkpoint."""
-        return self._pointed("latest")
+        return self._first_rank(self._newest)
 
     def best(self) -> Path | None:
-        """The checkpoint of the best evaluation."""
-        return self._pointed("best")
+        """The checkpoint of the best evaluation, as of the newest checkpoint."""
+        return self._first_rank(self._best)
 
     def peek(self, path: Path) -> dict[str, Any]:
-        """The progress of a checkpoint, without its tensors. Collective."""
-        content: dict[str, Any] = agree_on_error(self._runtime, lambda: _read_json(path / PROGRESS))
-        progress: dict[str, Any] = content["progress"]
+        """The progress of a checkpoint, without its tensors."""
+        progress: dict[str, Any] = self._first_rank(lambda: _read_json(path / PROGRESS)["progress"])
         return progress
 
     def load(self, path: Path, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
-        """Fills the given tensors in place. Collective.
+        """Fills the given tensors in place.
 
         Raises:
-            InputError: a missing or altered file, or a tensor that the checkpoint lacks or has in another shape.
+            InputError: a missing or altered file, or a tensor that is not there, or in another shape or type.
         """
-        agree_on_error(self._runtime, lambda: self._check(path))
+        agree_on_error(self._runtime, lambda: self._check_files(path))
         wanted = {**sharded, **replicated}
-        reader = _Reader(path)
-        agree_on_error(self._runtime, lambda: _fits(path, reader.read_metadata(), wanted))
-        alone = self._runtime.world_size == 1
-        dcp.load(wanted, storage_reader=reader, process_group=None if alone else self._runtime.planning, no_dist=alone)
+        reader = CheckpointReader(path)
+        agree_on_error(self._runtime, lambda: _check_fit(path, reader.read_metadata(), wanted))
+        dcp.load(wanted, storage_reader=reader, process_group=self._runtime.planning)
 
-    def _check(self, path: Path) -> None:
-        """Compares the digests; the ranks share the files."""
-        content = _read_json(path / PROGRESS)
-        for number, (name, digest) in enumerate(sorted(content["files"].items())):
-            if number % self._runtime.world_size != self._runtime.rank:
-                continue
-            file = path / name
-            if not file.is_file():
-                raise InputError(f"{file}: missing from the checkpoint; resume from another one")
-            if sha256(file) != digest:
-                raise InputError(f"{file}: differs from what was saved (sha256); resume from another checkpoint")
+    def _first_rank(self, action: Callable[[], T]) -> T:
+        """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
+        result: list[Any] = [None]
 
-    def _pointed(self, name: str) -> Path | None:
-        pointer = self.folder / name
-        if not pointer.is_file():
-            return None
-        path = self.folder / pointer.read_text(encoding="utf-8").strip()
-        if path.parent != self.folder or not path.is_dir():
-            raise InputError(f"{pointer}: names {path.name!r}, which is no checkpoint beside it")
-        return path
+        def act() -> None:
+            if self._runtime.rank == 0:
+                try:
+                    result[0] = action()
+                except OSError as error:
+                    raise _cannot_write(self.folder, error) from error
 
-    def _prune(self) -> None:
-        best = self._pointed("best")
+        agree_on_error(self._runtime, act)
+        dist.broadcast_object_list(result, group_src=0, group=self._runtime.planning)
+        answer: T = result[0]
+        return answer
+
+    def _check_keys(self, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
+        """DCP would keep one of two tensors of the same name, without a word."""
+        keys: list[list[str]] = [[] for _ in range(self._runtime.world_size)]
+        dist.all_gather_object(keys, list(sharded), group=self._runtime.planning)
+        seen = set(replicated)
+        for key in (key for own in keys for key in own):
+            if key in seen:
+                raise ValueError(f"two tensors of a checkpoint are called {key!r}")
+            seen.add(key)
+
+    def _begin(self, temporary: Path) -> None:
+        for left_over in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(left_over)
+        temporary.mkdir(parents=True)
+
+    def _commit(
+        self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool
+    ) -> None:
+        before = self._best()
+        best_name = final.name if best else before.name if before else None
+        files = {METADATA: sha256(temporary / METADATA), **files}
+        content = {"progress": progress, "best": best_name, "files": files}
+        _write(temporary / PROGRESS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        if final.exists():  # from a session that ended between the next two lines, or from an earlier save of this step
+            _remove(final)
+        temporary.rename(final)
+        _sync(self.folder)
+        _write(self.folder / LATEST, final.name + "\n")
+        if best_name:
+            _write(self.folder / BEST, best_name + "\n")
         steps = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
         for path in steps[: -self._keep]:
-            if path != best:
-                shutil.rmtree(path)
+            if path.name != best_name:
+                _remove(path)
+
+    def _newest(self) -> Path | None:
+        pointer = self.folder / LATEST
+        if not pointer.is_file():
+            return None
+        return self._beside(pointer, pointer.read_text(encoding="utf-8").strip())
+
+    def _best(self) -> Path | None:
+        newest = self._newest()
+        if newest is None:
+            return None
+        name = _read_json(newest / PROGRESS)["best"]
+        return None if name is None else self._beside(newest / PROGRESS, name)
+
+    def _beside(self, source: Path, name: str) -> Path:
+        path = self.folder / name
+        if path.parent != self.folder or not path.is_dir():
+            raise InputError(f"{source}: names the checkpoint {name!r}, which is not in {self.folder}")
+        return path
+
+    def _check_files(self, path: Path) -> None:
+        """Compares the digests; the ranks share the files."""
+        files = sorted(_read_json(path / PROGRESS)["files"].items())
+        for name, digest in files[self._runtime.rank :: self._runtime.world_size]:
+            try:
+                found = sha256(path / name)
+            except OSError as error:
+                raise InputError(f"{path / name}: cannot be read ({error.strerror}); resume from another one") from None
+            if found != digest:
+                raise InputError(f"{path / name}: differs from what was saved (sha256); resume from another checkpoint")
+
+
+def _remove(path: Path) -> None:
+    """Deletes a checkpoint so that half of it is never taken for a whole one."""
+    doomed = path.with_suffix(".old.tmp")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _write(path: Path, text: str) -> None:
@@ -137,6 +204,25 @@ def _write(path: Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in `folder` outlive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: BaseException) -> BaseException:
+    """The cause in one line, if it is the disk's."""
+    if isinstance(error, CheckpointException):
+        cause = next(iter(error.failures.values()))[0]
+        return _cannot_write(path, cause) if isinstance(cause, OSError) else error
+    assert isinstance(error, OSError)
+    return InputError(f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -144,49 +230,25 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, so {path.parent} is no whole checkpoint") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict) or "progress" not in content:
-        raise InputError(f"{path}: lacks 'progress' or 'files'")
+    kinds: dict[str, Any] = {"progress": dict, "files": dict, "best": (str, type(None))}
+    for name, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name, 0), kind):
+            raise InputError(f"{path}: {name!r} is missing or of the wrong type; resume from another checkpoint")
+    if METADATA not in content["files"]:
+        raise InputError(f"{path}: 'files' does not list {METADATA}; resume from another checkpoint")
     if bad := [name for name in content["files"] if name != Path(name).name]:
-        raise InputError(f"{path}: names a file outside the checkpoint: {bad[0]!r}")
+        raise InputError(f"{path}: 'files' names {bad[0]!r}, which is outside the checkpoint")
     return content
 
 
-def _fits(path: Path, metadata: Metadata, wanted: dict[str, Tensor]) -> None:
+def _check_fit(path: Path, metadata: Metadata, wanted: dict[str, Tensor]) -> None:
     for name, tensor in wanted.items():
         stored = metadata.state_dict_metadata.get(name)
         if not isinstance(stored, TensorStorageMetadata):
             raise InputError(f"{path}: has no tensor {name!r}; the run was made with other model settings or parts")
         if stored.size != tensor.shape:
             raise InputError(f"{path}: {name} has shape {tuple(stored.size)}, the model needs {tuple(tensor.shape)}")
-
-
-class _Reader(FileSystemReader):
-    """DCP's reader, whose metadata is a pickle: here only the types that DCP itself writes may appear in it."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        content = (Path(self.path) / ".metadata").read_bytes()
-        metadata: Metadata = _Unpickler(io.BytesIO(content)).load()
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = (
-            module == "torch.distributed.checkpoint.metadata"
-            or (module, name) in {
-                ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-                ("torch", "Size"),
-                ("torch.serialization", "_get_layout"),
-                ("pathlib", "PosixPath"),
-                ("pathlib", "PurePosixPath"),
-            }
-            or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-        )
-        if not allowed:
-            raise InputError(f"checkpoint metadata asks for {module}.{name}, which no checkpoint contains; not loaded")
-        return super().find_class(module, name)
+        if stored.properties.dtype != tensor.dtype:
+            raise InputError(f"{path}: {name} is {stored.properties.dtype}, the model needs {tensor.dtype}")

@@ -1,13 +1,19 @@
-"""What a run shows while it runs: TensorBoard, steps.jsonl, the progress bar, phase times. Rank 0 only; others stay quiet."""
+"""What a run shows while it runs: TensorBoard, steps.jsonl, the progress bar, phase times. On rank 0 only.
+
+Steps count from 0 over the whole run. What is measured between two steps (an evaluation, say) is filed under the step
+just done, in TensorBoard as in the JSON lines, so that a run resumed at step n keeps exactly what is filed below n.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -23,6 +29,18 @@ from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
 LOSSES = ("loss", "alignment", "user_uniformity", "item_uniformity")
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step whose values may still be on their way from the device."""
+
+    step: int
+    epoch: int
+    positives: int
+    values: Tensor  # [6], as `Monitor.step` takes them
+    scalars: dict[str, float]
+    phases: dict[str, float]
+
+
 class PhaseTimer:
     """Wall-clock seconds per phase since the last `take`, and over the whole run."""
 
@@ -32,6 +50,7 @@ class PhaseTimer:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        """Counts the block's time to `phase`."""
         begin = time.perf_counter()
         try:
             yield
@@ -47,12 +66,15 @@ class PhaseTimer:
 
 
 class Monitor:
-    """Writes TensorBoard events and JSON lines of one run. On ranks other than 0 it only checks that losses are finite."""
+    """Writes TensorBoard events and JSON lines of a run. On ranks above 0 it only checks that losses are finite."""
 
-    def __init__(self, folder: Path, settings: Settings, rank: int, *, plan: str, steps_per_epoch: int, resumed_at: int) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, rank: int, *, plan: str, steps_per_epoch: int, resumed_at: int
+    ) -> None:
         self._settings, self._rank = settings, rank
         self._steps_per_epoch = steps_per_epoch
-        self._waiting: list[tuple[int, int, int, Tensor, dict[str, float], dict[str, float]]] = []
+        self._waiting: list[_Step] = []
+        self._epoch, self._epoch_positives, self._epoch_began, self._last_loss = 0, 0, 0.0, float("nan")
         self._steps: TextIO | None = None
         self._bar: tqdm[Any] | None = None
         if rank:
@@ -62,19 +84,20 @@ class Monitor:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter  # slow to import; only here
 
-        purge = resumed_at if resumed_at else None
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        # A resumed run redoes the steps after its checkpoint; TensorBoard hides their earlier points.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
         self._steps = (folder / STEPS).open("a", encoding="utf-8")
         self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
         self._process = psutil.Process()
-        if not resumed_at:
-            self._board.add_text("settings", _table(settings.plain()))
-            self._board.add_text("sharding plan", "```\n" + plan + "\n```")
+        self._board.add_text("settings", _table(settings.plain()), resumed_at)
+        self._board.add_text("sharding plan", "```\n" + plan + "\n```", resumed_at)
 
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._rank:
             return
         if kind is None:
@@ -87,12 +110,22 @@ class Monitor:
         self._board.close()
 
     def begin_epoch(self, epoch: int, first_step: int) -> None:
-        """Starts the epoch's progress bar; on anything but a terminal there is none, and `evaluation` prints a line."""
+        """Starts the epoch's progress bar; on anything but a terminal there is none, and `end_epoch` prints a line."""
+        self._epoch, self._epoch_positives, self._epoch_began = epoch, 0, time.perf_counter()
         if self._rank == 0:
-            bar = tqdm(desc=f"epoch {epoch}", total=self._steps_per_epoch, initial=first_step, unit="step", disable=None, leave=False)
+            bar = tqdm(
+                desc=f"epoch {epoch}",
+                total=self._steps_per_epoch,
+                initial=first_step,
+                unit="step",
+                disable=None,
+                leave=False,
+            )
             self._bar = bar
 
-    def step(self, step: int, epoch: int, positives: int, losses: Tensor, scalars: dict[str, float], phases: dict[str, float]) -> None:
+    def step(
+        self, step: int, epoch: int, positives: int, losses: Tensor, scalars: dict[str, float], phases: dict[str, float]
+    ) -> None:
         """Takes note of a step.
 
         Args:
@@ -107,25 +140,33 @@ class Monitor:
         Raises:
             FloatingPointError: a loss term or gradient is not finite; names the term and the step.
         """
-        self._waiting.append((step, epoch, positives, losses.detach(), scalars, phases))
+        self._waiting.append(_Step(step, epoch, positives, losses.detach(), scalars, phases))
+        self._epoch_positives += positives
         if self._bar is not None:
             self._bar.update()
         if len(self._waiting) >= self._settings.run.log_every:
             self._flush()
 
     def end_epoch(self) -> None:
-        """Writes what is waiting and closes the bar."""
+        """Writes what is waiting and closes the bar. A checkpoint taken now finds every step before it on the disk."""
         self._flush()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._bar is None:
+            return
+        self._board.flush()
+        if self._bar.disable:
+            seconds = time.perf_counter() - self._epoch_began
+            speed = self._epoch_positives / seconds
+            loss = f"loss {self._last_loss:.4f}"
+            print(f"epoch {self._epoch:3d}  {loss}  {speed:,.0f} positives/s  {seconds:.1f} s", flush=True)
+        self._bar.close()
+        self._bar = None
 
     def evaluation(self, step: int, epoch: int, split: str, metrics: dict[str, float], note: str = "") -> None:
         """Takes note of an evaluation, after `step` steps, and prints one line."""
         if self._rank:
             return
-        for name, value in metrics.items():
-            self._board.add_scalar(f"metrics-{split}/{name}", value, step)
+        self.scalars(step, {f"metrics-{split}/{name}": value for name, value in metrics.items()})
+        self._board.flush()
         self._evaluations.write(json.dumps({"step": step - 1, "epoch": epoch, "split": split, **metrics}) + "\n")
         self._evaluations.flush()
         watched = self._settings.evaluate.monitor
@@ -133,44 +174,58 @@ class Monitor:
         sys.stdout.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes values by tag."""
+        """Writes values by tag, measured after `step` steps."""
         if self._rank == 0:
             for tag, value in values.items():
-                self._board.add_scalar(tag, value, step)
+                self._board.add_scalar(tag, value, step - 1)
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        values = torch.stack([entry[3] for entry in waiting]).double().cpu()
-        _check_finite(values, waiting[0][0])
-        if self._steps is None:
+        values = torch.stack([entry.values for entry in waiting]).double().cpu()
+        finite = torch.isfinite(values).all(1)
+        sound = len(waiting) if finite.all() else int(finite.long().argmin())
+        if self._steps is not None and sound:
+            for entry, row in zip(waiting[:sound], values.tolist(), strict=False):
+                self._write_step(entry, row)
+            self._steps.flush()
+            self._show(waiting[:sound], values[sound - 1, 0].item())
+        if sound < len(waiting):
+            raise FloatingPointError(_complaint(waiting[sound], values[sound].tolist()))
+
+    def _write_step(self, entry: _Step, values: list[float]) -> None:
+        assert self._steps is not None
+        losses = dict(zip(LOSSES, values, strict=False))
+        line = {"step": entry.step, "epoch": entry.epoch, **losses, "seconds": entry.phases}
+        self._steps.write(json.dumps(line) + "\n")
+        if (entry.step + 1) % self._settings.run.log_every:
             return
-        for (step, epoch, positives, _, scalars, phases), row in zip(waiting, values.tolist(), strict=True):
-            losses = dict(zip(LOSSES, row, strict=False))
-            self._steps.write(json.dumps({"step": step, "epoch": epoch, **losses, "seconds": phases}) + "\n")
-            tags = {f"loss/{'total' if name == 'loss' else name}": value for name, value in losses.items()}
-            tags |= {"gradient_norm/dense": row[4], "gradient_norm/tables": row[5], **scalars}
-            tags |= {f"time/{name}": seconds for name, seconds in phases.items()}
-            tags["speed/interactions_per_second"] = positives / max(sum(phases.values()), 1e-9)
-            self.scalars(step, tags)
-        memory = {"memory/resident_mib": self._process.memory_info().rss / 2**20}
+        tags = {f"loss/{'total' if name == 'loss' else name}": value for name, value in losses.items()}
+        tags |= {"gradient_norm/dense": values[4], "gradient_norm/tables": values[5], **entry.scalars}
+        tags |= {f"time/{name}": seconds for name, seconds in entry.phases.items()}
+        tags["speed/interactions_per_second"] = entry.positives / max(sum(entry.phases.values()), 1e-9)
+        tags["memory/resident_mib"] = self._process.memory_info().rss / 2**20
         if torch.cuda.is_available():
-            memory["memory/cuda_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        self.scalars(waiting[-1][0], memory)
-        self._steps.flush()
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{values[-1, 0]:.4f}", refresh=False)
+            tags["memory/cuda_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        self.scalars(entry.step + 1, tags)
+
+    def _show(self, entries: list[_Step], loss: float) -> None:
+        """Loss and speed beside the progress bar."""
+        self._last_loss = loss
+        if self._bar is None:
+            return
+        seconds = sum(sum(entry.phases.values()) for entry in entries)
+        speed = sum(entry.positives for entry in entries) / max(seconds, 1e-9)
+        self._bar.set_postfix({"loss": f"{loss:.4f}", "positives/s": f"{speed:,.0f}"}, refresh=False)
 
 
-def _check_finite(values: Tensor, first: int) -> None:
-    if torch.isfinite(values).all():
-        return
+def _complaint(entry: _Step, values: list[float]) -> str:
+    """Names the first value of a step that is not finite. The total is bad whenever a term is, so it comes last."""
     names = (*LOSSES, "the encoder's gradient", "the tables' gradient")
-    row, column = torch.nonzero(~torch.isfinite(values))[0].tolist()
-    # The total is bad whenever a term is: name the term.
-    column = next((c for c in range(1, len(names)) if not torch.isfinite(values[row, c])), column)
-    raise FloatingPointError(f"step {first + row}: {names[column]} is {values[row, column].item()}; the last checkpoint is kept")
+    index = next(i for i in (1, 2, 3, 4, 5, 0) if not math.isfinite(values[i]))
+    where = f"step {entry.step} (epoch {entry.epoch})"
+    return f"{where}: {names[index]} is {values[index]}; the last checkpoint is kept"
 
 
 def _table(settings: dict[str, Any], prefix: str = "") -> str:

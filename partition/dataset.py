@@ -43,3 +43,21 @@ class Dataset:
         """User and item index of the training interactions."""
         kept = self.split == TRAIN
         return self.user[kept], self.item[kept]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Interactions by user and item index, before they are split."""
+
+    user: np.ndarray  # [E] int64
+    item: np.ndarray  # [E] int64
+    split: np.ndarray | None = None  # [E] int8, where the input says it
+    time: np.ndarray | None = None  # [E] int64 or float64, in whatever unit the input has
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, chosen: np.ndarray) -> Interactions:
+        """Some of them: a boolean mask [E] or positions."""
+        split, time = (None if column is None else column[chosen] for column in (self.split, self.time))
+        return Interactions(self.user[chosen], self.item[chosen], split, time)

@@ -1,0 +1,48 @@
+"""The whole path on data of its own making: generate, prepare, cut into 4 parts, train on 2 ranks, evaluate.
+
+`make demo` runs it. Each step is a command that a person could type, printed before it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DATA, PREPARED, RUN = Path("data/demo"), Path("prepared/demo"), Path("runs/demo")
+CONFIG = Path(__file__).with_name("demo.yaml")
+SIZES = ["--users", "3000", "--items", "1500", "--interactions", "45000", "--modalities", "image:64,text:32", "--seed", "7"]
+
+
+def main() -> None:
+    """Runs the four commands, each over the leavings of an earlier demo."""
+    for folder in (DATA, RUN):
+        shutil.rmtree(folder, ignore_errors=True)
+    generate = ["python", "-m", "partition", "synthetic", "--output", str(DATA), *SIZES]
+    prepare = ["python", "-m", "partition", "build", "--input", str(DATA), "--parts", "4", "--output", str(PREPARED)]
+    check = ["python", "-m", "partition", "verify", str(PREPARED)]
+    config = os.path.relpath(CONFIG)
+    train = ["torchrun", "--nproc_per_node=2", "-m", "cm3_dist.train", "--config", config]
+    for command in (generate, [*prepare, "--overwrite"], check, train):
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        code = subprocess.run(_here(command), env=_environment(), check=False).returncode
+        if code:
+            sys.exit(code)
+
+
+def _here(command: list[str]) -> list[str]:
+    """The command with this interpreter, and torchrun as the module it is: neither needs an active environment."""
+    head = [sys.executable] if command[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    return head + command[1:]
+
+
+def _environment() -> dict[str, str]:
+    """One thread a rank, set here so that torchrun does not warn that it sets it."""
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+if __name__ == "__main__":
+    main()

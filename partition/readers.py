@@ -1,0 +1,247 @@
+"""Finds the tables and feature files of a data set, and reads the interactions and the catalogue of items.
+
+A table with a user and an item column holds interactions; a table with an item column alone is an items table, whose
+list columns are feature modalities. `NAME_feat.npy` is the modality NAME. A folder with an `.inter` file is MMRec's
+layout: numbers as ids, feature row = item number, and `i_id_mapping.csv` with the items' own ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from partition.dataset import TEST, TRAIN, VALIDATION, Interactions
+from partition.errors import InputError
+from partition.ids import IdColumn, encode
+from partition.tables import SUFFIXES, TableFile, open_table
+
+Role = Literal["user", "item", "time", "split"]
+ALIASES: dict[Role, tuple[str, ...]] = {
+    "user": ("user", "user_id", "userid", "uid"),
+    "item": ("item", "item_id", "itemid", "asin", "iid"),
+    "time": ("timestamp", "time", "ts"),
+    "split": ("x_label", "split"),
+}
+SPLIT_VALUES = {
+    **{"0": TRAIN, "train": TRAIN, "training": TRAIN},
+    **{"1": VALIDATION, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION},
+    **{"2": TEST, "test": TEST},
+}
+_FEATURES = "_feat.npy"
+_FOLDER_SUFFIXES = SUFFIXES - {
+    ".txt"
+}  # a folder's .txt files are as often notes as tables: name them to have them read
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `--input` holds."""
+
+    name: str
+    interactions: list[TableFile]
+    items: list[TableFile]  # items tables, in the order of their names
+    features: dict[str, Path]  # modality -> NAME_feat.npy
+    mapping: dict[Role, TableFile] = field(default_factory=dict)  # MMRec's number <-> own id
+
+
+@dataclass(frozen=True)
+class RawInteractions:
+    """Interactions as they stand in their files, one id column a file."""
+
+    files: list[TableFile]
+    users: list[IdColumn]
+    items: list[IdColumn]
+    split: np.ndarray | None  # [rows] int8
+    time: np.ndarray | None  # [rows] int64 or float64
+
+    def error(self, role: Literal["user", "item"], row: int, message: str) -> InputError:
+        """An error about the id in one row, counted over all files."""
+        for column in self.users if role == "user" else self.items:
+            if row < len(column):
+                break
+            row -= len(column)
+        return column.file.error(message, column.column, row)
+
+
+def column_of(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> str | None:
+    """The column that plays a role: the one asked for, else the one with a usual name; None if there is none.
+
+    Raises:
+        InputError: two columns have a usual name.
+    """
+    wanted = given.get(role)
+    if wanted is not None:
+        return wanted if wanted in file.names else None
+    # RecBole writes the type into the name: user_id:token.
+    usual = [name for name in file.names if name.split(":")[0].lower() in ALIASES[role]]
+    if len(usual) > 1:
+        both = " and ".join(map(repr, usual[:2]))
+        raise file.error(f"columns {both} could both be the {role} column; choose with --{role}-column")
+    return usual[0] if usual else None
+
+
+def missing_column(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> InputError:
+    """The error for a table without the column it needs."""
+    columns, wanted = ", ".join(file.names), given.get(role)
+    if wanted is not None:
+        return file.error(f"no column {wanted!r} (--{role}-column); the columns are {columns}")
+    usual = ", ".join(ALIASES[role])
+    return file.error(f"no {role} column ({usual}); the columns are {columns}; name it with --{role}-column")
+
+
+def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | None = None) -> Found:
+    """Sorts out the files of `--input`.
+
+    Args:
+        inputs: files, or folders (not searched deeper).
+        given: the columns' names where they were given.
+        name: the data set's name; by default that of the `.inter` file, or of the first input.
+
+    Raises:
+        InputError: a missing or unreadable file, a table that is neither interactions nor items, no interactions.
+    """
+    tables: list[TableFile] = []
+    features: dict[str, Path] = {}
+    mapping: dict[Role, TableFile] = {}
+    for place in inputs:
+        if not place.exists():
+            raise InputError(f"{place}: no such file or folder")
+        paths = [place]
+        if place.is_dir():
+            inside = sorted(path for path in place.iterdir() if path.is_file() and path.name[0] not in "._")
+            paths = [path for path in inside if path.name.endswith(_FEATURES)]
+            inter = [path for path in inside if path.suffix == ".inter"]
+            if inter:
+                interactions = _of_folder(place, inter)
+                paths.append(interactions)
+                name = name or interactions.stem
+                for role, file in (("user", "u_id_mapping.csv"), ("item", "i_id_mapping.csv")):
+                    if place / file in inside:
+                        mapping[role] = open_table(place / file)
+            else:
+                paths += [path for path in inside if path.suffix in _FOLDER_SUFFIXES]
+        for path in paths:
+            if path.name.endswith(_FEATURES):
+                modality = path.name.removesuffix(_FEATURES)
+                if modality in features:
+                    raise InputError(f"{path}: a second file for modality {modality!r}, after {features[modality]}")
+                features[modality] = path
+            else:
+                tables.append(open_table(path))
+    if not tables:
+        raise InputError(f"{inputs[0]}: no table in it; looked for *{', *'.join(sorted(_FOLDER_SUFFIXES))}")
+    with_users = [table for table in tables if column_of(table, "user", given)]
+    items = [table for table in tables if table not in with_users]
+    for table in tables:
+        if not column_of(table, "item", given):
+            raise missing_column(table, "item", given)
+    if not with_users:
+        raise missing_column(items[0], "user", given)
+    first = inputs[0].resolve()
+    return Found(name or (first.name if first.is_dir() else first.stem), with_users, items, features, mapping)
+
+
+def _of_folder(folder: Path, inter: list[Path]) -> Path:
+    named = [path for path in inter if path.stem == folder.resolve().name]
+    if len(inter) > 1 and not named:
+        files = ", ".join(path.name for path in inter)
+        raise InputError(f"{folder}: several .inter files ({files}); give the one to read with --input")
+    return (named or inter)[0]
+
+
+def read_interactions(
+    tables: Sequence[TableFile], given: Mapping[Role, str | None], split: Literal["column", "auto"] | None, time: bool
+) -> RawInteractions:
+    """Reads the columns that are needed.
+
+    Args:
+        tables: files with a user and an item column each.
+        given: the columns' names where they were given.
+        split: read the split labels; "auto" only if the files have any.
+        time: read the times.
+
+    Raises:
+        InputError: a column missing from a file, a null, an unknown split label, times that are not times, no rows.
+    """
+    labelled = split == "column" or (
+        split == "auto"
+        and (given.get("split") is not None or any(column_of(table, "split", given) for table in tables))
+    )
+    roles: list[Role] = ["user", "item", *(["split"] if labelled else []), *(["time"] if time else [])]
+    ids: dict[Role, list[IdColumn]] = {"user": [], "item": []}
+    splits, times = [], []
+    for file in tables:
+        names: dict[Role, str] = {}
+        for role in roles:
+            column = column_of(file, role, given)
+            if column is None:
+                raise missing_column(file, role, given)
+            names[role] = column
+        encoded = [column for role, column in names.items() if role != "time"]
+        table = file.read(list(names.values()), encoded)
+        for role, columns in ids.items():
+            columns.append(IdColumn(file, names[role], table[names[role]]))
+        if labelled:
+            splits.append(_split_labels(file, names["split"], table[names["split"]]))
+        if time:
+            times.append(_times(file, names["time"], table[names["time"]]))
+    if not sum(map(len, ids["user"])):
+        raise tables[0].error("has no rows")
+    dated = [kind for kind, _ in times]
+    if len(set(dated)) > 1:
+        odd = tables[dated.index(not dated[0])]
+        raise odd.error(f"dates in one file and numbers in another ({tables[0].path}); make both the same")
+    return RawInteractions(
+        list(tables),
+        ids["user"],
+        ids["item"],
+        np.concatenate(splits) if labelled else None,
+        np.concatenate([values for _, values in times]) if time else None,
+    )
+
+
+def _split_labels(file: TableFile, column: str, values: pa.ChunkedArray) -> np.ndarray:
+    """[rows] int8."""
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
+        raise file.error("the split label is missing", column, row)
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    labels = [np.empty(0, np.int8)]
+    for chunk in values.chunks:
+        names = chunk.dictionary.to_pylist()
+        meaning = np.array([SPLIT_VALUES.get(str(value).lower(), -1) for value in names], np.int8)
+        labels.append(meaning[chunk.indices.to_numpy()])
+        if len(chunk) and labels[-1].min() < 0:
+            row = int(np.flatnonzero(labels[-1] < 0)[0])
+            value = names[chunk.indices[row].as_py()]
+            raise file.error(
+                f"unknown split {value!r}; expected 0, 1, 2 or train, validation, test",
+                column,
+                row + sum(map(len, labels[:-1])),
+            )
+    return np.concatenate(labels)
+
+
+def _times(file: TableFile, column: str, values: pa.ChunkedArray) -> tuple[bool, np.ndarray]:
+    """Whether they are dates, and [rows] int64 (microseconds for dates) or float64."""
+    kind = values.type
+    dates = pa.types.is_temporal(kind) and not pa.types.is_time(kind) and not pa.types.is_duration(kind)
+    if dates:
+        values = pc.cast(values, pa.timestamp("us"), safe=False).cast(pa.int64())
+    elif pa.types.is_integer(kind) and kind != pa.uint64():
+        values = values.cast(pa.int64())
+    elif pa.types.is_floating(kind):
+        values = pc.if_else(pc.is_finite(values), values, None).cast(pa.float64())
+    elif len(values):
+        raise file.error(f"has type {kind}; times are numbers or dates such as 2026-01-31 12:00:00", column)
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
+        raise file.error("the time is missing", column, row)
+    return dates, values.to_numpy()

@@ -1,0 +1,167 @@
+"""One table file, whatever its format: its columns, its rows, and how to name a row to the person who looks for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from partition.errors import InputError
+
+TEXT = frozenset({".csv", ".tsv", ".inter", ".txt"})
+PARQUET = frozenset({".parquet", ".pq"})
+ARROW = frozenset({".arrow", ".feather", ".ipc"})
+SUFFIXES = TEXT | PARQUET | ARROW
+# What stands for an id inside Arrow: each distinct string once, and an index a row.
+ENCODED = pa.dictionary(pa.int32(), pa.string())
+
+_HEADER_BYTES = 1 << 16
+_TEXT_BLOCK = 1 << 24
+# ArrowInvalid is a ValueError, ArrowIOError an OSError; the rest derives from ArrowException.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table on disk. Text has a header line and is separated by tabs if the header holds one, else by commas."""
+
+    path: Path
+    names: tuple[str, ...]
+    schema: pa.Schema | None  # None for text, which has no types of its own
+    separator: str = ","
+
+    @property
+    def is_text(self) -> bool:
+        """True when every value is written out as text."""
+        return self.schema is None
+
+    def error(self, message: str, column: str | None = None, row: int | None = None) -> InputError:
+        """An error that names the file, the column and the row (the first row of data is row 0)."""
+        where = [f"column {column!r}"] if column is not None else []
+        if row is not None:
+            where.append(f"row {row} (line {row + 2})" if self.is_text else f"row {row}")
+        return InputError(": ".join([str(self.path), *([", ".join(where)] if where else []), message]))
+
+    def read(self, columns: Sequence[str], encoded: Sequence[str] = ()) -> pa.Table:
+        """Reads some columns.
+
+        Args:
+            columns: names that occur in `names`.
+            encoded: those of them whose strings come as `ENCODED`. In text every value of them is taken as it is
+                written, so that "007" stays "007"; a value left empty is null.
+
+        Raises:
+            InputError: the file is torn or otherwise unreadable, or a name occurs twice.
+        """
+        for name in columns:
+            if self.names.count(name) > 1:
+                raise self.error("the file has two columns of this name", name)
+        try:
+            if self.is_text:
+                return self._read_text(columns, encoded)
+            if self.path.suffix in PARQUET:
+                strings = [name for name in encoded if _is_string(self.schema.field(name).type)]
+                with pq.ParquetFile(self.path, read_dictionary=strings) as file:
+                    return file.read(columns=list(columns))
+            with _open_arrow(self.path) as reader:
+                return reader.read_all().select(list(columns))
+        except _UNREADABLE as error:
+            raise self.error(f"cannot be read: {_one_line(error, self.names)}") from None
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """Some columns, at most about `rows` rows at a time; only for files that are not text.
+
+        Raises:
+            InputError: the file is torn or otherwise unreadable.
+        """
+        try:
+            if self.path.suffix in PARQUET:
+                with pq.ParquetFile(self.path) as file:
+                    yield from file.iter_batches(rows, columns=list(columns))
+                return
+            with _open_arrow(self.path) as reader:
+                for number in range(getattr(reader, "num_record_batches", 0)):
+                    batch = reader.get_batch(number).select(list(columns))
+                    for begin in range(0, batch.num_rows, rows):
+                        yield batch.slice(begin, rows)
+        except _UNREADABLE as error:
+            raise self.error(f"cannot be read: {_one_line(error, self.names)}") from None
+
+    def _read_text(self, columns: Sequence[str], encoded: Sequence[str]) -> pa.Table:
+        def read(threads: bool) -> pa.Table:
+            return csv.read_csv(
+                self.path,
+                read_options=csv.ReadOptions(use_threads=threads, block_size=_TEXT_BLOCK),
+                parse_options=_parsing(self.separator),
+                convert_options=csv.ConvertOptions(
+                    include_columns=list(columns),
+                    column_types={name: ENCODED for name in encoded},
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+
+        try:
+            return read(threads=True)
+        except pa.ArrowInvalid:
+            return read(threads=False)  # fails again, but now Arrow knows the line
+
+
+def open_table(path: Path) -> TableFile:
+    """Reads a file's header or schema.
+
+    Raises:
+        InputError: no such file, an unknown extension, or a file that is torn, empty or of another format.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown extension; tables are read from {', '.join(sorted(SUFFIXES))}")
+    try:
+        if path.suffix in TEXT:
+            return _open_text(path)
+        if path.suffix in PARQUET:
+            schema = pq.read_schema(path)
+        else:
+            with _open_arrow(path) as reader:
+                schema = reader.schema
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_one_line(error)}") from None
+    return TableFile(path, tuple(schema.names), schema)
+
+
+def _open_text(path: Path) -> TableFile:
+    with path.open("rb") as handle:
+        header = handle.readline(_HEADER_BYTES)
+    separator = "\t" if b"\t" in header else ","
+    names = csv.open_csv(pa.py_buffer(header), parse_options=_parsing(separator)).schema.names
+    return TableFile(path, tuple(names), None, separator)
+
+
+def _parsing(separator: str) -> csv.ParseOptions:
+    """Quotes only mean something between commas; tab-separated files use them as ordinary characters."""
+    return csv.ParseOptions(delimiter=separator, quote_char='"' if separator == "," else False)
+
+
+def _open_arrow(path: Path) -> ipc.RecordBatchFileReader:
+    return ipc.open_file(pa.memory_map(str(path)))
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _one_line(error: Exception, names: Sequence[str] = ()) -> str:
+    """Arrow's message with its counts turned into what a person sees: a line of the file, a column's name."""
+    text = re.sub(r"\bRow #(\d+)", r"line \1", " ".join(str(error).split()))
+    return re.sub(r"\bCSV column #(\d+)", lambda match: _named(int(match[1]), names), text)[:300]
+
+
+def _named(number: int, names: Sequence[str]) -> str:
+    return f"column {names[number]!r}" if number < len(names) else f"column {number + 1}"
