@@ -155,8 +155,10 @@ class Checkpoints:
         if best_name:
             _write(self.folder / BEST, best_name + "\n")
         steps = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
-        for path in steps[: -self._keep]:
-            if path.name != best_name:
+        # Checkpoints of later steps are of a course that the run left, when it went on from an earlier one.
+        kept = [path for path in steps if path.name <= final.name][-self._keep :]
+        for path in steps:
+            if path not in kept and path.name != best_name:
                 _remove(path)
 
     def _newest(self) -> Path | None:

@@ -264,6 +264,7 @@ def _one_line(error: ValidationError, where: dict[str, str]) -> str:
     source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")
     if first["type"] == "extra_forbidden":
         names = known_keys()
+        key = next((name for name in where if name.startswith(f"{key}.")), key)  # an unknown section: name a whole key
         near = difflib.get_close_matches(key, names, 1, 0.5) or [
             n for n in names if n.split(".")[-1] == key.split(".")[-1]
         ]

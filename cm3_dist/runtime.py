@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,12 +137,15 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
     Any other exception is recorded for torchrun, which ends all ranks and shows the message of the first to fail.
     """
 
+    @record
     def run() -> None:
         try:
-            record(main)()
+            main()
         except InputError as error:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                time.sleep(1)  # torchrun ends the other ranks as soon as one ends: rank 0 speaks first
             sys.exit(2)
 
     return run

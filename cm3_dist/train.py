@@ -9,7 +9,6 @@ Settings are `key.sub=value`, over the YAML file given with --config, over the d
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -124,7 +123,7 @@ def _next(plans: Any, timer: Any) -> Any:
 
 def main() -> None:
     """Command line."""
-    app(args=sys.argv[1:], prog_name="cm3_dist.train", standalone_mode=False)
+    app(prog_name="cm3_dist.train")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,7 @@ class _Requested:
     column: str = ""
 
 
-def resolve(
-    found: Found, raw: RawInteractions, requested: Sequence[str], given: Mapping[Role, str | None], name: str
-) -> Inputs:
+def resolve(found: Found, raw: RawInteractions, requested: Sequence[str], given: Mapping[Role, str | None]) -> Inputs:
     """Numbers users and items, and finds every modality's rows.
 
     The catalogue is the items table if there is one, else the table of the first modality that comes as a table, else
@@ -54,7 +52,6 @@ def resolve(
         requested: modalities in their order as `NAME` (one that was found) or `NAME=FILE[:column]`; empty for all that
             were found, the image first and the others by name.
         given: the columns' names where they were given.
-        name: the data set's name, for messages.
 
     Raises:
         InputError: no modality, feature rows that do not match the items, or an interaction with an unknown item.
@@ -62,9 +59,7 @@ def resolve(
     modalities = [_requested(text, found) for text in requested] or _found(found)
     if not modalities:
         where = raw.files[0].path
-        raise InputError(
-            f"{where}: no item features beside it; give them with --features NAME=FILE, a NAME_feat.npy, or an items table"
-        )
+        raise InputError(f"{where}: no item features; add an items table or NAME_feat.npy, or use --features NAME=FILE")
     names = [modality.name for modality in modalities]
     for modality in names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", modality):
@@ -129,25 +124,24 @@ def _by_number(
     raw: RawInteractions, modalities: Sequence[_Requested], mapping: TableFile | None
 ) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
     """Item id = row of the NumPy files."""
-    features: dict[str, Source] = {m.name: NpyFile(m.npy) for m in modalities if m.npy is not None}
-    sources = list(features.values())
-    first, rows = sources[0], sources[0].rows
-    for other in sources[1:]:
-        if other.rows != rows:
-            raise InputError(f"{other.paths[0]}: {other.rows} rows, but {first.paths[0]} has {rows}; an item is a row")
+    files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
+    first, *others = files.values()
+    for other in others:
+        if other.rows != first.rows:
+            raise InputError(f"{other.path}: {other.rows} rows, but {first.path} has {first.rows}; an item is a row")
     ids, codes = encode(raw.items)
     if pa.types.is_string(ids.type):
         text = next(column for column in raw.items if len(column))
         raise text.file.error(
-            f"the ids are text, so add an items table that lists them in the order of the rows of {first.paths[0]}",
+            f"the ids are text, so add an items table that lists them in the order of the rows of {first.path}",
             text.column,
         )
     item = ids.to_numpy()[np.concatenate(codes)]
-    if item.max() >= rows:
-        row = int(np.flatnonzero(item >= rows)[0])
-        raise raw.error("item", row, f"item {item[row]} has no features: {first.paths[0]} ends with row {rows - 1}")
-    item_ids = pa.array(np.arange(rows))
-    return item, item_ids if mapping is None else _own_ids(item_ids, mapping, "itemID"), features
+    if item.max() >= first.rows:
+        row = int(np.flatnonzero(item >= first.rows)[0])
+        raise raw.error("item", row, f"item {item[row]} has no features: {first.path} ends with row {first.rows - 1}")
+    item_ids = pa.array(np.arange(first.rows))
+    return item, item_ids if mapping is None else _own_ids(item_ids, mapping, "itemID"), {**files}
 
 
 def _by_table(

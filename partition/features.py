@@ -97,7 +97,7 @@ def load(
         sources: modality -> where its rows lie, in the order of the control points.
         items: size of the catalogue.
         kept: item indices that stay, ascending; None for all.
-        pca: modality -> number of dimensions to keep.
+        pca: modality -> number of dimensions to keep; "*" for the others, as far as they are wider.
         work: folder for intermediate matrices; it has to stay as long as the result is used.
 
     Returns:
@@ -116,10 +116,11 @@ def load(
         width = values.shape[1]
         if kept is not None:
             values = _select(values, kept, work / f"{name}-kept.npy")
-        if name in pca and pca[name] > width:
-            raise InputError(f"--pca {name}={pca[name]}: modality {name!r} has {width} dimensions only")
-        if name in pca and pca[name] < width:
-            values, explained[f"pca_variance_{name}"] = reduce(values, pca[name], work / f"{name}-pca.npy")
+        dim = pca.get(name, min(width, pca.get("*", width)))
+        if dim > width:
+            raise InputError(f"--pca {name}={dim}: modality {name!r} has {width} dimensions only")
+        if dim < width:
+            values, explained[f"pca_variance_{name}"] = reduce(values, dim, work / f"{name}-pca.npy")
         features[name] = Features(values, width)
     return features, explained
 

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from partition.dataset import TEST, TRAIN, VALIDATION, Interactions
+from partition.dataset import TEST, TRAIN, VALIDATION
 from partition.errors import InputError
-from partition.ids import IdColumn, encode
+from partition.ids import IdColumn
 from partition.tables import SUFFIXES, TableFile, open_table
 
 Role = Literal["user", "item", "time", "split"]
@@ -33,6 +33,7 @@ SPLIT_VALUES = {
     **{"1": VALIDATION, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION},
     **{"2": TEST, "test": TEST},
 }
+MAPPINGS: dict[Role, str] = {"user": "u_id_mapping.csv", "item": "i_id_mapping.csv"}
 _FEATURES = "_feat.npy"
 _FOLDER_SUFFIXES = SUFFIXES - {
     ".txt"
@@ -121,7 +122,7 @@ def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | N
                 interactions = _of_folder(place, inter)
                 paths.append(interactions)
                 name = name or interactions.stem
-                for role, file in (("user", "u_id_mapping.csv"), ("item", "i_id_mapping.csv")):
+                for role, file in MAPPINGS.items():
                     if place / file in inside:
                         mapping[role] = open_table(place / file)
             else:
@@ -173,7 +174,8 @@ def read_interactions(
         split == "auto"
         and (given.get("split") is not None or any(column_of(table, "split", given) for table in tables))
     )
-    roles: list[Role] = ["user", "item", *(["split"] if labelled else []), *(["time"] if time else [])]
+    needed: dict[Role, bool] = {"user": True, "item": True, "split": labelled, "time": time}
+    roles = [role for role, wanted in needed.items() if wanted]
     ids: dict[Role, list[IdColumn]] = {"user": [], "item": []}
     splits, times = [], []
     for file in tables:

@@ -63,7 +63,7 @@ class TableFile:
             if self.names.count(name) > 1:
                 raise self.error("the file has two columns of this name", name)
         try:
-            if self.is_text:
+            if self.schema is None:
                 return self._read_text(columns, encoded)
             if self.path.suffix in PARQUET:
                 strings = [name for name in encoded if _is_string(self.schema.field(name).type)]
@@ -101,7 +101,7 @@ class TableFile:
                 parse_options=_parsing(self.separator),
                 convert_options=csv.ConvertOptions(
                     include_columns=list(columns),
-                    column_types={name: ENCODED for name in encoded},
+                    column_types=dict.fromkeys(encoded, ENCODED),
                     null_values=[""],
                     strings_can_be_null=True,
                 ),

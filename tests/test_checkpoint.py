@@ -120,6 +120,19 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, alone: Runtime) -
     assert holds(checkpoints, alone, tmp_path / "step-00000003", 3)
 
 
+def test_a_run_that_went_back_drops_what_came_later(tmp_path: Path, alone: Runtime) -> None:
+    for step in (2, 4, 6, 8):
+        save(Checkpoints(tmp_path, 4, alone), alone, step, best=step != 8)
+    (tmp_path / "latest").write_text("step-00000002\n")  # a person's choice
+    checkpoints = Checkpoints(tmp_path, 1, alone)
+    assert checkpoints.newest() == tmp_path / "step-00000002"
+    save(checkpoints, alone, 5)
+    assert checkpoints.newest() == tmp_path / "step-00000005"
+    assert checkpoints.best() == tmp_path / "step-00000002"
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["best", "latest", "step-00000002", "step-00000005"]
+
+
 class Killed(BaseException):
     """Stands for the end of the process: nothing in the program catches it."""
 

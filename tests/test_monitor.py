@@ -195,8 +195,7 @@ def test_a_terminal_shows_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert out == ""
     assert "epoch 0" in err
     assert "1/5" in err  # the resumed epoch had one step behind it
-    assert "4/5" in err
-    assert "loss=10.0000, positives/s=200" in err
+    assert "positives/s=200" in err
 
 
 def test_phases_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

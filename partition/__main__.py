@@ -1,0 +1,203 @@
+"""Prepares data for training::
+
+python -m partition synthetic --output data/demo
+python -m partition build --input data/demo --parts 4 --output prepared/demo
+python -m partition verify prepared/demo
+python -m partition stats prepared/demo --picture degrees.png
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from partition.errors import InputError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", help=__doc__
+)
+# The heavy imports (DGL, faiss, torch) wait until a command needs them, so that --help answers at once.
+_COLUMNS, _SPLIT, _FEATURES, _GRAPH = "Columns", "Cleaning and split", "Features", "Item graph and parts"
+
+
+class Split(str, Enum):
+    """Choices of `--split`."""
+
+    auto = "auto"
+    column = "column"
+    random = "random"
+    leave_last_out = "leave-last-out"
+    cold_items = "cold-items"
+
+
+class PartMethod(str, Enum):
+    """Choices of `--method`."""
+
+    metis = "metis"
+    random = "random"
+
+
+Prepared = Annotated[Path, typer.Argument(metavar="PREPARED", help="Folder written by build.")]
+
+
+@app.command()
+def build(
+    input: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR_OR_FILE", help="Folder (an MMRec folder as it is, or tables) or file; repeatable."),
+    ],
+    output: Annotated[Path, typer.Option(metavar="PREPARED", help="Folder to write.")],
+    parts: Annotated[int, typer.Option(min=1, help="P: the ranks that train are a divisor of it.")],
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="More input, as from --input *.csv.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; by default that of the input.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prepared folder.")] = False,
+    user_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="user, user_id, userID or uid.")
+    ] = None,
+    item_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="item, item_id, itemID, asin or iid.")
+    ] = None,
+    time_column: Annotated[str | None, typer.Option(rich_help_panel=_COLUMNS, help="timestamp, time or ts.")] = None,
+    split_column: Annotated[str | None, typer.Option(rich_help_panel=_COLUMNS, help="x_label or split.")] = None,
+    split: Annotated[
+        Split, typer.Option(rich_help_panel=_SPLIT, help="auto: the split column if there is one, else random 8:1:1.")
+    ] = Split.auto,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SPLIT, help="Of every random choice.")] = 2025,
+    kcore: Annotated[
+        int,
+        typer.Option(min=0, rich_help_panel=_SPLIT, help="Keep users and items with at least this many interactions."),
+    ] = 0,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=FILE[:COLUMN]]",
+            rich_help_panel=_FEATURES,
+            help="Modality, in the curve's order; repeatable.",
+        ),
+    ] = None,
+    pca: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIM", rich_help_panel=_FEATURES, help="Reduce all modalities, or one; repeatable."
+        ),
+    ] = None,
+    item_graph_k: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_GRAPH, help="Neighbours an item and modality, itself included.")
+    ] = 10,
+    item_graph_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=W",
+            rich_help_panel=_GRAPH,
+            help="Weight of a modality; repeatable. Image and one other: 0.1, 0.9.",
+        ),
+    ] = None,
+    cooccurrence_weight: Annotated[
+        float, typer.Option(min=0, rich_help_panel=_GRAPH, help="Weight of neighbours by common users in training.")
+    ] = 0.0,
+    approximate_above: Annotated[
+        int,
+        typer.Option(min=0, rich_help_panel=_GRAPH, help="Items above which neighbours are searched approximately."),
+    ] = 200_000,
+    method: Annotated[PartMethod, typer.Option(rich_help_panel=_GRAPH, help="How parts are cut.")] = PartMethod.metis,
+) -> None:
+    """Clean, split, cut into parts: from raw files to a prepared folder."""
+    from partition.build import BuildOptions
+    from partition.build import build as run
+
+    options = BuildOptions(
+        input=[*input, *(more or [])],
+        output=output,
+        parts=parts,
+        name=name,
+        user_column=user_column,
+        item_column=item_column,
+        time_column=time_column,
+        split_column=split_column,
+        split=split.value,
+        seed=seed,
+        kcore=kcore,
+        features=features or [],
+        pca=pca or [],
+        item_graph_k=item_graph_k,
+        item_graph_weight=item_graph_weight or [],
+        cooccurrence_weight=cooccurrence_weight,
+        approximate_above=approximate_above,
+        method=method.value,
+        overwrite=overwrite,
+    )
+    run(options)
+    print(f"Next: python -m cm3_dist.train data.path={output}")
+
+
+@app.command()
+def verify(root: Prepared) -> None:
+    """Check every invariant of a prepared folder."""
+    from partition.verify import verify as run
+
+    manifest = run(root)
+    print(f"{root}: whole; {manifest.num_parts} parts, digest {manifest.digest()[:12]}")
+
+
+@app.command()
+def stats(
+    root: Prepared,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the degrees' histograms.")] = None,
+) -> None:
+    """Show sizes, balance and edge cut of a prepared folder."""
+    from partition.stats import describe
+
+    describe(root, picture)
+
+
+@app.command()
+def synthetic(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write, as build reads it.")],
+    users: Annotated[int, typer.Option(min=1)] = 3_000,
+    items: Annotated[int, typer.Option(min=2)] = 1_500,
+    interactions: Annotated[int, typer.Option(min=1)] = 45_000,
+    clusters: Annotated[int, typer.Option(min=1, help="Tastes; a user has one to three of them.")] = 30,
+    modalities: Annotated[str, typer.Option(metavar="NAME:DIM,...", help="Features to make.")] = "image:64,text:32",
+    seed: Annotated[int, typer.Option(min=0)] = 2025,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier call.")] = False,
+) -> None:
+    """Make a multimodal data set with planted tastes, of any size."""
+    from partition.synthetic import SyntheticOptions, parse_modalities, synthesise
+
+    options = SyntheticOptions(
+        output=output,
+        users=users,
+        items=items,
+        interactions=interactions,
+        clusters=clusters,
+        modalities=parse_modalities(modalities),
+        seed=seed,
+        overwrite=overwrite,
+    )
+    synthesise(options)
+    print(f"Next: python -m partition build --input {output} --parts 4 --output prepared/{output.name}")
+
+
+def main() -> None:
+    """Runs the command line; what the user can mend becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    else:
+        return
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
