@@ -20,7 +20,7 @@ from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import fetch
 from cm3_dist.plan import Pairs, StepPlan
 
-ROW_BLOCK = 1024  # own rows against all columns at a time: the memory of a step is ROW_BLOCK * columns
+PAIR_BLOCK = 2**22  # pairs computed at a time: 16 MiB in float32, however large the batch
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Uniformity(torch.autograd.Function):
             dist.all_reduce(sums, group=group)
         share = sums[0].clamp(min=torch.finfo(torch.float64).tiny).to(x.dtype)
         ctx.save_for_backward(grad_x / share, None if grad_fused is None else grad_fused / share)
-        return (sums[1] / sums[0]).to(x.dtype)
+        return sums[1].to(x.dtype) / share
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -208,8 +208,9 @@ def _pair_sum(
     Half: as every unordered pair appears twice in the global sum, d(half)/dx_i is w_i sum_j w_j e_ij 2t x_j.
     """
     total = x.new_zeros((), dtype=torch.float64)
-    for begin in range(0, len(x), ROW_BLOCK):
-        end = min(begin + ROW_BLOCK, len(x))
+    block = max(1, PAIR_BLOCK // max(1, len(columns.x)))
+    for begin in range(0, len(x), block):
+        end = min(begin + block, len(x))
         exponent = x[begin:end] @ columns.x.T
         inside = None
         if fused is None:

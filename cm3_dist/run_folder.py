@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int
         InputError: the folder holds a run already and `resume` is off, or cannot be written.
     """
     if (folder / SETTINGS).exists() and not resume:
-        raise InputError(f"{folder}: holds a run already; continue it with --resume, or choose another run.dir")
+        hint = "continue it with --resume" if (folder / "checkpoints" / "latest").exists() else "delete it"
+        raise InputError(f"{folder}: holds a run already; {hint}, or choose another run.dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS).write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
@@ -53,13 +55,20 @@ def versions() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {**found, "commit": git.stdout.strip()} if git.returncode == 0 else found
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+@cache
+def _commit() -> str | None:
+    """This source tree's commit; None without git, or when the package is installed inside another repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        found = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
@@ -70,18 +79,27 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def truncate_after(path: Path, last: int) -> None:
-    """Drops the JSON lines whose `step` is above `last`, and a torn last line: a resumed run redoes them."""
+    """Drops the JSON lines whose `step` is above `last`, and a torn last line: a resumed run redoes them.
+
+    Raises:
+        InputError: a line before the last is damaged.
+    """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] > last:
                 break
-        except (json.JSONDecodeError, KeyError):
-            break
-        kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise InputError(f"{path}:{number}: not a line that this program wrote; mend or delete it") from None
+        kept.append(line)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(b"".join(kept))
+    temporary.rename(path)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -18,7 +18,10 @@ import typer
 from partition.errors import InputError
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", help=__doc__
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prepare data for training: make or read it, cut it into parts, check it.",
 )
 # The heavy imports (DGL, faiss, torch) wait until a command needs them, so that --help answers at once.
 _COLUMNS, _SPLIT, _FEATURES, _GRAPH = "Columns", "Cleaning and split", "Features", "Item graph and parts"
@@ -194,8 +197,6 @@ def main() -> None:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    else:
-        return
     sys.exit(2)
 
 

@@ -55,11 +55,11 @@ class BuildOptions(BaseModel):
 
 
 class Stages:
-    """One line per stage on stderr, and the seconds each took."""
+    """One line per stage, and the seconds each took."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.statistics: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._console = Console(highlight=False, quiet=quiet)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[Callable[[str], None]]:
@@ -77,7 +77,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
 
     Args:
         options: the command.
-        stages: where to report; by default to stderr.
+        stages: where to report; by default to stdout.
 
     Returns:
         The folder written, `options.output`.
@@ -175,7 +175,9 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         if not (label == TRAIN).any():
             raise InputError(f"{raw.files[0].path}: the training split is empty; --split random makes one")
         keep = evaluable(interactions.user, label)
-        counts["users_without_training"] = len(user_ids) - len(np.unique(interactions.user[label == TRAIN]))
+        counts["users_without_training"] = int(
+            (np.bincount(interactions.user[label == TRAIN], minlength=len(user_ids)) == 0).sum()
+        )
         counts["heldout_dropped"] = int((~keep).sum())
         interactions, label = interactions.take(keep), label[keep]
         sizes = [f"{int((label == code).sum()):,}" for code in (TRAIN, VALIDATION, TEST)]

@@ -161,9 +161,9 @@ def _by_table(
     position = np.full(len(ids), -1)
     position[entries] = np.arange(len(entries))
     listing = ", ".join(str(table.path) for table in catalogue)
-    if len(np.unique(entries)) < len(entries):
-        repeated = ids[int(np.flatnonzero(np.bincount(entries) > 1)[0])].as_py()
-        raise InputError(f"{listing}: item {repeated!r} is in two of these items tables")
+    listed = np.bincount(entries, minlength=len(ids))
+    if listed.max() > 1:
+        raise InputError(f"{listing}: item {ids[int(listed.argmax())].as_py()!r} is in two of these items tables")
     unknown = np.flatnonzero(position[code] < 0)
     if len(unknown):
         row = int(unknown[0])

@@ -225,7 +225,7 @@ def test_the_run_folder_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: 
     assert {"cm3_dist", "python", "torchrec", "dgl", "numpy"} <= versions.keys()
     assert (folder / "plan.txt").read_text() == "a plan\n"
     assert "'data.path=a b'" in (folder / "command.txt").read_text()
-    with pytest.raises(InputError, match=rf"^{folder}: .*--resume.*run\.dir"):
+    with pytest.raises(InputError, match=rf"^{folder}: holds a run already; .*run\.dir"):
         open_run_folder(folder, chosen, "a plan", 2, resume=False)
     open_run_folder(folder, chosen, "another plan", 4, resume=True)
     assert (folder / "plan.txt").read_text() == "another plan\n"

@@ -32,7 +32,8 @@ def slerp(a: Tensor, b: Tensor, curve: Tensor) -> Tensor:
     arc = (torch.sin((1 - curve) * angle) * a + torch.sin(curve * angle) * b) / torch.sin(angle)
     chord = (1 - curve) * a + curve * b
     chord = torch.where((chord * chord).sum(-1, keepdim=True) > SMALL_ANGLE**2, chord, a)
-    return torch.nn.functional.normalize(torch.where(safe, arc, chord), dim=-1)
+    # The floor of the norm only matters where both rows are zero, whose gradient it keeps finite.
+    return torch.nn.functional.normalize(torch.where(safe, arc, chord), dim=-1, eps=SMALL_ANGLE)
 
 
 def bezier(points: Sequence[Tensor], curve: Tensor) -> Tensor:

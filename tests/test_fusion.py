@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cm3_dist.model.fusion import bezier, slerp
+from tests import reference
+
+
+def _points(
+    count: int, rows: int = 50, dim: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(rows, dim, generator=generator, dtype=dtype), dim=-1) for _ in range(count)]
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fused_rows_have_norm_one(modalities: int, dtype: torch.dtype) -> None:
+    curve = torch.rand(50, dtype=dtype)
+    norm = bezier(_points(modalities, dtype=dtype), curve).norm(dim=1)
+    torch.testing.assert_close(norm, torch.ones_like(norm), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+def test_curve_and_its_gradient_equal_the_formulas(modalities: int) -> None:
+    curve, direction = torch.rand(20, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
+    ours = [p.requires_grad_() for p in _points(modalities, rows=20)]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    a, b = bezier(ours, curve), reference.bezier(theirs, curve)
+    torch.testing.assert_close(a, b)
+    tangent = lambda x, y: (x * direction).sum() + 0 * y.sum()  # noqa: E731
+    tangent(a, a).backward()
+    tangent(b, b).backward()
+    for p, q in zip(ours, theirs, strict=True):
+        # Only the part along the sphere means anything: off it the two extend the curve differently.
+        project = lambda g, x: g - (g * x).sum(1, keepdim=True) * x  # noqa: E731
+        torch.testing.assert_close(project(p.grad, p.detach()), project(q.grad, q.detach()), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-7, 1e-4, 9e-4, 1.1e-3, 0.1, 1.5, 3.1, 3.1405, 3.141592, torch.pi])
+@pytest.mark.parametrize("curve", [0.0, 1e-6, 0.3, 0.5, 1.0])
+def test_gradients_are_finite_at_every_angle(angle: float, curve: float) -> None:
+    a = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    b = torch.tensor([[torch.tensor(angle).cos(), torch.tensor(angle).sin(), 0.0]], requires_grad=True)
+    point = slerp(a, b, torch.tensor([curve]))
+    point.sum().backward()
+    assert torch.isfinite(point).all()
+    assert torch.isfinite(a.grad).all()
+    assert torch.isfinite(b.grad).all()
+    assert point.norm().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["identical", "opposite", "zero", "one zero"])
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+def test_gradients_are_finite_for_degenerate_features(kind: str, modalities: int) -> None:
+    """Through the normalisation too, in float32, as the encoder uses it."""
+    base = torch.randn(6, 8)
+    raw = [base.clone() for _ in range(modalities)]
+    if kind == "opposite":
+        raw[1] = -base
+    elif kind == "zero":
+        raw = [torch.zeros(6, 8) for _ in raw]
+    elif kind == "one zero":
+        raw[0] = torch.zeros(6, 8)
+    raw = [r.requires_grad_() for r in raw]
+    for curve in (torch.rand(6), torch.full((6,), 0.5), torch.zeros(6), torch.ones(6)):
+        fused = bezier([F.normalize(r, dim=-1) for r in raw], curve)
+        (fused * torch.randn(6, 8)).sum().backward()
+        assert torch.isfinite(fused).all()
+        for r in raw:
+            assert torch.isfinite(r.grad).all()
+        if kind in ("identical", "opposite"):
+            torch.testing.assert_close(fused.norm(dim=1), torch.ones(6), rtol=0, atol=1e-5)
+        if kind == "identical":
+            torch.testing.assert_close(fused, F.normalize(base, dim=-1), rtol=0, atol=1e-5)
+
+
+def test_the_curve_begins_and_ends_at_its_end_points() -> None:
+    points = _points(3)
+    torch.testing.assert_close(bezier(points, torch.zeros(50, dtype=torch.float64)), points[0])
+    torch.testing.assert_close(bezier(points, torch.ones(50, dtype=torch.float64)), points[-1])
