@@ -1,65 +1,89 @@
 # Everything a person or a machine does with this repository. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test test-slow requirements lint format types check clean
+.PHONY: help setup setup-test cuda demo test test-slow lint format types check requirements requirements-check clean distclean
 
-# uv from the PATH, else one fetched into .tools; Python 3.11 or 3.10 from this machine, else fetched by uv.
+# Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/test_loss.py -x".
+# EXTRA is cpu or cuda; once installed, it stays what it is until named again.
+EXTRA ?= $(if $(wildcard .venv/installed-cuda),cuda,cpu)
+PYTHON := >=3.10,<3.12
+ARGS :=
+
+# uv from the PATH, else fetched into .tools. Without a terminal it draws no progress, so it need not speak either.
 UV := $(shell command -v uv || echo .tools/bin/uv)
-PYTHON := $(shell for p in python3.11 python3.10 python3; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && { command -v $$p; break; }; \
-	done || true)
-EXTRA ?= cpu
+QUIET := $(shell test -t 2 || echo --quiet)
 BIN := .venv/bin
-# uv warns when the cache and .venv lie on different file systems; copying is what it then does anyway.
-export UV_LINK_MODE := copy
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -ts $$'\t'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.tools/bin/uv:
-	@python3 -m venv .tools && .tools/bin/pip install --quiet uv
-
-.venv/installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml | $(filter .tools/bin/uv,$(UV))
-	@test -x $(BIN)/python || $(UV) venv --quiet --python "$(or $(PYTHON),3.11)" .venv
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements/$(EXTRA).txt
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
-	@rm -f .venv/installed-* && touch $@
-
-.venv/installed-dev: requirements/dev.txt .venv/installed-$(EXTRA)
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements/dev.txt
-	@touch $@
-
-setup: .venv/installed-$(EXTRA) ## Install into .venv (EXTRA=cuda for NVIDIA GPUs).
-
-setup-test: .venv/installed-dev ## Install what tests, lint and types need as well.
-
-demo: setup ## Prepare synthetic data, cut it into 4 parts, train on 2 ranks, evaluate.
+demo: setup ## Make data, cut it into 4 parts, train on 2 processes, evaluate.
 	$(BIN)/python -m jobs.demo
 
-test: setup-test ## Run the tests.
-	$(BIN)/python -m pytest
+test: setup-test ## Run the tests (ARGS goes to pytest).
+	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: setup-test ## Run the long tests too.
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+setup: .venv/installed-$(EXTRA) ## Install the pinned requirements and this package into .venv.
+
+setup-test: .venv/installed-$(EXTRA)-dev ## Install what tests, lint and types need as well.
+
+cuda: ## Install for NVIDIA GPUs; demo and test then use that.
+	@$(MAKE) --no-print-directory setup EXTRA=cuda
 
 lint: setup-test ## Check format and lint.
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 
-format: setup-test ## Rewrite to the format.
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+format: setup-test ## Rewrite to the format, mend what lint can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 types: setup-test ## Check types.
 	$(BIN)/mypy
 
-check: lint types test ## All three.
+check: lint types test ## Lint, types and tests.
 
-# The pins hold for Python 3.10 and 3.11; --no-header and --no-emit-index-url keep this machine out of them.
-COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url pyproject.toml
-requirements: | $(filter .tools/bin/uv,$(UV)) ## Refresh the pinned requirements from pyproject.toml.
-	$(COMPILE) --extra cpu --output-file requirements/cpu.txt
-	$(COMPILE) --extra cuda --output-file requirements/cuda.txt
-	$(COMPILE) --extra cpu --group dev --output-file requirements/dev.all
-	@grep -vxFf requirements/cpu.txt requirements/dev.all > requirements/dev.txt; rm requirements/dev.all
+# pip sync, not install: it removes the other extra's fbgemm-gpu, which lies in the same folder, before it adds this one.
+define install
+	@echo "Installing $(1) into .venv (some 5 GB the first time)"
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null \
+		|| { rm -rf .venv && $(UV) venv --quiet --python '$(PYTHON)' .venv; }
+	@rm -f .venv/installed-*
+	@$(UV) pip sync $(QUIET) --python $(BIN)/python $(1)
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+endef
 
-clean: ## Remove what the targets made (not runs/ and prepared/).
-	rm -rf .venv .tools build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+.venv/installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml setup.py | $(filter .tools/bin/uv,$(UV))
+	$(call install,requirements/$(EXTRA).txt)
+	@touch $@
+
+.venv/installed-$(EXTRA)-dev: requirements/$(EXTRA).txt requirements/dev.txt pyproject.toml setup.py | $(filter .tools/bin/uv,$(UV))
+	$(call install,requirements/$(EXTRA).txt requirements/dev.txt)
+	@touch .venv/installed-$(EXTRA) $@
+
+.tools/bin/uv:
+	@echo "Fetching uv into .tools"
+	@{ python3 -m venv .tools && .tools/bin/python -m pip install --quiet uv; } \
+		|| { rm -rf .tools && python3 -m pip install --quiet --target .tools uv; } \
+		|| { echo "uv could not be fetched: check the network, install Python's venv or pip, or put uv on the PATH" >&2; exit 1; }
+
+# The committed files are their own lock: a pin moves when pyproject.toml asks for it, all of them with UPGRADE=1.
+# Pins of Pythons that this project does not support are left out.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+requirements: | $(filter .tools/bin/uv,$(UV)) ## Refresh the pinned requirements from pyproject.toml (UPGRADE=1: the newest).
+	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
+	$(COMPILE) pyproject.toml --extra cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
+	$(COMPILE) --group pyproject.toml:dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
+	sed -i "/python_full_version >= '3.12'/d" requirements/*.txt
+
+requirements-check: setup-test ## Check the pinned requirements against pyproject.toml.
+	$(BIN)/python -m pytest tests/test_packaging.py
+
+clean: ## Remove caches and built packages.
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## Remove the environment too (not data/, prepared/ and runs/).
+	rm -rf .venv .tools

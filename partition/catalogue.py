@@ -15,7 +15,7 @@ from partition.dataset import Interactions
 from partition.errors import InputError
 from partition.features import ListColumn, NpyFile, Source, is_feature_column
 from partition.ids import IdColumn, encode
-from partition.readers import Found, RawInteractions, Role, column_of, missing_column
+from partition.readers import Found, RawInteractions, Role, item_column, missing_column
 from partition.tables import TableFile, open_table
 
 
@@ -191,7 +191,7 @@ def _by_table(
 
 
 def _item_ids(table: TableFile, given: Mapping[Role, str | None]) -> IdColumn:
-    column = column_of(table, "item", given)
+    column = item_column(table, given)
     if column is None:
         raise missing_column(table, "item", given)
     return IdColumn(table, column, table.read([column], [column])[column])

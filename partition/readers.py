@@ -87,6 +87,11 @@ def column_of(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> 
     return usual[0] if usual else None
 
 
+def item_column(file: TableFile, given: Mapping[Role, str | None]) -> str | None:
+    """The column of an items table with the ids: by the interactions' name for it, else by a usual one."""
+    return column_of(file, "item", given) or column_of(file, "item", {})
+
+
 def missing_column(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> InputError:
     """The error for a table without the column it needs."""
     columns, wanted = ", ".join(file.names), given.get(role)
@@ -140,7 +145,7 @@ def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | N
     with_users = [table for table in tables if column_of(table, "user", given)]
     items = [table for table in tables if table not in with_users]
     for table in tables:
-        if not column_of(table, "item", given):
+        if not (item_column(table, given) if table in items else column_of(table, "item", given)):
             raise missing_column(table, "item", given)
     if not with_users:
         raise missing_column(items[0], "user", given)

@@ -10,7 +10,6 @@ from partition.dataset import TEST, TRAIN, VALIDATION, Interactions
 from partition.errors import InputError
 
 Method = Literal["column", "random", "leave_last_out", "cold_items"]
-HELD_OUT = 10  # one interaction in ten goes to validation and one to test; of cold items, one item in ten to each
 
 
 def split(interactions: Interactions, method: Method, seed: int) -> np.ndarray:
@@ -39,11 +38,12 @@ def split(interactions: Interactions, method: Method, seed: int) -> np.ndarray:
 def _tenths(user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Per user, how many interactions validate and test: a tenth each, at least one if one is left for training.
 
-    This is how RecBole and MMRec round 8:1:1.
+    Rounded as in MMRec's published splits: a fifth is held out, rounded down, and the odd one of it tests.
     """
     degree = np.bincount(user)
-    tenth = np.maximum(degree // HELD_OUT, 1)
-    return np.where(degree >= 3, tenth, 0), np.where(degree >= 2, tenth, 0)
+    validation = np.maximum(degree // 10, 1)
+    test = np.maximum(degree // 5 - degree // 10, 1)
+    return np.where(degree >= 3, validation, 0), np.where(degree >= 2, test, 0)
 
 
 def _last_of_user(user: np.ndarray, key: np.ndarray, validation: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def _last_of_user(user: np.ndarray, key: np.ndarray, validation: np.ndarray, tes
 def _cold_items(item: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A tenth of the items that have interactions goes to validation, another to test, with all they have."""
     warm = np.flatnonzero(np.bincount(item))
-    tenth = round(len(warm) / HELD_OUT)
+    tenth = round(len(warm) / 10)
     if not tenth:
         raise InputError(f"--split cold-items: {len(warm)} items with interactions are too few to hold out a tenth")
     drawn = rng.permutation(warm)

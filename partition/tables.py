@@ -98,7 +98,7 @@ class TableFile:
             return csv.read_csv(
                 self.path,
                 read_options=csv.ReadOptions(use_threads=threads, block_size=_TEXT_BLOCK),
-                parse_options=_parsing(self.separator),
+                parse_options=csv.ParseOptions(delimiter=self.separator),
                 convert_options=csv.ConvertOptions(
                     include_columns=list(columns),
                     column_types=dict.fromkeys(encoded, ENCODED),
@@ -140,13 +140,8 @@ def _open_text(path: Path) -> TableFile:
     with path.open("rb") as handle:
         header = handle.readline(_HEADER_BYTES)
     separator = "\t" if b"\t" in header else ","
-    names = csv.open_csv(pa.py_buffer(header), parse_options=_parsing(separator)).schema.names
+    names = csv.open_csv(pa.py_buffer(header), parse_options=csv.ParseOptions(delimiter=separator)).schema.names
     return TableFile(path, tuple(names), None, separator)
-
-
-def _parsing(separator: str) -> csv.ParseOptions:
-    """Quotes only mean something between commas; tab-separated files use them as ordinary characters."""
-    return csv.ParseOptions(delimiter=separator, quote_char='"' if separator == "," else False)
 
 
 def _open_arrow(path: Path) -> ipc.RecordBatchFileReader:

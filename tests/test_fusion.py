@@ -28,7 +28,7 @@ def test_curve_and_its_gradient_equal_the_formulas(modalities: int) -> None:
     curve, direction = torch.rand(20, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
     ours = [p.requires_grad_() for p in _points(modalities, rows=20)]
     theirs = [p.detach().clone().requires_grad_() for p in ours]
-    a, b = bezier(ours, curve), reference.bezier(theirs, curve)
+    a, b = bezier(ours, curve), reference.bezier(torch.stack(theirs), curve)
     torch.testing.assert_close(a, b)
     tangent = lambda x, y: (x * direction).sum() + 0 * y.sum()  # noqa: E731
     tangent(a, a).backward()

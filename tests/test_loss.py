@@ -12,7 +12,7 @@ from torch import Tensor
 from cm3_dist import loss
 from cm3_dist.loss import uniformity
 from cm3_dist.plan import Pairs
-from tests import reference
+from tests import reference as ref
 from tests.ranks import run_ranks
 
 CLAMP = (0.0, 0.8)
@@ -44,12 +44,12 @@ def test_multiplicities_stand_for_repeated_entries(
         unit_x, unit_s = F.normalize(x, dim=1), F.normalize(s, dim=1)
         if expand:
             entry = torch.repeat_interleave(torch.arange(9), count)
-            value = reference.uniformity(unit_x[entry], 2.0, unit_s[entry] if calibrated else None, *CLAMP)
+            value = ref.item_uniformity(unit_x[entry], unit_s[entry], 2.0, *CLAMP, calibrated)
         else:
             pairs = _pairs(count.double(), (count * (count - 1) / 2).double())
             value = uniformity(unit_x, pairs, 2.0, "global", None, unit_s if calibrated else None, CLAMP)
         value.backward()
-        grads.append((value.detach(), x.grad, s.grad if calibrated else torch.zeros(1)))
+        grads.append((value.detach(), x.grad, torch.zeros(1) if s.grad is None else s.grad))
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-7, atol=1e-10)
 
@@ -58,7 +58,7 @@ def test_multiplicities_stand_for_repeated_entries(
 def test_importance_weights(t: float) -> None:
     x, s = _rows(8)
     weight = torch.rand(8, dtype=torch.float64) * 5 + 0.1
-    expected = reference.uniformity(x, t, s, *CLAMP, weight=weight)
+    expected = ref.weighted_item_uniformity(x, s, weight, t, *CLAMP, calibrated=True)
     found = uniformity(x, _pairs(weight, torch.zeros(8)), t, "global", None, s, CLAMP)
     torch.testing.assert_close(found, expected)
 
@@ -81,7 +81,7 @@ def test_local_scope_is_the_weighted_mean_of_the_parts() -> None:
     found = uniformity(x, _pairs(weight, torch.zeros(10), cuts), 2.0, "local", None, s, CLAMP)
     found.backward()
     y = x.detach().clone().requires_grad_()
-    terms = [reference.uniformity(y[a:b], 2.0, s[a:b], *CLAMP, weight=weight[a:b]) for a, b in ((0, 4), (5, 10))]
+    terms = [ref.weighted_item_uniformity(y[a:b], s[a:b], weight[a:b], 2.0, *CLAMP, True) for a, b in ((0, 4), (5, 10))]
     shares = torch.stack([weight[0:4].sum(), weight[5:10].sum()])
     expected = (shares / shares.sum() * torch.stack(terms)).sum()
     expected.backward()

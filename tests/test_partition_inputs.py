@@ -201,7 +201,7 @@ def test_bom_crlf_quotes_and_blank_lines(tmp_path: Path) -> None:
     dataset = read(tmp_path, log, write(tmp_path / "items.parquet", items_table()))
     assert dataset.user_ids.to_pylist() == ["u,1", "u2"]
     tabs = tmp_path / "log.tsv"
-    tabs.write_text('user\titem\n5" nail\ta\nu2\tb\n')  # between tabs a quote is a character like any other
+    tabs.write_text('user\titem\n5" nail\ta\nu2\tb\n')  # a quote inside a value is a character like any other
     dataset = read(tmp_path, tabs, tmp_path / "items.parquet")
     assert dataset.user_ids.to_pylist() == ['5" nail', "u2"]
 
@@ -326,7 +326,7 @@ def test_merged_pairs_are_counted_and_do_not_leak(tmp_path: Path) -> None:
     assert ("u2", "a", TEST) in pairs(dataset)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8, 13])
+@pytest.mark.parametrize("k", [1, 3, 6, 9])
 def test_k_core_equals_removing_one_node_at_a_time(k: int) -> None:
     interactions, _ = merge_duplicates(random_interactions(k), 80)
     edges = set(zip(interactions.user.tolist(), interactions.item.tolist(), strict=True))
@@ -388,8 +388,8 @@ def test_random_split_of_each_user() -> None:
     labels = split(interactions, "random", 3)
     for user in range(interactions.user.max() + 1):
         own = labels[interactions.user == user]
-        tenth = max(len(own) // 10, 1)
-        held_out = {1: (0, 0), 2: (0, 1)}.get(len(own), (tenth, tenth))
+        tenths = max(len(own) // 10, 1), max(len(own) // 5 - len(own) // 10, 1)
+        held_out = {1: (0, 0), 2: (0, 1)}.get(len(own), tenths)
         assert ((own == VALIDATION).sum(), (own == TEST).sum()) == held_out
         assert (own == TRAIN).any()
     first = np.array([labels[interactions.user == user][0] for user in range(50)])
@@ -421,7 +421,7 @@ def test_cold_items_have_no_training_interaction() -> None:
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    log, items = synthesise(SyntheticOptions(folder, 40, 30, 300, 5, {"image": 4}, seed=1))
+    log, _ = synthesise(SyntheticOptions(folder, 40, 30, 300, 5, {"image": 4}, seed=1))
     once = read(tmp_path, folder)
     rows = pq.read_table(log)
     pq.write_table(rows.take(pa.array(np.random.default_rng(0).permutation(rows.num_rows))), log)
@@ -495,8 +495,9 @@ def test_counts_of_real_data(
     assert len(dataset.split) + dataset.counts["heldout_dropped"] == sum(sizes)
     assert list(dataset.features) == modalities
     assert dataset.counts["duplicates_merged"] == 0
-    untrained = np.bincount(dataset.item[dataset.split == TRAIN], minlength=items) == 0
-    assert untrained.sum() == {"baby": untrained.sum(), "tiktok": 465}[name]
+    if name == "tiktok":
+        assert (np.bincount(dataset.item[dataset.split == TRAIN], minlength=items) == 0).sum() == 465
+        assert dataset.features["audio"].values.dtype == np.float16
     if name == "baby":
         assert dataset.item_ids[1].as_py() == "9729375011"
         # The field's own split of Baby rounds 8:1:1 as ours does.

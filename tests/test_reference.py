@@ -13,9 +13,7 @@ from tests import reference as ref
 
 
 def _unit(*shape: int, seed: int = 0) -> Tensor:
-    return F.normalize(
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
-    )
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
 
 
 def test_slerp_on_a_known_arc() -> None:
@@ -71,7 +69,9 @@ def test_mixing_with_equal_logits_divides_by_the_channels() -> None:
     r = torch.randn(3, 12, dtype=torch.float64)
     torch.testing.assert_close(ref.user_rows(r, torch.ones(3, 4, dtype=torch.float64)), r / 4)
     one = torch.tensor([[0.0, 500.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(ref.user_rows(r[:1], one)[0], torch.cat([r[0, :0], 0 * r[0, :4], r[0, 4:8], 0 * r[0, 8:]]))
+    torch.testing.assert_close(
+        ref.user_rows(r[:1], one)[0], torch.cat([r[0, :0], 0 * r[0, :4], r[0, 4:8], 0 * r[0, 8:]])
+    )
 
 
 def test_uniformity_is_the_mean_over_torch_pdist() -> None:
@@ -108,21 +108,22 @@ def test_weights_of_one_and_integer_weights_repeat_items() -> None:
 
 def test_horvitz_thompson_weights_estimate_the_mean_over_all_items() -> None:
     rng = torch.Generator().manual_seed(5)
-    degree = torch.randint(1, 60, (400,), generator=rng).double()
-    x, s = _unit(400, 6), _unit(400, 4, seed=1)
-    x, s = F.normalize(x + degree[:, None] / 30, dim=1), F.normalize(s + degree[:, None] / 60, dim=1)
-    train, size = int(degree.sum()), 600
-    positives = torch.repeat_interleave(torch.arange(400), degree.long())
+    degree = torch.randint(1, 16, (200,), generator=rng).double()
+    x, s = _unit(200, 6), _unit(200, 4, seed=1)
+    x, s = F.normalize(x + degree[:, None] / 8, dim=1), F.normalize(s + degree[:, None] / 16, dim=1)
+    train = int(degree.sum())
+    size = train // 5
+    positives = torch.repeat_interleave(torch.arange(200), degree.long())
     settings = (2.0, 0.0, 1.0, True)
     plain, corrected = [], []
-    for _ in range(30):
-        drawn = positives[torch.randperm(train, generator=rng)[:size]]
+    for _ in range(100):
+        drawn = positives[torch.rand(train, generator=rng) < size / train]
         distinct = drawn.unique()
         weight = 1 / ref.inclusion_probability(degree[distinct], size, train)
         corrected.append(ref.weighted_item_uniformity(x[distinct], s[distinct], weight, *settings))
         plain.append(ref.item_uniformity(x[drawn], s[drawn], *settings))
     wanted = float(ref.item_uniformity(x, s, *settings))
-    assert abs(float(torch.stack(corrected).mean()) - wanted) < 0.02
+    assert abs(float(torch.stack(corrected).mean()) - wanted) < 0.015  # the mean's standard error is 0.004
     assert abs(float(torch.stack(plain).mean()) - wanted) > 0.1
 
 

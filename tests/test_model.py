@@ -1,0 +1,199 @@
+"""A whole training step, forward and backward, against the formulas in float64; metrics and ranking likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from cm3_dist.config import Machine
+from cm3_dist.runtime import Runtime, distributed
+from cm3_dist.trainer import Trainer
+from partition import layout
+from partition.dataset import Dataset
+from partition.item_graph import default_weights
+from tests import reference as ref
+from tests.small import prepare_small, small_dataset, small_settings
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with distributed(Machine(device="cpu", threads=1)) as found:
+        yield found
+
+
+def _rows_of(prepared: Path, manifest: layout.Manifest, name: str, ids: pa.Array) -> np.ndarray:
+    """Global row of every user or item index, by its external id."""
+    stride = manifest.user_stride if name == layout.USERS else manifest.item_stride
+    row = {}
+    for part in range(manifest.num_parts):
+        with pa.memory_map(str(layout.part_dir(prepared, part) / name)) as source:
+            for offset, external in enumerate(pa.ipc.open_file(source).read_all().column("id").to_pylist()):
+                row[external] = part * stride + offset
+    return np.array([row[external] for external in ids.to_pylist()])
+
+
+class Dense:
+    """The trainer's state and one of its plans, carried over to dense float64 tensors over user and item indices."""
+
+    def __init__(self, trainer: Trainer, dataset: Dataset, prepared: Path) -> None:
+        self.users = _rows_of(prepared, trainer.manifest, layout.USERS, dataset.user_ids)
+        self.items = _rows_of(prepared, trainer.manifest, layout.ITEMS, dataset.item_ids)
+        user, item = dataset.train()
+        self.adjacency = torch.zeros(len(self.users), len(self.items), dtype=torch.float64)
+        self.adjacency[user, item] = 1
+        values = [features.values for features in dataset.features.values()]
+        weights = default_weights(list(dataset.features))
+        self.features = [torch.from_numpy(v.astype(np.float64)) for v in values]
+        self.similar = ref.item_graph(self.features, [weights[name] for name in dataset.features], K)
+        state = trainer.model.tables.local_state()
+        channels = 1 + len(values)
+        self.table = state["user_channels"][self.users].double().requires_grad_()
+        self.mixing = state["user_mixing"][self.users, :channels].double().requires_grad_()
+        encoder = trainer.model.encoder
+        self.weights = []
+        for name in dataset.features:
+            layers = (encoder.hidden[name], encoder.channel[name], encoder.point[name])
+            parameters = [p for layer in layers for p in layer.parameters()]
+            self.weights.append(ref.Modality(*(p.detach().double().requires_grad_() for p in parameters)))
+
+    def rows(self, curve: Tensor, layers: int, item_layers: int) -> tuple[Tensor, Tensor, Tensor]:
+        users = ref.ego(self.table.view(len(self.table), self.mixing.shape[1], -1))
+        channels, fused = ref.encode(self.features, self.weights, curve)
+        items = ref.ego(torch.cat([channels, fused.unsqueeze(1)], 1))
+        users, items = ref.propagate(self.adjacency, users, items, layers)
+        return ref.user_rows(users, self.mixing), ref.item_rows(items, self.similar, item_layers), fused
+
+    def loss(self, plan: Any, trainer: Trainer) -> Tensor:
+        settings = trainer.settings
+        propagation = settings.propagation
+        index_of_user = {row: index for index, row in enumerate(self.users.tolist())}
+        index_of_item = {row: index for index, row in enumerate(self.items.tolist())}
+        curve_of = dict(zip(plan.inputs.items.tolist(), plan.inputs.curve.tolist(), strict=True))
+        curve = torch.tensor([curve_of.get(row, 0.5) for row in self.items.tolist()], dtype=torch.float64)
+        users, items, fused = self.rows(curve, propagation.user_item_layers, propagation.item_item_layers)
+        users, items = ref.unit(users), ref.unit(items)
+        batch = self.batch
+        u = torch.tensor([index_of_user[row] for row in batch.user.tolist()])
+        i = torch.tensor([index_of_item[row] for row in batch.positive.tolist()])
+        entries, weight = i, None
+        if len(batch.negative):
+            entries = torch.tensor([index_of_item[row] for row in batch.negative.tolist()])
+            assert not self.adjacency[u, entries].any()  # a negative is never a training item of its user
+        elif settings.loss.in_batch_correction == "horvitz_thompson":
+            entries = torch.unique(i)
+            train = int(self.adjacency.sum())
+            weight = 1 / ref.inclusion_probability(self.adjacency.sum(0)[entries], len(u), train)
+        elif settings.loss.in_batch_correction == "inverse_degree":
+            weight = 1 / self.adjacency.sum(0)[entries]
+        t, clamp = settings.loss.t, (settings.loss.min_sim, settings.loss.max_sim)
+        calibrated = settings.loss.item_uniformity == "calibrated"
+        x, s = items[entries], fused[entries]
+        if weight is None:
+            repelled = ref.item_uniformity(x, s, t, *clamp, calibrated)
+        else:
+            repelled = ref.weighted_item_uniformity(x, s, weight, t, *clamp, calibrated)
+        self.terms = [ref.alignment(users[u], items[i]), ref.user_uniformity(users[u], t), repelled]
+        return ref.total(*self.terms, settings.loss.gamma)
+
+
+CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
+    "uniform": (2, 1e-4, {"negatives": "uniform"}),
+    "one modality, plain": (1, 1e-4, {"negatives": "uniform", "loss": {"item_uniformity": "plain"}}),
+    "three modalities, two item layers": (3, 1e-4, {"negatives": "uniform", "propagation": {"item_item_layers": 2}}),
+    "four modalities, four layers, no item graph": (
+        4,
+        1e-4,
+        {"negatives": "uniform", "propagation": {"user_item_layers": 4, "item_item_layers": 0}},
+    ),
+    "in_batch as it is": (2, 1e-4, {"loss": {"in_batch_correction": "none", "max_sim": 0.8}}),
+    "in_batch, 1/degree": (2, 1e-4, {"loss": {"in_batch_correction": "inverse_degree", "t": 3.0}}),
+    "in_batch, Horvitz-Thompson": (2, 1e-4, {}),
+    "sampled, all neighbours": (2, 1e-4, {"negatives": "uniform", "propagation": {"mode": "sampled", "fanouts": [-1]}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path) -> None:
+    modalities, tolerance, sections = CASES[case]
+    dataset = small_dataset(users=40, items=30, degree=8, modalities=modalities)
+    prepared = prepare_small(tmp_path, dataset=dataset, k=K)
+    trainer = Trainer(small_settings(prepared, tmp_path / "run", train={"batch_size": 64}, **sections), runtime)
+    for parameter in trainer.model.encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    trainer.model.tables.local_state()["user_mixing"].normal_()
+    dense = Dense(trainer, dataset, prepared)
+    dense.batch = next(trainer.batches.epoch(0))
+    plan = next(iter(list(trainer.planner.epoch(0, 0, 1))))
+
+    ego = trainer.model.ego(plan.inputs)
+    for rows in (ego.looked_up, ego.mixing):
+        rows.retain_grad()
+    users, items = trainer.model.propagate(ego, plan.inputs.propagation)
+    terms = _loss(trainer, users, items, ego, plan)
+    gradients = torch.autograd.grad(
+        terms.local, [ego.looked_up, ego.mixing, *trainer.model.encoder.parameters()], retain_graph=True
+    )
+    expected = dense.loss(plan, trainer)
+    expected.backward()
+
+    found = torch.stack([terms.alignment, terms.user_uniformity, terms.item_uniformity])
+    torch.testing.assert_close(found.double(), torch.stack(dense.terms).detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(terms.local.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    place = {row: n for n, row in enumerate(plan.inputs.users.tolist())}
+    taken = [n for n, row in enumerate(dense.users.tolist()) if row in place]
+    order = [place[int(dense.users[n])] for n in taken]
+    pairs = [(gradients[0][order], dense.table.grad[taken]), (gradients[1][order], dense.mixing.grad[taken])]
+    names = {"hidden.weight": "w1", "hidden.bias": "b1", "channel.weight": "w2"}
+    names |= {"point.weight": "point", "point.bias": "point_bias"}
+    for (name, _), gradient in zip(trainer.model.encoder.named_parameters(), gradients[2:], strict=True):
+        layer, modality, kind = name.split(".")
+        weights = dense.weights[list(dataset.features).index(modality)]
+        pairs.append((gradient, getattr(weights, names[f"{layer}.{kind}"]).grad))
+    for ours, theirs in pairs:
+        scale = theirs.abs().max().clamp(min=1e-3)
+        assert (ours.double() - theirs).abs().max() <= 10 * tolerance * scale
+    untouched = sorted(set(range(len(dense.users))) - set(taken))
+    assert not dense.table.grad[untouched].any()
+
+
+def _loss(trainer: Trainer, users: Tensor, items: Tensor, ego: Any, plan: Any) -> Any:
+    from cm3_dist.loss import cm3_loss
+
+    return cm3_loss(users, items, ego.fused[plan.item_inputs], plan, trainer.settings.loss, None)
+
+
+def test_final_rows_and_metrics_equal_the_formulas(runtime: Runtime, tmp_path: Path) -> None:
+    dataset = small_dataset()
+    prepared = prepare_small(tmp_path, dataset=dataset, k=K)
+    trainer = Trainer(small_settings(prepared, tmp_path / "run"), runtime)
+    for plan in trainer.planner.epoch(0, 0, trainer.batches.steps):
+        trainer.step(plan)
+    dense = Dense(trainer, dataset, prepared)
+    users, items, _ = dense.rows(torch.full((len(dense.items),), 0.5, dtype=torch.float64), 3, 1)
+    ours = trainer.final_rows()
+    torch.testing.assert_close(ours[0][dense.users].double(), users.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[1][dense.items].double(), items.detach(), rtol=1e-4, atol=1e-5)
+    scores = (users @ items.T).detach()
+    scores[dense.adjacency > 0] = -torch.inf
+    for split, code in (("validation", 1), ("test", 2)):
+        held_out = dataset.split == code
+        totals: dict[str, list[float]] = {}
+        for user in np.unique(dataset.user[held_out]):
+            relevant = set(dataset.item[held_out & (dataset.user == user)].tolist())
+            ranked = ref.ranking(scores[user].tolist(), (scores[user] > -torch.inf).nonzero().ravel().tolist(), 20)
+            for k in (5, 20):
+                for name, value in ref.metrics(ranked, relevant, k).items():
+                    totals.setdefault(name, []).append(value)
+        found = trainer.rank(ours, split)
+        assert set(found) == set(totals)
+        for name, values in totals.items():
+            assert found[name] == pytest.approx(np.mean(values), abs=1e-9), name
