@@ -1,31 +1,15 @@
-"""Everything a step needs to know before it computes: its batch, its operator, who sends which rows. Made in a thread.
-
-Planning moves node ids only, over a gloo group of its own, so that it overlaps with the computing of earlier steps.
-"""
+"""Everything a step needs to know before it computes: its batch, its operator, and who sends which rows."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from scipy.special import betaincinv
 from torch import Tensor
 
-from cm3_dist.batches import Batch, Batches
-from cm3_dist.config import Settings
-from cm3_dist.features import ItemFeatures
-from cm3_dist.graph.exact import exact_propagation, plan_exchange
-from cm3_dist.graph.exchange import Exchange, send_to_owners
+from cm3_dist.graph.exchange import Exchange
 from cm3_dist.graph.propagation import Propagation
-from cm3_dist.graph.sampling import Fanouts, Sampler
-from cm3_dist.graph.shard import Shard
-from cm3_dist.runtime import Runtime, Stream, key, uniform_by_row
 
 
 @dataclass(frozen=True)
@@ -70,179 +54,6 @@ class StepPlan:
     input_share: float  # nodes that enter the propagation, over all nodes (all ranks)
 
 
-class Planner:
-    """Makes the plans of an epoch. Collective: every rank makes the same plans in the same order."""
-
-    def __init__(
-        self, shard: Shard, features: ItemFeatures, batches: Batches, settings: Settings, mode: str, runtime: Runtime
-    ) -> None:
-        self._shard, self._features, self._batches = shard, features, batches
-        self._settings, self._runtime = settings, runtime
-        propagation = settings.propagation
-        self._curve = Curve(settings.model.alpha)
-        self._sampler: Sampler | None = None
-        layers = propagation.user_item_layers
-        self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
-        if mode == "exact":
-            self._exact = self._exact.to(runtime.device)
-            self._all = self._everything()
-        else:
-            fanouts = propagation.fanouts * layers if len(propagation.fanouts) == 1 else propagation.fanouts
-            choice = Fanouts(fanouts[:layers], [propagation.item_fanout] * propagation.item_item_layers)
-            self._sampler = Sampler(shard, choice, settings.train.seed, runtime.group, runtime.planning)
-
-    def inference(self) -> Propagation:
-        """The exact operator over all local rows, on the device."""
-        return self._exact.to(self._runtime.device)
-
-    def epoch(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
-        """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.
-
-        The caller takes them all: a rank that stopped early would leave the others' planning threads waiting.
-        """
-        batches = self._batches.epoch(epoch, first_step)
-        steps = range(first_step, last_step)
-        plans = (self._plan(batch, epoch, step) for step, batch in zip(steps, batches, strict=False))
-        return _ahead(plans, self._settings.machine.prefetch) if self._settings.machine.prefetch else plans
-
-    def _plan(self, batch: Batch, epoch: int, step: int) -> StepPlan:
-        shard, planning = self._shard, self._runtime.planning
-        users, user_count = np.unique(batch.user, return_counts=True)
-        counted = batch.negative if len(batch.negative) else batch.positive
-        asked = np.unique(np.concatenate([batch.positive, batch.negative]))
-        count = np.bincount(np.searchsorted(asked, counted), minlength=len(asked))
-        requests = send_to_owners(asked, shard.item_rows, planning, count)
-        items, place = np.unique(requests.table[:, 0] - shard.first_item, return_inverse=True)
-        item_count = np.bincount(place, requests.table[:, 1], minlength=len(items)).astype(np.int64)
-
-        if self._sampler is None:
-            share = 1.0
-            rows = np.arange(shard.first_item, shard.first_item + shard.item_rows)
-            inputs = replace(self._all, curve=self._curve(self._key(epoch, step), rows))
-            user_at, item_at = users, items  # every local row is propagated, in its own place
-        else:
-            sample = self._sampler.draw(users, items, epoch, step)
-            inputs = self._inputs(sample.propagation, sample.users, sample.items, epoch, step)
-            user_at, item_at = np.arange(len(users)), np.arange(len(items))
-            total = torch.tensor(len(sample.users) + len(sample.items))
-            dist.all_reduce(total, group=planning)
-            share = int(total) / (shard.manifest.users + shard.manifest.items)
-
-        propagated = shard.item_rows if self._sampler is None else len(items)
-        remote = (batch.positive < shard.first_item) | (batch.positive >= shard.first_item + shard.item_rows)
-        halo = np.unique(batch.positive[remote])
-        positives = np.empty_like(batch.positive)
-        positives[~remote] = item_at[np.searchsorted(items, batch.positive[~remote] - shard.first_item)]
-        positives[remote] = propagated + np.searchsorted(halo, batch.positive[remote])
-        exchange = plan_exchange(halo, shard.first_item, shard.item_rows, self._runtime.group, planning)
-        sent = exchange.send.numpy()
-        exchange = replace(exchange, send=torch.from_numpy(item_at[np.searchsorted(items, sent)]))
-
-        size = self._batches.size(step)
-        kept = np.flatnonzero(item_count)
-        weights, self_weights = self._item_weights(items[kept], item_count[kept], size)
-        most = torch.tensor([len(users), len(kept)])
-        dist.all_reduce(most, dist.ReduceOp.MAX, group=planning)
-        stride = shard.manifest.item_stride
-        return StepPlan(
-            epoch,
-            step,
-            size,
-            inputs,
-            torch.from_numpy(user_at[np.searchsorted(users, batch.user)]),
-            torch.from_numpy(positives),
-            exchange,
-            _pairs(
-                user_at,
-                users // shard.manifest.user_stride,
-                user_count,
-                _same_row(user_count),
-                len(shard.parts),
-                most[0],
-            ),
-            _pairs(item_at[kept], items[kept] // stride, weights, self_weights, len(shard.parts), most[1]),
-            torch.from_numpy(item_at[kept]),
-            share,
-        )
-
-    def _item_weights(self, items: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of the batch's distinct negatives (CM3.md section 3); `items` [n] local rows drawn `count` times."""
-        negatives, correction = self._settings.negatives, self._settings.loss.in_batch_correction
-        if negatives == "local":
-            # Part p draws n_p negatives among its m_p items, so an item stands for m_p / n_p uniform ones.
-            parts = [self._shard.manifest.parts[part] for part in self._shard.parts]
-            rate = np.array([part.active_items / max(part.train, 1) for part in parts])
-            rate = rate[items // self._shard.manifest.item_stride]
-            return count * rate, _same_row(count) * rate**2
-        if negatives == "uniform" or correction == "none":
-            return count, _same_row(count)
-        degree = self._shard.item_degree[items]
-        if correction == "inverse_degree":
-            return count / degree, _same_row(count) / degree.astype(np.float64) ** 2
-        # Horvitz-Thompson: an item is in the batch unless all its `degree` interactions, each drawn with probability
-        # size/train, stay out.
-        included = -np.expm1(degree * np.log1p(-min(size / self._shard.manifest.train, 1 - 1e-9)))
-        return 1 / included, np.zeros(len(items))
-
-    def _everything(self) -> Inputs:
-        """All local rows; the curve parameters follow step by step."""
-        shard, device = self._shard, self._runtime.device
-        features = self._features.gather(np.arange(shard.item_rows))
-        return Inputs(
-            self._exact,
-            torch.arange(shard.first_user, shard.first_user + shard.user_rows, device=device),
-            torch.arange(shard.first_item, shard.first_item + shard.item_rows, device=device),
-            {name: values.to(device) for name, values in features.items()},
-            torch.empty(0),
-        )
-
-    def _inputs(self, propagation: Propagation, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> Inputs:
-        rows = items + self._shard.first_item
-        return Inputs(
-            propagation,
-            torch.from_numpy(users + self._shard.first_user),
-            torch.from_numpy(rows),
-            self._features.gather(items),
-            self._curve(self._key(epoch, step), rows),
-        )
-
-    def _key(self, epoch: int, step: int) -> int:
-        return key(Stream.CURVE, self._settings.train.seed, epoch, step)
-
-
-class Curve:
-    """Curve parameters from Beta(alpha, alpha), one per item row and step, by inverting a tabulated quantile function.
-
-    The table's midpoints of 2^16 equal bins are exact; in between it is linear.
-    """
-
-    def __init__(self, alpha: float, bins: int = 1 << 16) -> None:
-        self._grid = (np.arange(bins) + 0.5) / bins
-        half = betaincinv(alpha, alpha, self._grid[: bins // 2])
-        self._quantile = np.concatenate([half, 1 - half[::-1]])  # the distribution is symmetric
-
-    def __call__(self, seed: int, rows: np.ndarray) -> Tensor:
-        """[n] int64 global rows -> [n] float32 in [0, 1]."""
-        return torch.from_numpy(np.interp(uniform_by_row(seed, rows), self._grid, self._quantile).astype(np.float32))
-
-
-def _same_row(count: np.ndarray) -> np.ndarray:
-    """Pairs that `count` draws of one row form with each other."""
-    return count * (count - 1) / 2
-
-
-def _pairs(
-    index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray, parts: int, most: Tensor
-) -> Pairs:
-    return Pairs(
-        torch.from_numpy(index),
-        torch.from_numpy(weight.astype(np.float32)),
-        torch.from_numpy(self_weight.astype(np.float32)),
-        np.searchsorted(part, np.arange(parts + 1)).tolist(),
-        int(most),
-    )
-
-
 def to_device(value: Any, device: torch.device) -> Any:
     """A plan, or any part of it, on another device; tensors go without waiting for the copy."""
     if device.type == "cpu":
@@ -256,22 +67,3 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Inputs | Pairs | StepPlan):
         return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
     return value
-
-
-def _ahead(plans: Iterator[StepPlan], depth: int) -> Iterator[StepPlan]:
-    """Runs `plans` in a thread, at most `depth` finished ones waiting; its exception is raised here."""
-    waiting: queue.Queue[StepPlan | BaseException | None] = queue.Queue(depth)
-
-    def work() -> None:
-        try:
-            for plan in plans:
-                waiting.put(plan)
-            waiting.put(None)
-        except BaseException as error:
-            waiting.put(error)
-
-    threading.Thread(target=work, name="planner", daemon=True).start()
-    while (plan := waiting.get()) is not None:
-        if isinstance(plan, BaseException):
-            raise plan
-        yield plan

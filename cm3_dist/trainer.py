@@ -19,7 +19,8 @@ from cm3_dist.graph.exchange import send_to_owners
 from cm3_dist.graph.shard import load_shard
 from cm3_dist.loss import cm3_loss
 from cm3_dist.model.cm3 import CM3
-from cm3_dist.plan import Planner, StepPlan, to_device
+from cm3_dist.plan import StepPlan, to_device
+from cm3_dist.planner import Planner
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
 from partition.errors import InputError
 from partition.layout import Manifest

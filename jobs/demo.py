@@ -14,7 +14,7 @@ from pathlib import Path
 
 DATA, PREPARED, RUN = Path("data/demo"), Path("prepared/demo"), Path("runs/demo")
 CONFIG = Path(__file__).with_name("demo.yaml")
-SIZES = ["--users", "3000", "--items", "1500", "--interactions", "45000", "--modalities", "image:64,text:32", "--seed", "7"]
+SIZES = "--users 3000 --items 1500 --interactions 45000 --modalities image:64,text:32 --seed 7".split()
 
 
 def main() -> None:

@@ -173,7 +173,7 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         method = _method(options.split, interactions.split is not None)
         label = split(interactions, method, options.seed)
         if not (label == TRAIN).any():
-            raise InputError(f"{raw.files[0].path}: the training split is empty; --split random makes one")
+            raise raw.files[0].error("the training split is empty; --split random makes one", raw.split_column)
         keep = evaluable(interactions.user, label)
         counts["users_without_training"] = int(
             (np.bincount(interactions.user[label == TRAIN], minlength=len(user_ids)) == 0).sum()

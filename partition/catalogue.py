@@ -198,13 +198,13 @@ def _item_ids(table: TableFile, given: Mapping[Role, str | None]) -> IdColumn:
 
 
 def _check_unique(column: IdColumn, ids: pa.Array, entry: np.ndarray) -> None:
-    """An items table lists an item once; the row named is the second of a pair."""
+    """Refuses an id that is listed twice; the row named is that of the second time."""
     order = np.argsort(entry, kind="stable")
     repeats = order[1:][np.diff(entry[order]) == 0]
     if len(repeats):
         row = int(repeats.min())
         raise column.file.error(
-            f"item {ids[int(entry[row])].as_py()!r} a second time; a table without a user column lists items once",
+            f"{ids[int(entry[row])].as_py()!r} a second time; this table lists an id once",
             column.column,
             row,
         )
@@ -214,7 +214,7 @@ def _own_ids(numbers: pa.Array, mapping: TableFile, index: str) -> pa.Array:
     """The ids that MMRec's mapping file gives to `numbers`, in their order."""
     others = [name for name in mapping.names if name != index]
     if index not in mapping.names or len(others) != 1:
-        raise mapping.error(f"expected column {index!r} and one with the own ids; the columns are {mapping.names}")
+        raise mapping.error(f"expected column {index!r} and one with the own ids, not {', '.join(mapping.names)}")
     table = mapping.read([index, others[0]], [index, others[0]])
     columns = [IdColumn(mapping, name, table[name]) for name in (index, others[0])]
     (known, (position,)), (own, (code,)) = (encode([column]) for column in columns)

@@ -60,6 +60,7 @@ class RawInteractions:
     items: list[IdColumn]
     split: np.ndarray | None  # [rows] int8
     time: np.ndarray | None  # [rows] int64 or float64
+    split_column: str | None  # its name in the first file
 
     def error(self, role: Literal["user", "item"], row: int, message: str) -> InputError:
         """An error about the id in one row, counted over all files."""
@@ -210,6 +211,7 @@ def read_interactions(
         ids["item"],
         np.concatenate(splits) if labelled else None,
         np.concatenate([values for _, values in times]) if time else None,
+        column_of(tables[0], "split", given) if labelled else None,
     )
 
 

@@ -505,4 +505,303 @@ def test_counts_of_real_data(
         assert tuple(np.bincount(labels)) == sizes
 
 
-Damage = Callable[[Path], dict[str, Any] | None]
+def logged(**columns: Any) -> Callable[[Path], Any]:
+    """A log whose columns are replaced; None leaves one out."""
+
+    def make(path: Path) -> Any:
+        content = {"user": USERS, "item": ITEMS, "split": LABELS} | columns
+        suffix = content.pop("suffix", "csv")
+        log = write(path / f"log.{suffix}", pa.table({k: v for k, v in content.items() if v is not None}))
+        return [log, write(path / "items.parquet", items_table())]
+
+    return make
+
+
+def text(content: str | bytes, name: str = "log.csv") -> Callable[[Path], Any]:
+    def make(path: Path) -> Any:
+        (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return [path / name, write(path / "items.parquet", items_table())]
+
+    return make
+
+
+def items(content: pa.Table, suffix: str = "parquet") -> Callable[[Path], Any]:
+    return lambda path: [write(path / "log.csv", table()), write(path / f"items.{suffix}", content)]
+
+
+def folder(
+    damage: Callable[[Path], Any] | None = None, rows: Any = ((0, 2, 0), (1, 0, 1), (1, 1, 0))
+) -> Callable[[Path], Any]:
+    def make(path: Path) -> Any:
+        tiny = mmrec(path / "tiny", list(rows))
+        if damage is not None:
+            damage(tiny)
+        return [tiny]
+
+    return make
+
+
+def features(values: np.ndarray) -> Callable[[Path], Any]:
+    return folder(lambda tiny: np.save(tiny / "text_feat.npy", values))
+
+
+def cut(name: str, share: float = 0.6) -> Callable[[Path], Any]:
+    def damage(tiny: Path) -> None:
+        path = tiny / name
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+    return damage
+
+
+def mapping(lines: str) -> Callable[[Path], Any]:
+    return folder(lambda tiny: (tiny / "i_id_mapping.csv").write_text(lines))
+
+
+def torn(suffix: str) -> Callable[[Path], Any]:
+    def make(path: Path) -> Any:
+        found = logged(suffix=suffix)(path)
+        cut(found[0].name)(path)
+        return found
+
+    return make
+
+
+def two_logs(*contents: dict[str, Any]) -> Callable[[Path], Any]:
+    return lambda path: [
+        *(write(path / f"{n}.parquet", pa.table(content)) for n, content in enumerate(contents)),
+        write(path / "items.parquet", items_table()),
+    ]
+
+
+BAD_VALUES = np.zeros((4, 3), np.float32)
+BAD_VALUES[2, 1] = np.nan
+INFINITE = np.zeros((4, 3), np.float16)
+INFINITE[3, 0] = np.inf
+SHORT = pa.table({"item": list("abcd"), "image": [[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]]})
+HOLE = pa.table({"item": list("abcd"), "image": [[1.0], [2.0], None, [4.0]]})
+GAP = pa.table({"item": list("abcd"), "image": [[1.0], [2.0], [3.0], [None]]})
+NOT_A_NUMBER = pa.table({"item": list("abcd"), "image": [[1.0], [np.inf], [3.0], [4.0]]})
+
+ERRORS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], list[str]]] = {
+    "no input": (lambda path: [path / "none"], {}, ["none: no such file or folder"]),
+    "empty folder": (lambda path: [path], {}, ["no table in it"]),
+    "unknown extension": (text("x", "log.xlsx"), {}, ["log.xlsx: unknown extension"]),
+    "empty file": (text(""), {}, ["log.csv: cannot be read as csv: Empty"]),
+    "header only": (text("user,item\n"), {}, ["log.csv: has no rows"]),
+    "no header": (text("0\t1\t0\n", "log.tsv"), {}, ["log.tsv: no item column", "--item-column"]),
+    "no user column": (logged(user=None), {}, ["log.csv: no user column (user, user_id,", "columns are item, split"]),
+    "no item column": (logged(item=None), {}, ["log.csv: no item column", "columns are user, split"]),
+    "column given but missing": (logged(), {"user_column": "who"}, ["log.csv: no column 'who' (--user-column)"]),
+    "ambiguous column": (logged(asin=ITEMS), {}, ["log.csv: columns 'item' and 'asin' could both", "--item-column"]),
+    "column twice": (text("user,item,item\nu,a,a\n"), {"item_column": "item"}, ["column 'item'", "two columns"]),
+    "no split column": (logged(split=None), {"split": "column"}, ["log.csv: no split column", "--split-column"]),
+    "split in one file only": (
+        two_logs({"user": ["u"], "item": ["a"], "split": [0]}, {"user": ["u"], "item": ["a"]}),
+        {},
+        ["1.parquet: no split column"],
+    ),
+    "no time column": (logged(), {"split": "leave-last-out"}, ["log.csv: no time column", "--time-column"]),
+    "ragged row": (text("user,item\nu,a\nu\n"), {}, ["log.csv", "line 3", "Expected 2 columns, got 1"]),
+    "not UTF-8": (text(b"user,item\nu,a\n\xff,a\n"), {}, ["log.csv", "column 'user'", "line 3", "UTF8"]),
+    "torn Parquet": (torn("parquet"), {}, ["log.parquet: cannot be read as parquet"]),
+    "torn Arrow": (torn("arrow"), {}, ["log.arrow: cannot be read as arrow"]),
+    "Parquet in name only": (text("user,item\n", "log.parquet"), {}, ["log.parquet: cannot be read as parquet"]),
+    "null user": (text("user,item\nu,a\n,b\n"), {}, ["log.csv", "column 'user', row 1 (line 3)", "missing"]),
+    "null item": (
+        logged(item=["a", "b", None, "a", "a", "a"], suffix="parquet"),
+        {},
+        ["log.parquet: column 'item', row 2: the id is missing"],
+    ),
+    "negative user": (
+        logged(user=[0, 1, 2, -3, 0, 0]),
+        {},
+        ["log.csv: column 'user', row 3 (line 5): the id -3 is negative"],
+    ),
+    "negative item": (
+        folder(rows=[(0, 1, 0), (0, -1, 0)]),
+        {},
+        ["tiny.inter: column 'itemID', row 1", "-1 is negative"],
+    ),
+    "huge id": (
+        logged(user=pa.array([2**63, 1, 2, 3, 4, 5], pa.uint64()), suffix="parquet"),
+        {},
+        ["log.parquet: column 'user'", "2^63"],
+    ),
+    "float ids": (logged(user=[0.5] * 6, suffix="parquet"), {}, ["log.parquet: column 'user': has type double"]),
+    "numbers and text": (
+        two_logs({"user": [1], "item": ["a"]}, {"user": ["1"], "item": ["a"]}),
+        {},
+        ["0.parquet: column 'user': has numbers, but", "1.parquet"],
+    ),
+    "unknown split": (
+        logged(split=[0, 1, 0, 7, 0, 0]),
+        {},
+        ["log.csv: column 'split', row 3 (line 5): unknown split '7'"],
+    ),
+    "unknown split by name": (
+        logged(split=["train", "train", "holdout", "test", "test", "test"], suffix="arrow"),
+        {},
+        ["log.arrow: column 'split', row 2: unknown split 'holdout'"],
+    ),
+    "null split": (
+        logged(split=[0, None, 0, 1, 0, 0], suffix="parquet"),
+        {},
+        ["log.parquet: column 'split', row 1: the split label is missing"],
+    ),
+    "empty training split": (
+        logged(split=[1, 2, 1, 2, 1, 2]),
+        {},
+        ["log.csv: column 'split': the training split is empty"],
+    ),
+    "null time": (
+        logged(time=[1, 2, 3, None, 5, 6], suffix="parquet"),
+        {"split": "leave-last-out"},
+        ["log.parquet: column 'time', row 3: the time is missing"],
+    ),
+    "NaN time": (
+        logged(time=[1, 2, 3, 4, 5, np.nan], suffix="parquet"),
+        {"split": "leave-last-out"},
+        ["log.parquet: column 'time', row 5: the time is missing"],
+    ),
+    "time as text": (
+        logged(time=["soon"] * 6),
+        {"split": "leave-last-out"},
+        ["log.csv: column 'time': has type string"],
+    ),
+    "dates and numbers": (
+        two_logs(
+            {"user": ["u"], "item": ["a"], "ts": pa.array([0], pa.timestamp("s"))},
+            {"user": ["u"], "item": ["a"], "ts": [0]},
+        ),
+        {"split": "leave-last-out"},
+        ["1.parquet: dates in one file and numbers in another"],
+    ),
+    "nothing in the core": (logged(), {"kcore": 9}, ["--kcore 9: no interaction is left"]),
+    "too few items to hold out": (logged(), {"split": "cold-items"}, ["--split cold-items: 3 items"]),
+    "no features": (lambda path: [write(path / "log.csv", table())], {}, ["log.csv: no item features", "--features"]),
+    "no feature file": (folder(), {"features": ["image=none.npy"]}, ["none.npy: no such file"]),
+    "unknown modality": (folder(), {"features": ["video"]}, ["--features video", "image, text"]),
+    "modality twice": (folder(), {"features": ["text", "text"]}, ["--features: modality 'text' occurs twice"]),
+    "bad modality name": (
+        folder(lambda tiny: np.save(tiny / "a b_feat.npy", BAD_VALUES)),
+        {},
+        ["--features: 'a b' is no modality name"],
+    ),
+    "NaN": (features(BAD_VALUES), {}, ["text_feat.npy: row 2, column 1: the value is nan"]),
+    "infinite": (features(INFINITE), {}, ["text_feat.npy: row 3, column 0: the value is inf"]),
+    "rows of two files differ": (
+        features(np.zeros((5, 3), np.float32)),
+        {},
+        ["text_feat.npy: 5 rows", "image_feat.npy has 4"],
+    ),
+    "not a matrix": (features(np.zeros(4, np.float32)), {}, ["text_feat.npy: has shape (4,)"]),
+    "not floats": (features(np.zeros((4, 3), np.int64)), {}, ["text_feat.npy: has dtype int64"]),
+    "pickled": (
+        folder(lambda tiny: np.save(tiny / "text_feat.npy", np.array([{}], object))),
+        {},
+        ["text_feat.npy: cannot be read as .npy"],
+    ),
+    "torn npy": (folder(cut("text_feat.npy")), {}, ["text_feat.npy: cannot be read as .npy"]),
+    "empty npy": (folder(cut("text_feat.npy", 0)), {}, ["text_feat.npy: cannot be read as .npy"]),
+    "item beyond the rows": (
+        folder(rows=[(0, 1, 0), (0, 4, 0)]),
+        {},
+        ["tiny.inter: column 'itemID', row 1 (line 3): item 4 has no features", "ends with row 3"],
+    ),
+    "item not in the table": (
+        items(items_table(["a", "b"])),
+        {},
+        ["log.csv: column 'item', row 2 (line 4): item 'c' has no features", "items.parquet"],
+    ),
+    "item twice in the table": (
+        items(items_table(["a", "b", "c", "b"])),
+        {},
+        ["items.parquet: column 'item', row 3: 'b' a second time"],
+    ),
+    "text ids and numpy rows": (
+        lambda path: [write(path / "log.csv", table()), *folder()(path)][:1],
+        {"features": ["image=tiny/image_feat.npy"]},
+        ["log.csv: column 'item': the ids are text, so add an items table"],
+    ),
+    "rows of numpy and table differ": (
+        lambda path: [*items(items_table(["a", "b", "c"]))(path), *folder()(path)][:2],
+        {"features": ["text=tiny/text_feat.npy"]},
+        ["text_feat.npy: 4 rows, but", "items.parquet has 3 items"],
+    ),
+    "unequal lists": (items(SHORT), {}, ["items.parquet: column 'image', row 2: a list of 1 values; the first has 2"]),
+    "missing list": (items(HOLE), {}, ["items.parquet: column 'image', row 2: the features are missing"]),
+    "missing value": (items(GAP), {}, ["items.parquet: column 'image', row 3: a value is NaN, infinite or missing"]),
+    "infinite in a list": (items(NOT_A_NUMBER), {}, ["items.parquet: column 'image', row 1: a value is NaN"]),
+    "no such list column": (
+        items(items_table()),
+        {"features": ["sound=items.parquet"]},
+        ["items.parquet: column 'sound': not a list column of floats (those are: image, text)"],
+    ),
+    "second table lacks an item": (
+        lambda path: [*items(items_table())(path), write(path / "more.parquet", items_table(list("abc")))][:2],
+        {"features": ["image", "sound=more.parquet:text"]},
+        ["more.parquet: 3 rows, but", "items.parquet has 4 items; 'd' is missing"],
+    ),
+    "second table has one more": (
+        lambda path: [*items(items_table())(path), write(path / "more.parquet", items_table(list("abcde")))][:2],
+        {"features": ["image", "sound=more.parquet:text"]},
+        ["more.parquet: column 'item', row 4: item 'e' is not in", "items.parquet"],
+    ),
+    "several logs in an MMRec folder": (
+        folder(lambda tiny: [(tiny / f"x{n}.inter").write_text("") for n in (1, 2)] + [(tiny / "tiny.inter").unlink()]),
+        {},
+        ["tiny: several .inter files (x1.inter, x2.inter)"],
+    ),
+    "mapping without an item": (
+        mapping("asin\titemID\nA\t0\nB\t2\nC\t3\n"),
+        {},
+        ["i_id_mapping.csv: column 'itemID': 1 is"],
+    ),
+    "mapping with an id twice": (
+        mapping("asin\titemID\nA\t0\nB\t1\nA\t2\nC\t3\n"),
+        {},
+        ["i_id_mapping.csv: column 'asin', row 2 (line 4): 'A' a second time"],
+    ),
+    "mapping of other columns": (mapping("a\tb\nA\t0\n"), {}, ["i_id_mapping.csv: expected column 'itemID'"]),
+    "PCA above the width": (folder(), {"pca": ["text=4"]}, ["--pca text=4: modality 'text' has 3 dimensions"]),
+    "PCA of an unknown modality": (folder(), {"pca": ["video=2"]}, ["--pca video=2: no modality 'video'"]),
+    "PCA to nothing": (folder(), {"pca": ["0"]}, ["--pca 0: expected DIM or NAME=DIM"]),
+    "PCA to words": (folder(), {"pca": ["text=few"]}, ["--pca text=few: 'few' is not a number"]),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_input_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    make, options, expected = ERRORS[case]
+    monkeypatch.chdir(tmp_path)
+    inputs = make(tmp_path)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, *inputs, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "weights", [["text=1"], ["text=1", "image=-1"], ["text=0", "image=0"], ["audio=1"], ["1"], ["text=x"]]
+)
+def test_bad_weights_of_the_item_graph(weights: list[str]) -> None:
+    with pytest.raises(InputError, match="--item-graph-weight"):
+        item_graph_weights(weights, ["image", "text"])
+
+
+@pytest.mark.parametrize("text", ["image", "image:0", "image:4,image:4", "image:4,", "a b:4"])
+def test_bad_modalities_of_synthetic_data(text: str) -> None:
+    with pytest.raises(InputError, match="--modalities"):
+        parse_modalities(text)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "option"),
+    [((10, 10, 51, 2), "--interactions"), ((10, 10, 9, 2), "--interactions"), ((10, 10, 20, 11), "--clusters")],
+)
+def test_sizes_of_synthetic_data_that_do_not_go_together(tmp_path: Path, sizes: tuple[int, ...], option: str) -> None:
+    with pytest.raises(InputError, match=option):
+        synthesise(SyntheticOptions(tmp_path / "data", *sizes))
+    assert not (tmp_path / "data").exists()

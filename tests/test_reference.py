@@ -108,23 +108,26 @@ def test_weights_of_one_and_integer_weights_repeat_items() -> None:
 
 def test_horvitz_thompson_weights_estimate_the_mean_over_all_items() -> None:
     rng = torch.Generator().manual_seed(5)
-    degree = torch.randint(1, 16, (200,), generator=rng).double()
-    x, s = _unit(200, 6), _unit(200, 4, seed=1)
-    x, s = F.normalize(x + degree[:, None] / 8, dim=1), F.normalize(s + degree[:, None] / 16, dim=1)
+    items, popular = 120, 60
+    degree = torch.full((items,), 3.0, dtype=torch.float64)
+    degree[:popular] = 15
+    x, s = _unit(items, 6), _unit(items, 4, seed=1)
+    x[:popular] = F.normalize(x[:popular] + 1, dim=1)  # popular items lie together
     train = int(degree.sum())
     size = train // 5
-    positives = torch.repeat_interleave(torch.arange(200), degree.long())
+    positives = torch.repeat_interleave(torch.arange(items), degree.long())
     settings = (2.0, 0.0, 1.0, True)
     plain, corrected = [], []
-    for _ in range(100):
+    for _ in range(40):
         drawn = positives[torch.rand(train, generator=rng) < size / train]
         distinct = drawn.unique()
         weight = 1 / ref.inclusion_probability(degree[distinct], size, train)
         corrected.append(ref.weighted_item_uniformity(x[distinct], s[distinct], weight, *settings))
         plain.append(ref.item_uniformity(x[drawn], s[drawn], *settings))
     wanted = float(ref.item_uniformity(x, s, *settings))
-    assert abs(float(torch.stack(corrected).mean()) - wanted) < 0.015  # the mean's standard error is 0.004
-    assert abs(float(torch.stack(plain).mean()) - wanted) > 0.1
+    error = torch.stack(corrected) - wanted
+    assert abs(float(error.mean())) < 3 * float(error.std()) / 40**0.5 < 0.06
+    assert abs(float(torch.stack(plain).mean()) - wanted) > 0.2
 
 
 def test_encoder_shapes_and_total() -> None:

@@ -1,0 +1,224 @@
+"""Sharded full ranking against a brute-force one: ranks, block sizes, ties, masks, cold candidates, bad rows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cm3_dist.evaluate import _top, evaluate, top_k
+from cm3_dist.ragged import Ragged
+from partition.errors import InputError
+from tests import reference as ref
+from tests.ranks import run_ranks
+
+PARTS, USER_STRIDE, ITEM_STRIDE = 4, 11, 17
+USERS, ITEMS = PARTS * USER_STRIDE, PARTS * ITEM_STRIDE
+KS = (1, 5, 20)
+BLOCKS = [(4096, 8192), (3, 5), (7, ITEM_STRIDE), (1, 1)]
+CASES = ("gaussian", "ties", "popularity", "cold", "few", "wide k")
+DEEP = 80  # more than there are items
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole evaluation. `relevant` and `seen`: sets of global item rows by global user row."""
+
+    user_rows: Tensor
+    item_rows: Tensor
+    users: list[int]
+    relevant: dict[int, set[int]]
+    seen: dict[int, set[int]]
+    candidates: Tensor
+    ks: tuple[int, ...]
+
+
+def _case(name: str) -> Case:
+    rng = np.random.default_rng(CASES.index(name))
+    if name == "popularity":
+        user_rows, item_rows = torch.ones(USERS, 1), torch.from_numpy(rng.integers(0, 4, (ITEMS, 1))).float()
+    elif name == "ties":
+        user_rows = torch.from_numpy(rng.integers(-1, 2, (USERS, 2))).float()
+        item_rows = torch.from_numpy(rng.integers(-1, 2, (ITEMS, 2))).float()
+    else:
+        user_rows = torch.from_numpy(rng.standard_normal((USERS, 6), np.float32))
+        item_rows = torch.from_numpy(rng.standard_normal((ITEMS, 6), np.float32))
+    candidates = torch.ones(ITEMS, dtype=torch.bool)
+    candidates[ITEM_STRIDE - 2 :: ITEM_STRIDE] = False  # padding ends every part
+    candidates[ITEM_STRIDE - 1 :: ITEM_STRIDE] = False
+    if name == "cold":
+        candidates &= torch.from_numpy(rng.random(ITEMS) < 0.2)
+    if name == "few":
+        candidates[:] = False
+        candidates[[3, 40, 41]] = True
+    # Part 1 has no user to evaluate, the others have different numbers of them.
+    users = [user for user in range(USERS) if user // USER_STRIDE != 1 and rng.random() < 0.3 + user / 2 / USERS]
+    allowed = candidates.nonzero()[:, 0].numpy()
+    relevant, seen = {}, {}
+    for user in users:
+        items = rng.permutation(allowed)
+        wanted = min(len(items), int(rng.integers(1, 25)))
+        relevant[user] = set(items[:wanted].tolist())
+        others = np.setdiff1d(np.arange(ITEMS), items[:wanted])
+        seen[user] = set(rng.permutation(others)[: rng.choice([0, 4, 30, len(others)])].tolist())
+    return Case(user_rows, item_rows, users, relevant, seen, candidates, (DEEP,) if name == "wide k" else KS)
+
+
+def _brute_force(case: Case) -> tuple[dict[int, list[int]], dict[str, float]]:
+    """Ranked list of every user, and mean metrics."""
+    scores = (case.user_rows.double() @ case.item_rows.double().T).tolist()
+    allowed = set(case.candidates.nonzero()[:, 0].tolist())
+    ranked = {user: ref.ranking(scores[user], allowed - case.seen[user], max(case.ks)) for user in case.users}
+    rows = [
+        {name: value for k in case.ks for name, value in ref.metrics(ranked[user], case.relevant[user], k).items()}
+        for user in case.users
+    ]
+    return ranked, {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _ragged(lists: list[set[int]]) -> Ragged:
+    row = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
+    return Ragged.from_pairs(row, np.array([v for values in lists for v in sorted(values)], np.int64), len(lists))
+
+
+def _share(case: Case, rank: int, world_size: int) -> tuple[Any, ...]:
+    """What `rank` passes to `evaluate`."""
+    users, items = USERS // world_size, ITEMS // world_size
+    own = [user for user in case.users if user // users == rank]
+    part = slice(rank * items, (rank + 1) * items)
+    return (
+        case.user_rows[rank * users : (rank + 1) * users],
+        case.item_rows[part],
+        torch.tensor([user - rank * users for user in own], dtype=torch.int64),
+        _ragged([case.relevant[user] for user in own]),
+        _ragged([case.seen[user] for user in own]),
+        case.candidates[part],
+    )
+
+
+Found = dict[tuple[str, tuple[int, int]], tuple[dict[str, float], list[list[float]], list[list[int]]]]
+
+
+def _evaluations(group: dist.ProcessGroup | None) -> Found:
+    """Metrics, and this rank's lists, for every case and block size."""
+    found: Found = {}
+    rank = dist.get_rank(group) if group else 0
+    world_size = dist.get_world_size(group) if group else 1
+    for name in CASES:
+        case = _case(name)
+        rows_u, rows_i, users, relevant, seen, candidates = _share(case, rank, world_size)
+        for blocks in BLOCKS:
+            options = {"user_block": blocks[0], "item_block": blocks[1], "group": group}
+            metrics = evaluate(rows_u, rows_i, users, relevant, seen, candidates, case.ks, **options)
+            score, row = top_k(rows_u, rows_i, users, seen, candidates, max(case.ks), **options)
+            found[name, blocks] = metrics, score.tolist(), row.tolist()
+    return found
+
+
+def _message(call: Any) -> str:
+    try:
+        call()
+    except (InputError, FloatingPointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def _on_ranks() -> tuple[Found, list[str]]:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    group = dist.group.WORLD
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    found = _evaluations(group)
+
+    case = _case("gaussian")
+    share = _share(case, rank, world_size)
+    messages = []
+    for which in (0, 1):  # the last rank alone has the bad row
+        rows = [share[0].clone(), share[1].clone()]
+        if rank == world_size - 1:
+            rows[which][2, 3] = torch.nan
+        messages.append(_message(lambda rows=rows: evaluate(*rows, *share[2:], KS, group=group)))
+    nobody = (torch.empty(0, dtype=torch.int64), _ragged([]), _ragged([]))
+    messages.append(_message(lambda: evaluate(*share[:2], *nobody, share[5], KS, group=group)))
+    dist.destroy_process_group()
+    return found, messages
+
+
+@pytest.fixture(scope="module")
+def alone() -> Found:
+    return _evaluations(None)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_one_process_equals_brute_force(alone: Found, name: str, blocks: tuple[int, int]) -> None:
+    case = _case(name)
+    ranked, expected = _brute_force(case)
+    metrics, score, row = alone[name, blocks]
+    assert metrics == pytest.approx(expected, abs=1e-12)
+    for user, scores, rows in zip(case.users, score, row, strict=True):
+        length = len(ranked[user])
+        assert rows == ranked[user] + [-1] * (max(case.ks) - length), user
+        exact = (case.item_rows.double() @ case.user_rows[user].double())[rows[:length]].tolist()
+        assert scores[:length] == pytest.approx(exact, abs=1e-5)
+        assert set(scores[length:]) <= {-float("inf")}
+
+
+def test_the_cases_hold_what_they_are_for() -> None:
+    case = _case("ties")
+    ranked, _ = _brute_force(case)
+    assert len({len(items) for items in case.seen.values()}) > 2
+    assert min(len(items) for items in case.seen.values()) == 0
+    assert min(len(row) for row in ranked.values()) < max(KS) < max(len(items) for items in case.relevant.values())
+    counts = [sum(user // USER_STRIDE == part for user in case.users) for part in range(PARTS)]
+    assert counts[1] == 0
+    assert len(set(counts)) == PARTS
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_find_the_same(alone: Found, world_size: int) -> None:
+    ranks = run_ranks(_on_ranks, world_size)
+    for key, (metrics, score, row) in alone.items():
+        assert [found[key][0] for found, _ in ranks] == [ranks[0][0][key][0]] * world_size, key
+        assert ranks[0][0][key][0] == pytest.approx(metrics, abs=1e-12), key
+        assert [rows for found, _ in ranks for rows in found[key][2]] == row, key
+        scores = [scores for found, _ in ranks for scores in found[key][1]]
+        np.testing.assert_allclose(scores, score, rtol=1e-5, atol=1e-6, err_msg=str(key))
+    for _, (user, item, nobody) in ranks:  # every rank hears of it, not only the one with the bad row
+        assert user == "FloatingPointError: evaluation: user rows are not finite"
+        assert item == "FloatingPointError: evaluation: item rows are not finite"
+        assert nobody == "InputError: evaluation: no user has a held-out interaction to rank"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_top_breaks_ties_by_column(data: st.DataObject) -> None:
+    columns = data.draw(st.integers(1, 9))
+    value = st.sampled_from([-float("inf"), -1.0, 0.0, 1.0])
+    rows = data.draw(st.lists(st.lists(value, min_size=columns, max_size=columns), min_size=1, max_size=4))
+    k = data.draw(st.integers(1, columns))
+    best, place = _top(torch.tensor(rows), k)
+    for row, scores, columns_found in zip(rows, best.tolist(), place.tolist(), strict=True):
+        expected = ref.ranking(row, range(columns), k)
+        assert scores == [row[column] for column in expected]
+        finite = sum(score > -float("inf") for score in scores)
+        assert columns_found[:finite] == expected[:finite]
+
+
+@pytest.mark.slow
+def test_a_catalogue_of_7000_takes_seconds() -> None:
+    users, items, width = 19_445, 7_050, 192
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(users, width, generator=rng), torch.randn(items, width, generator=rng)
+    lists = Ragged(torch.arange(users + 1) * 6, torch.randint(0, items, (users, 6), generator=rng).sort(1).values.view(-1))
+    begin = time.perf_counter()
+    evaluate(*rows, torch.arange(users), lists, lists, torch.ones(items, dtype=torch.bool), (5, 10, 20, 50))
+    assert time.perf_counter() - begin < 20  # 2 to 3 seconds on two free cores

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from partition import __main__ as command
+from partition.layout import Manifest, read_manifest
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """`python -m partition ...` in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["partition", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    sizes = ["--users", 60, "--items", 40, "--interactions", 600, "--clusters", 4, "--modalities", "image:6,text:4"]
+    assert run(monkeypatch, "synthetic", "--output", tmp_path / "made", *sizes) == 0
+    return tmp_path / "made"
+
+
+def test_from_synthetic_data_to_a_verified_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "prepared" / "made"
+    assert run(monkeypatch, "build", "--input", made, "--parts", 4, "--output", output, "--pca", "image=3") == 0
+    said = capsys.readouterr().out
+    for stage in ("read", "clean", "split", "features", "parts", "item graph", "write", "Next:"):
+        assert f"\n{stage}" in f"\n{said}"
+    manifest = read_manifest(output)
+    assert (manifest.users, manifest.items, manifest.num_parts) == (60, 40, 4)
+    assert manifest.train + manifest.validation + manifest.test == 600
+    assert [(m.name, m.dim, m.source_dim, m.dtype) for m in manifest.modalities] == [
+        ("image", 3, 6, "float32"),
+        ("text", 4, 4, "float32"),
+    ]
+    assert manifest.settings["parts"] == 4
+    assert manifest.settings["input"] == [str(made)]
+    assert manifest.settings["pca"] == ["image=3"]
+    assert manifest.statistics["item_graph_recall"] == 1
+    assert 0 < manifest.statistics["pca_variance_image"] < 1
+    assert manifest.statistics["seconds_item_graph"] >= 0
+    for name, digest in manifest.inputs.items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
+    assert sorted(manifest.inputs) == ["interactions.parquet", "items.parquet"]
+    assert [path.name for path in output.parent.iterdir()] == ["made"]  # no temporary folder is left
+
+    assert run(monkeypatch, "verify", output) == 0
+    assert "whole" in capsys.readouterr().out
+    assert run(monkeypatch, "stats", output, "--picture", tmp_path / "degrees.png") == 0
+    assert (tmp_path / "degrees.png").stat().st_size > 0
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, source: Path, output: Path, *options: Any) -> Manifest:
+    assert run(monkeypatch, "build", "--input", source, "--parts", 2, "--output", output, *options) == 0
+    return read_manifest(output)
+
+
+def test_equal_commands_give_equal_folders(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(monkeypatch, made, tmp_path / "a", "--seed", 1)
+    assert prepare(monkeypatch, made, tmp_path / "b", "--seed", 1).digest() == first.digest()
+    assert prepare(monkeypatch, made, tmp_path / "c", "--seed", 2).digest() != first.digest()
+
+
+def test_options_reach_the_folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = prepare(monkeypatch, made, tmp_path / "plain")
+    assert plain.name == "made"
+    assert plain.split == "random"
+    options = ["--name", "other", "--kcore", 8, "--split", "cold-items", "--method", "random", "--features", "text"]
+    other = prepare(monkeypatch, made, tmp_path / "other", *options)
+    assert (other.name, other.split) == ("other", "cold_items")
+    assert [modality.name for modality in other.modalities] == ["text"]
+    assert other.counts["kcore_dropped"] > 0
+    assert other.items == plain.items - other.counts["kcore_items_dropped"]
+    for options in (["--item-graph-k", 3], ["--item-graph-weight", "image=1", "--item-graph-weight", "text=0"]):
+        assert prepare(monkeypatch, made, tmp_path / "p", *options, "--overwrite").digest() != plain.digest()
+    assert prepare(monkeypatch, made, tmp_path / "q", "--cooccurrence-weight", 0.5).digest() != plain.digest()
+
+
+def test_several_files_after_input(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pq.read_table(made / "interactions.parquet")
+    pq.write_table(rows.slice(0, 300), tmp_path / "1.parquet")
+    pq.write_table(rows.slice(300), tmp_path / "2.parquet")
+    whole = prepare(monkeypatch, made, tmp_path / "a")
+    files = [tmp_path / "1.parquet", tmp_path / "2.parquet", made / "items.parquet"]
+    output = tmp_path / "b"
+    assert run(monkeypatch, "build", "--input", *files, "--parts", 2, "--output", output) == 0
+    assert read_manifest(output).digest() == whole.digest()
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+
+
+def test_what_lies_at_output_is_safe(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "prepared"
+    output.mkdir()  # an empty folder is in nobody's way
+    before = prepare(monkeypatch, made, output)
+    again = ["build", "--input", made, "--parts", 3, "--output", output]
+    capsys.readouterr()
+    refused(capsys, run(monkeypatch, *again), f"{output}: exists already", "--overwrite")
+    assert read_manifest(output) == before
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in made.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    np.save(broken / "audio_feat.npy", np.full((40, 2), np.nan))
+    code = run(monkeypatch, "build", "--input", broken, "--parts", 3, "--output", output, "--overwrite")
+    refused(capsys, code, "audio_feat.npy: row 0, column 0")
+    assert read_manifest(output) == before
+
+    assert run(monkeypatch, *again, "--overwrite") == 0
+    assert read_manifest(output).num_parts == 3
+    capsys.readouterr()
+    for place in (made, made / "items.parquet"):
+        code = run(monkeypatch, "build", "--input", made, "--parts", 2, "--output", place, "--overwrite")
+        refused(capsys, code, f"{place}: exists and is not a prepared folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "made", "prepared"]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--parts", 41], ["--parts 41", "items (40)"]),
+        (["--parts", 2, "--kcore", 99], ["--kcore 99"]),
+        (["--parts", 2, "--split", "column"], ["interactions.parquet: no split column"]),
+        (["--parts", 2, "--user-column", "who"], ["no column 'who' (--user-column)"]),
+        (["--parts", 2, "--item-graph-weight", "image=1"], ["--item-graph-weight", "'text' is missing"]),
+        (["--parts", 2, "--features", "audio=none.npy"], ["none.npy: no such file"]),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_nothing(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[Any],
+    parts: list[str],
+) -> None:
+    capsys.readouterr()
+    code = run(monkeypatch, "build", "--input", made, "--output", tmp_path / "out", *options)
+    refused(capsys, code, *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_crash_leaves_nothing(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("partition.build.build_item_graph", crash)
+    monkeypatch.setattr(
+        sys, "argv", ["partition", "build", "--input", str(made), "--parts", "2", "--output", str(tmp_path / "out")]
+    )
+    with pytest.raises(RuntimeError, match="out of luck"):
+        command.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_synthetic_data_is_not_replaced_unasked(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (made / "items.parquet").read_bytes()
+    capsys.readouterr()
+    small = ["synthetic", "--output", made, "--users", 10, "--items", 10, "--interactions", 20, "--clusters", 2]
+    refused(capsys, run(monkeypatch, *small), "interactions.parquet: exists already")
+    assert (made / "items.parquet").read_bytes() == before
+    assert run(monkeypatch, *small, "--overwrite") == 0
+    assert pq.read_metadata(made / "items.parquet").num_rows == 10
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    asked = [
+        sys.executable,
+        "-m",
+        "partition",
+        "build",
+        "--input",
+        "none",
+        "--parts",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: none: no such file or folder\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [[], ["build"], ["verify"], ["stats"], ["synthetic"]])
+def test_help(name: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, *name, "--help") == 0
+    assert "Usage: " in capsys.readouterr().out
+
+
+def test_help_answers_without_the_heavy_imports() -> None:
+    check = (
+        "import sys, partition.__main__; print([m for m in ('dgl', 'torch', 'faiss', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"real data is not at {DATA}")
+def test_baby_with_its_catalogue_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "build", "--input", DATA / "baby", "--parts", 4, "--output", tmp_path / "baby") == 0
+    manifest = json.loads((tmp_path / "baby" / "manifest.json").read_text())
+    sizes = [manifest[key] for key in ("users", "items", "train", "validation", "test")]
+    assert sizes == [19_445, 7_050, 118_551, 20_559, 21_682]
+    assert manifest["item_id_type"] == "string"
+    assert [modality["name"] for modality in manifest["modalities"]] == ["image", "text"]
