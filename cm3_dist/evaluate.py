@@ -147,12 +147,20 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best columns of every row, ties by ascending column. torch.topk leaves ties in no order."""
     best, place = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if scores.shape[1] > k:
-        # A tie across the cut: which of the tied columns came along is arbitrary, so those rows are sorted whole.
+        # A tie across the cut: which of the tied columns came along is arbitrary, so the lowest ones are looked up.
         tied = (best[:, k] == best[:, k - 1]) & (best[:, k] > -torch.inf)
-        if tied.any():
-            order = scores[tied].sort(dim=1, descending=True, stable=True)
-            best[tied], place[tied] = order.values[:, : k + 1], order.indices[:, : k + 1]
         best, place = best[:, :k], place[:, :k]
+        if tied.any():
+            place[tied] = _lowest(scores[tied], best[tied, -1:], k)
+            best = scores.gather(1, place)
     place, order = place.sort(dim=1)
     best, order = best.gather(1, order).sort(dim=1, descending=True, stable=True)
     return best, place.gather(1, order)
+
+
+def _lowest(scores: Tensor, cut: Tensor, k: int) -> Tensor:
+    """The k columns of every row above or at its `cut` [n, 1], ascending; of those at it, the lowest."""
+    above, at = scores > cut, scores == cut
+    missing = k - above.sum(dim=1, keepdim=True)
+    kept = above | (at & (at.cumsum(1, dtype=torch.int32) <= missing))
+    return kept.nonzero()[:, 1].view(len(scores), k)

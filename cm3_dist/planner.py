@@ -118,7 +118,7 @@ class Planner:
     def _positives(
         self, positive: np.ndarray, items: np.ndarray, item_at: np.ndarray, propagated: int
     ) -> tuple[np.ndarray, Exchange]:
-        """Where positives [b] (global rows) will stand in [propagated items; fetched items], and how to fetch the latter.
+        """Where positives [b] (global rows) will stand in [propagated items; fetched items], and how to fetch those.
 
         `items` are the local rows that any rank asked for, `item_at` their places among the `propagated` ones.
         """

@@ -23,15 +23,19 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dgl", "numpy",
 METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluations.jsonl", "settings.yaml"
 
 
-def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int, resume: bool) -> None:
-    """Creates `folder` with everything that repeats the run; rank 0 only.
-
-    Raises:
-        InputError: the folder holds a run already and `resume` is off, or cannot be written.
-    """
+def refuse_taken(folder: Path, resume: bool) -> None:
+    """Raises InputError when `folder` holds a run already that is not to be resumed."""
     if (folder / SETTINGS).exists() and not resume:
         hint = "continue it with --resume" if (folder / "checkpoints" / "latest").exists() else "delete it"
         raise InputError(f"{folder}: holds a run already; {hint}, or choose another run.dir")
+
+
+def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int) -> None:
+    """Creates `folder` with everything that repeats the run; rank 0 only.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS).write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")

@@ -12,12 +12,18 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cm3_dist.config import Settings, load_settings
 from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point
+
+if TYPE_CHECKING:
+    from cm3_dist.checkpoint import Checkpoints
+    from cm3_dist.monitor import Monitor, PhaseTimer
+    from cm3_dist.progress import Progress
+    from cm3_dist.trainer import Trainer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,15 +52,17 @@ def train(
 
 def run(settings: Settings, runtime: Runtime, resume: bool) -> dict[str, Any]:
     """Trains, evaluates and writes the run folder. Collective. Returns the content of metrics.json."""
+    # Torch, TorchRec and DGL take seconds to import: settings and --help do not wait for them.
     from cm3_dist.checkpoint import Checkpoints
     from cm3_dist.monitor import Monitor, PhaseTimer
     from cm3_dist.progress import Progress
     from cm3_dist.report import print_result
-    from cm3_dist.run_folder import open_run_folder, write_result
-    from cm3_dist.state import restore, save
+    from cm3_dist.run_folder import open_run_folder, refuse_taken, write_result
+    from cm3_dist.state import restore
     from cm3_dist.trainer import Trainer, check_splits
 
     began, folder = time.time(), settings.run.dir
+    agree_on_error(runtime, lambda: refuse_taken(folder, resume))
     trainer = Trainer(settings, runtime)
     agree_on_error(runtime, lambda: check_splits(trainer.manifest))
     checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep, runtime)
@@ -62,57 +70,69 @@ def run(settings: Settings, runtime: Runtime, resume: bool) -> dict[str, Any]:
     plan = trainer.model.tables.plan
     if runtime.rank == 0:
         print(f"{trainer.describe()}\n{plan}", flush=True)
-    start = partial(open_run_folder, folder, settings, plan, runtime.world_size, resume)
+    start = partial(open_run_folder, folder, settings, plan, runtime.world_size)
     agree_on_error(runtime, start if runtime.rank == 0 else bool)
     timer, steps = PhaseTimer(), trainer.batches.steps
-    limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
-    monitor = Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step)
-    with monitor:
-        while progress.step < limit and not progress.exhausted(settings.train.patience):
-            epoch, first = divmod(progress.step, steps)
-            last = min(steps, first + limit - progress.step)
-            monitor.begin_epoch(epoch, first)
-            plans = trainer.planner.epoch(epoch, first, last)
-            while (step_plan := _next(plans, timer)) is not None:
-                result = trainer.step(step_plan, timer)
-                scalars = trainer.rates() | {"graph/input_share": step_plan.input_share}
-                monitor.step(progress.step, epoch, step_plan.size, result.stacked(), scalars, timer.take())
-                progress.step += 1
-            monitor.end_epoch()
-            done = progress.step >= limit
-            if (epoch + 1) % settings.evaluate.every and not done:
-                continue
-            with timer("evaluate"):
-                metrics = trainer.rank(trainer.final_rows(), "validation")
-            better = progress.evaluated(epoch, metrics, settings.evaluate.monitor)
-            phases = timer.take()
-            monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
-            monitor.scalars(progress.step, {"time/evaluate": phases["evaluate"]})
-            save(trainer, checkpoints, progress, best=better)
+    with Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step) as monitor:
+        train_epochs(trainer, checkpoints, progress, monitor, timer)
         best = checkpoints.best()
         assert best is not None
-        restore(trainer, checkpoints, best)
-        rows = trainer.final_rows()
-        test = trainer.rank(rows, "test") if trainer.manifest.test else {}
-        if test:
-            monitor.evaluation(progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)")
-        baselines = trainer.baselines("test" if test else "validation")
-    content = {
+        content = test_best(trainer, checkpoints, progress, monitor, best)
+    content |= {"seconds": time.time() - began, "seconds_by_phase": timer.total}
+    if runtime.rank == 0:
+        print_result(content, write_result(folder, content), best)
+    return content
+
+
+def train_epochs(
+    trainer: Trainer, checkpoints: Checkpoints, progress: Progress, monitor: Monitor, timer: PhaseTimer
+) -> None:
+    """Trains until the settings say stop, evaluating and saving as they say. Collective."""
+    from cm3_dist.state import save
+
+    settings, steps = trainer.settings, trainer.batches.steps
+    limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
+    while progress.step < limit and not progress.exhausted(settings.train.patience):
+        epoch, first = divmod(progress.step, steps)
+        last = min(steps, first + limit - progress.step)
+        monitor.begin_epoch(epoch, first)
+        plans = trainer.planner.epoch(epoch, first, last)
+        while (plan := _next(plans, timer)) is not None:
+            result = trainer.step(plan, timer)
+            scalars = trainer.rates() | {"graph/input_share": plan.input_share}
+            monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, timer.take())
+            progress.step += 1
+        monitor.end_epoch()
+        if (epoch + 1) % settings.evaluate.every and progress.step < limit:
+            continue
+        with timer("evaluate"):
+            metrics = trainer.rank(trainer.final_rows(), "validation")
+        better = progress.evaluated(epoch, metrics, settings.evaluate.monitor)
+        monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
+        monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"]})
+        save(trainer, checkpoints, progress, best=better)
+
+
+def test_best(
+    trainer: Trainer, checkpoints: Checkpoints, progress: Progress, monitor: Monitor, best: Path
+) -> dict[str, Any]:
+    """Metrics of the best checkpoint on the test split, next to the baselines. Collective."""
+    from cm3_dist.state import restore
+
+    restore(trainer, checkpoints, best)
+    test = trainer.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
+    if test:
+        monitor.evaluation(progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)")
+    return {
         "validation": progress.best_metrics,
         "test": test,
-        "baselines": baselines,
+        "baselines": trainer.baselines("test" if test else "validation"),
         "best_epoch": progress.best_epoch,
-        "epochs": -(-progress.step // steps),
+        "epochs": -(-progress.step // trainer.batches.steps),
         "steps": progress.step,
-        "world_size": runtime.world_size,
+        "world_size": trainer.runtime.world_size,
         "parts": trainer.manifest.num_parts,
-        "seconds": time.time() - began,
-        "seconds_by_phase": timer.total,
     }
-    if runtime.rank == 0:
-        path = write_result(folder, content)
-        print_result(content, path, best)
-    return content
 
 
 def _next(plans: Any, timer: Any) -> Any:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cm3_dist.config import Settings
 from cm3_dist.monitor import LOSSES, Monitor, PhaseTimer
 from cm3_dist.report import print_result
-from cm3_dist.run_folder import open_run_folder, truncate_after, write_result
+from cm3_dist.run_folder import open_run_folder, refuse_taken, truncate_after, write_result
 from partition.errors import InputError
 
 STEPS = 5  # an epoch
@@ -218,7 +218,7 @@ def test_the_run_folder_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["train.py", "data.path=a b"])
     folder = tmp_path / "runs" / "x"
     chosen = settings(folder)
-    open_run_folder(folder, chosen, "a plan", 2, resume=False)
+    open_run_folder(folder, chosen, "a plan", 2)
     assert Settings.model_validate(yaml.safe_load((folder / "settings.yaml").read_text())) == chosen
     versions = json.loads((folder / "versions.json").read_text())
     assert versions["torch"].startswith(torch.__version__.split("+")[0])
@@ -226,12 +226,13 @@ def test_the_run_folder_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: 
     assert (folder / "plan.txt").read_text() == "a plan\n"
     assert "'data.path=a b'" in (folder / "command.txt").read_text()
     with pytest.raises(InputError, match=rf"^{folder}: holds a run already; .*run\.dir"):
-        open_run_folder(folder, chosen, "a plan", 2, resume=False)
-    open_run_folder(folder, chosen, "another plan", 4, resume=True)
+        refuse_taken(folder, resume=False)
+    refuse_taken(folder, resume=True)
+    open_run_folder(folder, chosen, "another plan", 4)
     assert (folder / "plan.txt").read_text() == "another plan\n"
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/x: cannot be written"):
-        open_run_folder(tmp_path / "file" / "x", chosen, "a plan", 2, resume=False)
+        open_run_folder(tmp_path / "file" / "x", chosen, "a plan", 2)
 
 
 def test_the_result_is_a_file_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
