@@ -39,7 +39,7 @@ def cm3_loss(
     """The loss of a step. Collective.
 
     Args:
-        users, items: [., C * d] propagated rows, not normalised.
+        users, items: [., C * d] final rows of `plan.users` and `plan.items`, not normalised.
         fused: [n of plan.item_pairs, d] fused unit rows of the items that repel each other.
         plan: the step.
         settings: gamma, t, clamps, scope.
@@ -49,10 +49,13 @@ def cm3_loss(
     # A rank that receives nothing still takes part in the exchange, both ways.
     alone = plan.exchange.group is None
     positives = x_items if alone else torch.cat([x_items, fetch(x_items, plan.exchange)])
-    distance = (x_users[plan.batch_users] - positives[plan.positives]).square().sum(-1)
+    ends = x_users.index_select(0, plan.positive_user), positives.index_select(0, plan.positive_item)
+    distance = (ends[0] - ends[1]).square().sum(-1)
     alignment = distance.sum() / plan.size
-    user_term = uniformity(x_users[plan.user_pairs.index], plan.user_pairs, settings.t, settings.scope, group)
-    item_rows = x_items[plan.item_pairs.index]
+    user_term = uniformity(
+        x_users.index_select(0, plan.user_pairs.index), plan.user_pairs, settings.t, settings.scope, group
+    )
+    item_rows = x_items.index_select(0, plan.item_pairs.index)
     if settings.item_uniformity == "none":
         item_term = torch.zeros_like(user_term)
     elif settings.item_uniformity == "plain":

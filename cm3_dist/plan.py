@@ -30,7 +30,7 @@ class Pairs:
     `weight` w of a row and `self_weight` v of a row with itself: the mean runs over w_i w_j for i < j, and v_i.
     """
 
-    index: Tensor  # [n] int64: where the rows stand among the propagated ones
+    index: Tensor  # [n] int64: where the rows stand among the batch's
     weight: Tensor  # [n] float32
     self_weight: Tensor  # [n] float32
     cuts: list[int]  # [own parts + 1]: rows of one part are index[cuts[k]:cuts[k + 1]]
@@ -45,9 +45,11 @@ class StepPlan:
     step: int  # within the epoch
     size: int  # positives over all ranks
     inputs: Inputs
-    batch_users: Tensor  # [b] int64: position of every positive's user among the propagated users
-    positives: Tensor  # [b] int64: position of every positive among [propagated items; fetched items]
-    exchange: Exchange  # fetches the positives that other ranks own, from the propagated items
+    users: Tensor  # [n] int64: positions of the batch's distinct users among the propagated ones
+    items: Tensor  # [m] int64: positions of the items that any rank's batch asked for, among the propagated ones
+    positive_user: Tensor  # [b] int64: place of every positive's user in `users`
+    positive_item: Tensor  # [b] int64: place of every positive in [`items`; fetched items]
+    exchange: Exchange  # fetches the positives that other ranks own
     user_pairs: Pairs
     item_pairs: Pairs
     item_inputs: Tensor  # [n of item_pairs] int64: position of those items among the ego items

@@ -86,51 +86,43 @@ class Planner:
             dist.all_reduce(total, group=planning)
             share = int(total) / (shard.manifest.users + shard.manifest.items)
 
-        propagated = shard.item_rows if self._sampler is None else len(items)
-        positives, exchange = self._positives(batch.positive, items, item_at, propagated)
+        positive_item, exchange = self._positives(batch.positive, items)
         size = self._batches.size(step)
         kept = np.flatnonzero(item_count)
         weights, self_weights = self._item_weights(items[kept], item_count[kept], size)
         most = torch.tensor([len(users), len(kept)])
         dist.all_reduce(most, dist.ReduceOp.MAX, group=planning)
-        stride = shard.manifest.item_stride
+        user_part, item_part = users // shard.manifest.user_stride, items[kept] // shard.manifest.item_stride
+        everyone, parts = np.arange(len(users)), len(shard.parts)
         return StepPlan(
             epoch,
             step,
             size,
             inputs,
-            torch.from_numpy(user_at[np.searchsorted(users, batch.user)]),
-            torch.from_numpy(positives),
+            torch.from_numpy(user_at),
+            torch.from_numpy(item_at),
+            torch.from_numpy(np.searchsorted(users, batch.user)),
+            torch.from_numpy(positive_item),
             exchange,
-            _pairs(
-                user_at,
-                users // shard.manifest.user_stride,
-                user_count,
-                _same_row(user_count),
-                len(shard.parts),
-                most[0],
-            ),
-            _pairs(item_at[kept], items[kept] // stride, weights, self_weights, len(shard.parts), most[1]),
+            _pairs(everyone, user_part, user_count, _same_row(user_count), parts, most[0]),
+            _pairs(kept, item_part, weights, self_weights, parts, most[1]),
             torch.from_numpy(item_at[kept]),
             share,
         )
 
-    def _positives(
-        self, positive: np.ndarray, items: np.ndarray, item_at: np.ndarray, propagated: int
-    ) -> tuple[np.ndarray, Exchange]:
-        """Where positives [b] (global rows) will stand in [propagated items; fetched items], and how to fetch those.
+    def _positives(self, positive: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, Exchange]:
+        """Places of the positives [b] (global rows) in [items; fetched items], and how to fetch the latter.
 
-        `items` are the local rows that any rank asked for, `item_at` their places among the `propagated` ones.
+        `items` [m] are the local rows that any rank asked for, ascending.
         """
         shard = self._shard
         remote = (positive < shard.first_item) | (positive >= shard.first_item + shard.item_rows)
         halo = np.unique(positive[remote])
         place = np.empty_like(positive)
-        place[~remote] = item_at[np.searchsorted(items, positive[~remote] - shard.first_item)]
-        place[remote] = propagated + np.searchsorted(halo, positive[remote])
+        place[~remote] = np.searchsorted(items, positive[~remote] - shard.first_item)
+        place[remote] = len(items) + np.searchsorted(halo, positive[remote])
         exchange = plan_exchange(halo, shard.first_item, shard.item_rows, self._runtime.group, self._runtime.planning)
-        sent = item_at[np.searchsorted(items, exchange.send.numpy())]
-        return place, replace(exchange, send=torch.from_numpy(sent))
+        return place, replace(exchange, send=torch.from_numpy(np.searchsorted(items, exchange.send.numpy())))
 
     def _item_weights(self, items: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the batch's distinct negatives (CM3.md section 3); `items` [n] local rows drawn `count` times."""

@@ -78,8 +78,8 @@ class Trainer:
             ego = self.model.ego(plan.inputs)
             ego.looked_up.retain_grad()
         with timer("forward"):
-            users, items = self.model.propagate(ego, plan.inputs.propagation)
-            fused = ego.fused[plan.item_inputs]
+            users, items = self.model.propagate(ego, plan)
+            fused = ego.fused.index_select(0, plan.item_inputs)
             terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.runtime.rows_group)
         with timer("backward"):
             terms.local.backward()  # updates the tables on the way

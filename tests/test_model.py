@@ -137,7 +137,7 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
     ego = trainer.model.ego(plan.inputs)
     for rows in (ego.looked_up, ego.mixing):
         rows.retain_grad()
-    users, items = trainer.model.propagate(ego, plan.inputs.propagation)
+    users, items = trainer.model.propagate(ego, plan)
     terms = _loss(trainer, users, items, ego, plan)
     gradients = torch.autograd.grad(
         terms.local, [ego.looked_up, ego.mixing, *trainer.model.encoder.parameters()], retain_graph=True

@@ -16,7 +16,7 @@ from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.model.encoder import ItemEncoder
 from cm3_dist.model.tables import Tables
-from cm3_dist.plan import Inputs
+from cm3_dist.plan import Inputs, StepPlan
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.layout import Manifest
 
@@ -51,10 +51,11 @@ class CM3(nn.Module):
         items = self._items(channels, fused, item_ids)
         return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
 
-    def propagate(self, ego: Ego, propagation: Propagation) -> tuple[Tensor, Tensor]:
-        """Final rows before L2 normalisation: users of F_0 [., C * d] and items of T_0 [., C * d]. Collective."""
-        users, items = propagation(ego.users, ego.items)
-        return self._mix(users, ego.mixing[: len(users)]), items
+    def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
+        """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
+        users, items = plan.inputs.propagation(ego.users, ego.items)
+        mixed = self._mix(users.index_select(0, plan.users), ego.mixing.index_select(0, plan.users))
+        return mixed, items.index_select(0, plan.items)
 
     @torch.no_grad()
     def final_rows(
