@@ -77,7 +77,7 @@ requirements: | $(filter .tools/bin/uv,$(UV)) ## Refresh the pinned requirements
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
 	$(COMPILE) --group pyproject.toml:dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
-	sed -i "/python_full_version >= '3.12'/d" requirements/*.txt
+	sed -i "/python_full_version >= '3.12'/d; s/== '3.11.\*'/>= '3.11'/" requirements/*.txt
 
 requirements-check: setup-test ## Check the pinned requirements against pyproject.toml.
 	$(BIN)/python -m pytest tests/test_packaging.py
