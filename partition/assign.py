@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +23,7 @@ import dgl
 
 @dataclass(frozen=True)
 class Assignment:
-    """Part of every node."""
+    """Part of every node; every part has at least one user and one item."""
 
     user_part: np.ndarray  # [users] int32
     item_part: np.ndarray  # [items] int32
@@ -34,53 +40,88 @@ def assign_parts(
 ) -> Assignment:
     """Cuts the training graph into `parts` of nearly equal numbers of users and of items.
 
-    METIS balances users and items separately (`balance_ntypes`); it is deterministic, and `seed` only serves `random`.
-    Nodes without a training interaction fill up the smallest parts.
+    METIS balances users and items separately (`balance_ntypes`) and is run by recursive bisection: that depends on the
+    graph alone, while DGL's k-way mode gives other parts at every call (it drops edges by memory it has not set). It
+    also cuts less: Baby into 4 parts keeps .58 of the interactions inside a part instead of .53 to .56, TikTok .63
+    instead of .49, for at most 1.6 times the time. Nodes without a training interaction then level the sizes.
+
+    Args:
+        user: [E] int64 user index of the training interactions, unique pairs.
+        item: [E] int64 item index.
+        users: number of users, those without training interactions included.
+        items: number of items, likewise.
+        parts: P.
+        method: `metis`, or `random` for equal shares whatever the edges.
+        seed: of `random`; METIS takes none.
 
     Raises:
-        InputError: more parts than users or items, or a part left empty.
+        InputError: more parts than users or items, or METIS left a part without a user or an item.
     """
     if parts > min(users, items):
         kind, count = ("users", users) if users < items else ("items", items)
         raise InputError(f"--parts {parts}: more parts than {kind} ({count}); use --parts {count} or fewer")
-    rng = np.random.default_rng(seed)
     if parts == 1:
         return Assignment(np.zeros(users, np.int32), np.zeros(items, np.int32))
     if method == "random":
+        rng = np.random.default_rng(seed)
         return Assignment(_evenly(users, parts, rng), _evenly(items, parts, rng))
-    graph = dgl.graph(
-        (
-            torch.from_numpy(np.concatenate([user, item + users])),
-            torch.from_numpy(np.concatenate([item + users, user])),
-        ),
-        num_nodes=users + items,
-    )
-    kinds = torch.cat([torch.zeros(users, dtype=torch.int64), torch.ones(items, dtype=torch.int64)])
-    part = dgl.metis_partition_assignment(graph, parts, balance_ntypes=kinds).numpy().astype(np.int32)
-    result = Assignment(
-        _spread(part[:users], np.bincount(user, minlength=users) == 0, parts),
-        _spread(part[users:], np.bincount(item, minlength=items) == 0, parts),
-    )
-    for kind, column in (("user", result.user_part), ("item", result.item_part)):
+    user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
+    trained_users, user_node = np.unique(user, return_inverse=True)
+    trained_items, item_node = np.unique(item, return_inverse=True)
+    part = _metis(user_node, item_node + len(trained_users), len(trained_users), len(trained_items), parts)
+    user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
+    for kind, column in (("user", user_part), ("item", item_part)):
+        _level(column, parts)
         sizes = np.bincount(column, minlength=parts)
         if sizes.min() == 0:
             raise InputError(
-                f"--parts {parts}: METIS left part {sizes.argmin()} without a {kind}; use fewer, or --method random"
+                f"--parts {parts}: METIS left part {sizes.argmin()} without any {kind}; "
+                "use fewer parts, or --method random"
             )
-    return result
+    return Assignment(user_part, item_part)
+
+
+def _metis(user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int) -> np.ndarray:
+    """[users + items] int32 part of every node of the graph with edges both ways; all have one."""
+    ends = torch.from_numpy(user), torch.from_numpy(item)
+    graph = dgl.graph((torch.cat(ends), torch.cat(ends[::-1])), num_nodes=users + items)
+    kinds = torch.cat([torch.zeros(users, dtype=torch.int64), torch.ones(items, dtype=torch.int64)])
+    with _quiet():
+        part = dgl.metis_partition_assignment(graph, parts, balance_ntypes=kinds, mode="recursive")
+    return part.numpy().astype(np.int32)
 
 
 def _evenly(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    part = np.arange(count, dtype=np.int32) % parts
-    return rng.permutation(part)
+    return rng.permutation(np.arange(count, dtype=np.int32) % parts)
 
 
-def _spread(part: np.ndarray, idle: np.ndarray, parts: int) -> np.ndarray:
-    """Moves the `idle` nodes to where they level the sizes: the smallest part is filled first."""
-    part = part.copy()
-    sizes = np.bincount(part[~idle], minlength=parts)
-    room = np.maximum(-(-len(part) // parts) - sizes, 0)
-    slots = np.repeat(np.arange(parts, dtype=np.int32), room)
-    extra = np.arange(max(int(idle.sum()) - len(slots), 0), dtype=np.int32) % parts
-    part[idle] = np.concatenate([slots, extra])[: int(idle.sum())]
-    return part
+def _level(part: np.ndarray, parts: int) -> None:
+    """Gives the nodes that have no part yet (-1) to the smallest parts, so that the sizes end as equal as they can."""
+    idle = np.flatnonzero(part < 0)
+    sizes = np.bincount(part[part >= 0], minlength=parts)
+    # Fill the sorted sizes like a vessel: the level is the highest one that all idle nodes together reach.
+    order = np.argsort(sizes, kind="stable")
+    ascending = sizes[order]
+    needed = ascending * np.arange(1, parts + 1) - np.cumsum(ascending)  # to lift the first n parts to the n-th size
+    reached = int(np.searchsorted(needed, len(idle), side="right"))
+    target = ascending[:reached].sum() + len(idle)
+    level = target // reached + (np.arange(reached) < target % reached)
+    part[idle] = np.repeat(order[:reached], level - ascending[:reached])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallows what METIS and DGL print, in Python and in C; errors come as exceptions."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    sys.stderr.flush()
+    flush(None)
+    with contextlib.ExitStack() as restore, tempfile.TemporaryFile() as sink:
+        restore.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        for descriptor in (1, 2):
+            kept = os.dup(descriptor)
+            restore.callback(os.close, kept)
+            restore.callback(os.dup2, kept, descriptor)
+            os.dup2(sink.fileno(), descriptor)
+        restore.callback(flush, None)
+        yield

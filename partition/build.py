@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
+from rich.markup import escape
 
 from partition import layout
 from partition.assign import assign_parts
@@ -69,7 +70,7 @@ class Stages:
         yield said.append
         seconds = time.perf_counter() - began
         self.statistics[f"seconds_{stage.replace(' ', '_')}"] = round(seconds, 3)
-        self._console.print(f"{stage:<10}  {'; '.join(said)}  [dim]{seconds:.1f} s[/dim]", soft_wrap=True)
+        self._console.print(f"{stage:<10}  {escape('; '.join(said))}  [dim]{seconds:.1f} s[/dim]", soft_wrap=True)
 
 
 def build(options: BuildOptions, stages: Stages | None = None) -> Path:
@@ -186,8 +187,8 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
             say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
     with stages("features") as say:
         dims = pca_dims(options.pca, list(inputs.features))
-        features, explained = load(inputs.features, len(inputs.item_ids), kept, dims, work)
-        stages.statistics.update(explained)
+        features, shares = load(inputs.features, len(inputs.item_ids), kept, dims, work)
+        stages.statistics.update(shares)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{n} {before}" + (f" -> {d}" if d < before else "") for n, (before, d) in widths.items()))
     with stages("digests") as say:

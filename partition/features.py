@@ -101,12 +101,12 @@ def load(
         work: folder for intermediate matrices; it has to stay as long as the result is used.
 
     Returns:
-        The features, in the same order, and per reduced modality the share of the variance that PCA kept.
+        The features, in the same order, and per reduced modality the share of the squared norm that PCA kept.
 
     Raises:
         InputError: a NaN or infinite value, lists of unequal length, a missing list, or more dimensions than there are.
     """
-    features, explained = {}, {}
+    features, shares = {}, {}
     for name, source in sources.items():
         if isinstance(source, NpyFile):
             values = source.values
@@ -120,13 +120,17 @@ def load(
         if dim > width:
             raise InputError(f"--pca {name}={dim}: modality {name!r} has {width} dimensions only")
         if dim < width:
-            values, explained[f"pca_variance_{name}"] = reduce(values, dim, work / f"{name}-pca.npy")
+            values, shares[f"pca_kept_{name}"] = reduce(values, dim, work / f"{name}-pca.npy")
         features[name] = Features(values, width)
-    return features, explained
+    return features, shares
 
 
 def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, float]:
-    """Principal components of [n, d] floats, in float64, the mean taken off.
+    """Principal components of [n, d] floats without taking off the mean, accumulated in float64.
+
+    The item graph and the loss compare items by cosine, which the uncentred components keep best: of an item's nine
+    nearest by cosine, 64 of 128 dimensions keep .81 on TikTok's images (centred: .52) and .97 on its sounds (.78). A
+    row of zeros, an item without features, stays one.
 
     Args:
         values: [n, d], any float dtype, may be memory-mapped.
@@ -134,23 +138,22 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
         target: .npy file for the result.
 
     Returns:
-        [n, dim] float32, memory-mapped, in descending order of variance, each component's largest loading positive;
-        and the share of the variance kept.
+        [n, dim] float32, memory-mapped, the largest component first, each one's largest loading positive; and the
+        share of the squared norm that is kept.
     """
     rows, width = values.shape
-    mean = sum(values[block].sum(axis=0, dtype=np.float64) for block in _blocks(values)) / rows
     gram = np.zeros((width, width))
     for block in tqdm(list(_blocks(values)), desc="PCA", unit="block", disable=None):
-        centred = values[block] - mean
-        gram += centred.T @ centred
-    variance, basis = scipy.linalg.eigh(gram, subset_by_index=[width - dim, width - 1])
-    variance, basis = variance[::-1], basis[:, ::-1]
+        part = values[block].astype(np.float64)
+        gram += part.T @ part
+    energy, basis = scipy.linalg.eigh(gram, subset_by_index=[width - dim, width - 1])
+    energy, basis = energy[::-1], basis[:, ::-1]
     basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(dim)])
     reduced = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(rows, dim))
     for block in _blocks(values):
-        reduced[block] = (values[block] - mean) @ basis
+        reduced[block] = values[block].astype(np.float64) @ basis
     total = np.trace(gram)
-    return reduced, float(variance.sum() / total) if total else 1.0
+    return reduced, float(energy.sum() / total) if total else 1.0
 
 
 def _blocks(values: np.ndarray) -> Iterator[slice]:

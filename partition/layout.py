@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,22 @@ class Manifest(_Model):
     def item_rows(self) -> int:
         """Rows of the item row space, padding included: P * item_stride."""
         return self.num_parts * self.item_stride
+
+
+def cut(parts: Sequence[Part]) -> dict[str, float]:
+    """What the cut costs: the statistics that follow from the parts' sizes.
+
+    `edge_cut`: the share of training interactions with their ends in two parts, and the same expected of random parts;
+    `*_padding`: rows without a node, per node.
+    """
+    count = len(parts)
+    figures = {
+        "edge_cut": 1 - sum(part.inner_edges for part in parts) / sum(part.train for part in parts),
+        "edge_cut_random": 1 - 1 / count,
+    }
+    for name, sizes in (("user", [part.users for part in parts]), ("item", [part.items for part in parts])):
+        figures[f"{name}_padding"] = count * max(sizes) / sum(sizes) - 1
+    return figures
 
 
 def part_dir(root: Path, part: int) -> Path:

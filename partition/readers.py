@@ -8,7 +8,7 @@ layout: numbers as ids, feature row = item number, and `i_id_mapping.csv` with t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ SPLIT_VALUES = {
     **{"1": VALIDATION, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION},
     **{"2": TEST, "test": TEST},
 }
-MAPPINGS: dict[Role, str] = {"user": "u_id_mapping.csv", "item": "i_id_mapping.csv"}
+MAPPINGS: dict[str, Role] = {"u_id_mapping.csv": "user", "i_id_mapping.csv": "item"}  # MMRec's number <-> own id
 _FEATURES = "_feat.npy"
 _FOLDER_SUFFIXES = SUFFIXES - {
     ".txt"
@@ -48,7 +48,7 @@ class Found:
     interactions: list[TableFile]
     items: list[TableFile]  # items tables, in the order of their names
     features: dict[str, Path]  # modality -> NAME_feat.npy
-    mapping: dict[Role, TableFile] = field(default_factory=dict)  # MMRec's number <-> own id
+    mapping: dict[Role, TableFile]  # MMRec's mapping files
 
 
 @dataclass(frozen=True)
@@ -119,26 +119,14 @@ def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | N
     for place in inputs:
         if not place.exists():
             raise InputError(f"{place}: no such file or folder")
-        paths = [place]
-        if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.is_file() and path.name[0] not in "._")
-            paths = [path for path in inside if path.name.endswith(_FEATURES)]
-            inter = [path for path in inside if path.suffix == ".inter"]
-            if inter:
-                interactions = _of_folder(place, inter)
-                paths.append(interactions)
-                name = name or interactions.stem
-                for role, file in MAPPINGS.items():
-                    if place / file in inside:
-                        mapping[role] = open_table(place / file)
-            else:
-                paths += [path for path in inside if path.suffix in _FOLDER_SUFFIXES]
-        for path in paths:
+        for path in _files_of(place) if place.is_dir() else [place]:
             if path.name.endswith(_FEATURES):
                 modality = path.name.removesuffix(_FEATURES)
                 if modality in features:
                     raise InputError(f"{path}: a second file for modality {modality!r}, after {features[modality]}")
                 features[modality] = path
+            elif path.name in MAPPINGS:
+                mapping[MAPPINGS[path.name]] = open_table(path)
             else:
                 tables.append(open_table(path))
     if not tables:
@@ -151,15 +139,22 @@ def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | N
     if not with_users:
         raise missing_column(items[0], "user", given)
     first = inputs[0].resolve()
-    return Found(name or (first.name if first.is_dir() else first.stem), with_users, items, features, mapping)
+    log = with_users[0].path
+    default = log.stem if log.suffix == ".inter" else first.name if first.is_dir() else first.stem
+    return Found(name or default, with_users, items, features, mapping)
 
 
-def _of_folder(folder: Path, inter: list[Path]) -> Path:
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a folder that are read, in the order of their names."""
+    inside = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._")
+    inter = [path for path in inside if path.suffix == ".inter"]
     named = [path for path in inter if path.stem == folder.resolve().name]
     if len(inter) > 1 and not named:
         files = ", ".join(path.name for path in inter)
         raise InputError(f"{folder}: several .inter files ({files}); give the one to read with --input")
-    return (named or inter)[0]
+    tables = (named or inter)[:1] or [path for path in inside if path.suffix in _FOLDER_SUFFIXES]
+    by_name = [path for path in inside if path.name.endswith(_FEATURES) or path.name in MAPPINGS]
+    return list(dict.fromkeys([*tables, *by_name]))
 
 
 def read_interactions(

@@ -126,7 +126,7 @@ def _write_interactions(path: Path, options: SyntheticOptions, cluster: np.ndarr
 def _degrees(options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
     """[users] interactions of each user: a power law between `LEAST` and half of the items, with the sum asked for."""
     most = options.items // 2
-    degree = np.full(options.users, min(LEAST, options.interactions // options.users, most))
+    degree: np.ndarray = np.full(options.users, min(LEAST, options.interactions // options.users, most))
     activity = np.minimum(1 + rng.pareto(1.5, options.users), 40)
     while left := options.interactions - int(degree.sum()):
         open_to = np.where(degree < most, activity, 0)
@@ -147,7 +147,8 @@ class _Taste:
         """User (position in `degree`) and item of as many distinct pairs as `degree` asks for, sorted by both."""
         liked = rng.integers(self.clusters, size=(len(degree), 3))
         tastes = rng.integers(3, size=len(degree))
-        pairs, missing, attempt = np.empty(0, np.int64), degree, 0
+        pairs: np.ndarray = np.empty(0, np.int64)
+        missing, attempt = degree, 0
         while missing.any():
             user = np.repeat(np.arange(len(degree)), missing)
             chance = rng.random((2, len(user)))

@@ -1,8 +1,9 @@
 """Writes a prepared folder part by part, under a temporary name, and renames it when it is whole.
 
-DGL's own `partition_graph` writes parts too, but it holds the whole graph relabelled in memory and numbers nodes by
-part without gaps; here one part is in memory at a time, and the row space (part * stride + offset, trained nodes first)
-is assigned at once, for any assignment. The format of a part stays DGL's.
+DGL's own `partition_graph` with `num_hops=1` writes the same in-edges and halo, but it holds the whole relabelled graph
+and all parts in memory at once, and numbers nodes by part without gaps and without regard to which are trained. Here
+one part is built at a time from the sorted interactions, and the row space (part * stride + offset, trained nodes
+first) is assigned at once, for any assignment. The format of a part stays DGL's.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from tqdm import tqdm
 
 from partition import layout
 from partition.assign import Assignment
 from partition.dataset import TEST, VALIDATION, Dataset
+from partition.errors import InputError
 from partition.item_graph import ItemGraph
-
-os.environ.setdefault("DGLBACKEND", "pytorch")
-import dgl
+from partition.part_files import Graph, Similar, write_graph, write_similar, write_table
 
 FEATURE_BLOCK = 65_536  # rows copied at a time
 
@@ -42,16 +41,16 @@ class RowSpace:
     members: list[np.ndarray]  # per part: node indices in offset order
     stride: int
 
-    @staticmethod
-    def of(part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
-        """Numbers the nodes of every part."""
+    @classmethod
+    def of(cls, part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
+        """Numbers the nodes: `part` [nodes] and training `degree` [nodes]."""
         order = np.lexsort((np.arange(len(part)), degree == 0, part))
         members = np.split(order, np.searchsorted(part[order], np.arange(1, parts)))
         stride = max(len(nodes) for nodes in members)
         row = np.empty(len(part), np.int64)
         for number, nodes in enumerate(members):
             row[nodes] = number * stride + np.arange(len(nodes))
-        return RowSpace(row, members, stride)
+        return cls(row, members, stride)
 
 
 def write_prepared(
@@ -62,7 +61,19 @@ def write_prepared(
     settings: dict[str, Any],
     statistics: dict[str, float],
 ) -> None:
-    """Writes `output`; an existing folder of that name is replaced once the new one is whole."""
+    """Writes `output`; a prepared folder of that name is replaced once the new one is whole.
+
+    Args:
+        dataset: the interactions and features.
+        graph: the item-item graph over the data set's item indices.
+        assignment: the part of every user and item.
+        output: the folder.
+        settings: the command, for the manifest.
+        statistics: figures of earlier stages, for the manifest; those measured here are added.
+
+    Raises:
+        InputError: `output` is something else than a prepared folder or an empty one; it is left alone.
+    """
     parts = int(assignment.user_part.max()) + 1
     user, item = dataset.train()
     user_degree = np.bincount(user, minlength=len(dataset.user_ids))
@@ -87,7 +98,7 @@ def write_prepared(
             _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
             for split, name in layout.HELD_OUT.items():
                 row, other = held_out[split][part]
-                _write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
+                write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
             for name, features in dataset.features.items():
                 _write_features(target / layout.features_file(name), features.values, items.members[part])
             own_items = by_user[part][1] // items.stride == part
@@ -106,31 +117,45 @@ def write_prepared(
                     digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
                 )
             )
-        manifest = _manifest(dataset, graph, assignment, users, items, sizes, settings, statistics)
+        manifest = _manifest(dataset, graph, users, items, sizes, settings, statistics)
         text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
         (folder / layout.MANIFEST).write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`: takes its name when the block ends well, and is removed when it does not."""
+    """A temporary folder beside `output`: takes its name when the block ends well, and is removed when it does not.
+
+    Raises:
+        InputError: `output` is something else than a prepared folder or an empty one.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    folder, previous = (output.with_name(f".{output.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         yield folder
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        previous = output.with_name(f".{output.name}.{os.getpid()}.old")
+        for path in [*folder.rglob("*"), folder]:
+            _sync(path)
         if output.exists():
+            empty = output.is_dir() and not any(output.iterdir())
+            if not empty and not (output / layout.MANIFEST).is_file():
+                raise InputError(f"{output}: exists and is not a prepared folder; choose another name")
             output.rename(previous)
         folder.rename(output)
+        _sync(output.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _grouped(row: np.ndarray, other: np.ndarray, stride: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -148,13 +173,7 @@ def _by_row(degree: np.ndarray, space: RowSpace, parts: int) -> np.ndarray:
 
 
 def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:
-    _write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
-
-
-def _write_table(path: Path, columns: dict[str, pa.Array]) -> None:
-    table = pa.table(columns)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
 
 
 def _write_graph(
@@ -175,19 +194,14 @@ def _write_graph(
         local = sources - part * space.stride
         local[remote] = len(own) + np.searchsorted(halo, sources[remote])
         nodes[kind], edges[kind] = np.concatenate([own, halo]), local
-    to_user = by_user[0] - part * users.stride, edges["item"]
-    to_item = by_item[0] - part * items.stride, edges["user"]
-    graph = dgl.heterograph(
-        {
-            layout.USER_TO_ITEM: (torch.from_numpy(to_item[1]), torch.from_numpy(to_item[0])),
-            layout.ITEM_TO_USER: (torch.from_numpy(to_user[1]), torch.from_numpy(to_user[0])),
-        },
-        {kind: len(rows) for kind, rows in nodes.items()},
+    to_user = edges["item"], by_user[0] - part * users.stride
+    to_item = edges["user"], by_item[0] - part * items.stride
+    graph = Graph(
+        nodes,
+        {kind: degrees[kind][rows] for kind, rows in nodes.items()},
+        {layout.ITEM_TO_USER: to_user, layout.USER_TO_ITEM: to_item},
     )
-    for kind, rows in nodes.items():
-        graph.nodes[kind].data["row"] = torch.from_numpy(rows)
-        graph.nodes[kind].data["degree"] = torch.from_numpy(degrees[kind][rows])
-    dgl.save_graphs(str(path), [graph], formats="coo")
+    write_graph(path, graph)
     return len(nodes["user"]) - len(users.members[part]), len(nodes["item"]) - len(items.members[part])
 
 
@@ -199,11 +213,13 @@ def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) 
     edge = np.repeat(graph.indptr[members] - indptr[:-1], length) + np.arange(indptr[-1])
     neighbour, row = items.row[graph.neighbour[edge]], np.repeat(np.arange(len(members)), length)
     order = np.lexsort((neighbour, row))
-    np.savez(path, indptr=indptr, neighbour=neighbour[order], weight=graph.weight[edge][order])
+    write_similar(path, Similar(indptr, neighbour[order], graph.weight[edge][order]))
 
 
 def _write_features(path: Path, values: np.ndarray, members: np.ndarray) -> None:
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=(len(members), values.shape[1]))
+    target = np.lib.format.open_memmap(
+        path, mode="w+", dtype=values.dtype.newbyteorder("="), shape=(len(members), values.shape[1])
+    )
     for begin in range(0, len(members), FEATURE_BLOCK):
         target[begin : begin + FEATURE_BLOCK] = values[members[begin : begin + FEATURE_BLOCK]]
     target.flush()
@@ -212,7 +228,6 @@ def _write_features(path: Path, values: np.ndarray, members: np.ndarray) -> None
 def _manifest(
     dataset: Dataset,
     graph: ItemGraph,
-    assignment: Assignment,
     users: RowSpace,
     items: RowSpace,
     sizes: list[layout.Part],
@@ -220,13 +235,6 @@ def _manifest(
     statistics: dict[str, float],
 ) -> layout.Manifest:
     train = sum(part.train for part in sizes)
-    measured = {
-        "edge_cut": 1 - sum(part.inner_edges for part in sizes) / train,
-        "edge_cut_random": 1 - 1 / len(sizes),
-        "user_padding": len(sizes) * users.stride / len(dataset.user_ids) - 1,
-        "item_padding": len(sizes) * items.stride / len(dataset.item_ids) - 1,
-        "item_graph_recall": graph.recall,
-    }
     return layout.Manifest(
         schema_version=layout.SCHEMA_VERSION,
         name=dataset.name,
@@ -248,7 +256,7 @@ def _manifest(
         counts=dataset.counts,
         settings=settings,
         inputs=dataset.inputs,
-        statistics={**statistics, **measured},
+        statistics={**statistics, **layout.cut(sizes), "item_graph_recall": graph.recall},
         versions={
             "python": platform.python_version(),
             **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")},

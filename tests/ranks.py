@@ -1,8 +1,10 @@
-"""Runs a function on several ranks, started the way torchrun starts them."""
+"""Runs a function on several ranks, started the way torchrun starts them, and measures a rank's memory."""
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -11,13 +13,15 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 Result = TypeVar("Result")
+TIMEOUT = 600  # seconds; a rank still running then shows where it stands, and ends all
 
 
 def run_ranks(function: Callable[..., Result], world_size: int, *args: Any) -> list[Result]:
     """Calls a module-level function in `world_size` new processes with torchrun's environment.
 
     The function joins its process group itself (`init_process_group("gloo")`, or `cm3_dist.runtime.distributed`).
-    Returns what each rank returned. When one rank fails all end, and its traceback is in the error raised here.
+    Returns what each rank returned. When one rank fails all end, and its traceback is in the error raised here; one
+    that hangs is ended after TIMEOUT, its threads' tracebacks on stderr.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -31,10 +35,32 @@ def run_ranks(function: Callable[..., Result], world_size: int, *args: Any) -> l
         start_method="spawn",
         logs_specs=DefaultLogsSpecs(),
     )
-    results = elastic_launch(config, _recorded)(function, *args)
+    results = elastic_launch(config, _recorded)(TIMEOUT, function, *args)
     return [results[rank] for rank in range(world_size)]
 
 
 @record
-def _recorded(function: Callable[..., Result], *args: Any) -> Result:
-    return function(*args)
+def _recorded(timeout: float, function: Callable[..., Result], *args: Any) -> Result:
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return function(*args)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def resident_mib(*, reset_peak: bool = False) -> float:
+    """This process's resident memory now (Linux); `peak_mib` counts from here on if `reset_peak`."""
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") / 1024
+
+
+def peak_mib() -> float:
+    """Its peak. `ru_maxrss` would not do: a new process starts with its parent's, below which nothing shows."""
+    return _status("VmHWM") / 1024
+
+
+def _status(name: str) -> int:
+    """KiB of a field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

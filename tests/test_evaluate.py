@@ -23,9 +23,10 @@ from tests.ranks import run_ranks
 PARTS, USER_STRIDE, ITEM_STRIDE = 4, 11, 17
 USERS, ITEMS = PARTS * USER_STRIDE, PARTS * ITEM_STRIDE
 KS = (1, 5, 20)
-BLOCKS = [(4096, 8192), (3, 5), (7, ITEM_STRIDE), (1, 1)]
+BLOCKS = [(4096, 8192), (3, 5), (7, ITEM_STRIDE), (2, 4)]
 CASES = ("gaussian", "ties", "popularity", "cold", "few", "wide k")
 DEEP = 80  # more than there are items
+WORLDS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -131,30 +132,43 @@ def _message(call: Any) -> str:
     return "no error"
 
 
-def _on_ranks() -> tuple[Found, list[str]]:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    group = dist.group.WORLD
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    found = _evaluations(group)
-
-    case = _case("gaussian")
-    share = _share(case, rank, world_size)
+def _refusals(group: dist.ProcessGroup | None) -> list[str]:
+    """What every rank says when the last rank alone has a bad user or item row, and when no rank has a user."""
+    rank, world_size = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+    share = _share(_case("gaussian"), rank, world_size)
     messages = []
-    for which in (0, 1):  # the last rank alone has the bad row
+    for which in (0, 1):
         rows = [share[0].clone(), share[1].clone()]
         if rank == world_size - 1:
             rows[which][2, 3] = torch.nan
         messages.append(_message(lambda rows=rows: evaluate(*rows, *share[2:], KS, group=group)))
     nobody = (torch.empty(0, dtype=torch.int64), _ragged([]), _ragged([]))
     messages.append(_message(lambda: evaluate(*share[:2], *nobody, share[5], KS, group=group)))
+    return messages
+
+
+def _on_ranks() -> dict[int, tuple[Found, list[str]]]:
+    """The same on groups of 1, 2 and 4 ranks, by group size; on the first ranks only where the group is smaller."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {}
+    for world_size in WORLDS:
+        group = dist.new_group(list(range(world_size)))
+        if dist.get_rank() < world_size:
+            found[world_size] = _evaluations(group), _refusals(group)
+    dist.barrier()
     dist.destroy_process_group()
-    return found, messages
+    return found
 
 
 @pytest.fixture(scope="module")
 def alone() -> Found:
     return _evaluations(None)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[int, tuple[Found, list[str]]]]:
+    return run_ranks(_on_ranks, max(WORLDS))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,28 +188,35 @@ def test_one_process_equals_brute_force(alone: Found, name: str, blocks: tuple[i
 
 def test_the_cases_hold_what_they_are_for() -> None:
     case = _case("ties")
-    ranked, _ = _brute_force(case)
     assert len({len(items) for items in case.seen.values()}) > 2
     assert min(len(items) for items in case.seen.values()) == 0
-    assert min(len(row) for row in ranked.values()) < max(KS) < max(len(items) for items in case.relevant.values())
+    scores = case.user_rows @ case.item_rows.T
+    assert len(scores.unique()) < 10  # hardly a cut-off without a tie across it
+    lengths = [len(row) for name in CASES for row in _brute_force(_case(name))[0].values()]
+    assert min(lengths) < max(KS) < max(len(items) for items in _case("gaussian").relevant.values())
     counts = [sum(user // USER_STRIDE == part for user in case.users) for part in range(PARTS)]
     assert counts[1] == 0
     assert len(set(counts)) == PARTS
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_find_the_same(alone: Found, world_size: int) -> None:
-    ranks = run_ranks(_on_ranks, world_size)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_ranks_find_the_same(alone: Found, ranks: list[Any], world_size: int) -> None:
+    found = [rank[world_size][0] for rank in ranks[:world_size]]
     for key, (metrics, score, row) in alone.items():
-        assert [found[key][0] for found, _ in ranks] == [ranks[0][0][key][0]] * world_size, key
-        assert ranks[0][0][key][0] == pytest.approx(metrics, abs=1e-12), key
-        assert [rows for found, _ in ranks for rows in found[key][2]] == row, key
-        scores = [scores for found, _ in ranks for scores in found[key][1]]
-        np.testing.assert_allclose(scores, score, rtol=1e-5, atol=1e-6, err_msg=str(key))
-    for _, (user, item, nobody) in ranks:  # every rank hears of it, not only the one with the bad row
-        assert user == "FloatingPointError: evaluation: user rows are not finite"
-        assert item == "FloatingPointError: evaluation: item rows are not finite"
-        assert nobody == "InputError: evaluation: no user has a held-out interaction to rank"
+        assert [own[key][0] for own in found] == [found[0][key][0]] * world_size, key
+        assert found[0][key][0] == pytest.approx(metrics, abs=1e-12), key
+        assert [rows for own in found for rows in own[key][2]] == row, key
+        np.testing.assert_allclose([s for own in found for s in own[key][1]], score, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_every_rank_hears_of_a_bad_row(ranks: list[Any], world_size: int) -> None:
+    for messages in [rank[world_size][1] for rank in ranks[:world_size]] + [_refusals(None)]:
+        assert messages == [
+            "FloatingPointError: evaluation: user rows are not finite",
+            "FloatingPointError: evaluation: item rows are not finite",
+            "InputError: evaluation: no user has a held-out interaction to rank",
+        ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -218,7 +239,9 @@ def test_a_catalogue_of_7000_takes_seconds() -> None:
     users, items, width = 19_445, 7_050, 192
     rng = torch.Generator().manual_seed(0)
     rows = torch.randn(users, width, generator=rng), torch.randn(items, width, generator=rng)
-    lists = Ragged(torch.arange(users + 1) * 6, torch.randint(0, items, (users, 6), generator=rng).sort(1).values.view(-1))
+    lists = Ragged(
+        torch.arange(users + 1) * 6, torch.randint(0, items, (users, 6), generator=rng).sort(1).values.view(-1)
+    )
     begin = time.perf_counter()
     evaluate(*rows, torch.arange(users), lists, lists, torch.ones(items, dtype=torch.bool), (5, 10, 20, 50))
     assert time.perf_counter() - begin < 20  # 2 to 3 seconds on two free cores

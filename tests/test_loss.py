@@ -1,6 +1,8 @@
+"""The loss against the formulas in float64, on one rank and on several."""
+
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,12 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cm3_dist import loss
-from cm3_dist.loss import uniformity
-from cm3_dist.plan import Pairs
+from cm3_dist.config import Loss
+from cm3_dist.graph.exchange import Exchange, send_to_owners
+from cm3_dist.loss import cm3_loss, uniformity
+from cm3_dist.plan import Pairs, StepPlan
 from tests import reference as ref
-from tests.ranks import run_ranks
+from tests.ranks import peak_mib, resident_mib, run_ranks
 
 CLAMP = (0.0, 0.8)
+WORLDS = (1, 2, 4)
+PARTS, USER_STRIDE, ITEM_STRIDE, SIZE = 4, 6, 7, 60
+SETTINGS = {
+    "calibrated": Loss(gamma=0.9, max_sim=0.6),
+    "plain": Loss(gamma=0.5, item_uniformity="plain", t=3.0),
+    "none": Loss(item_uniformity="none"),
+}
 
 
 def _pairs(weight: Tensor, self_weight: Tensor, cuts: list[int] | None = None, most: int = 0) -> Pairs:
@@ -100,54 +111,171 @@ def test_fewer_than_two_rows_give_no_term(scope: str) -> None:
     assert not x.grad.any()
 
 
-def _shared(cases: list[tuple[str, bool]]) -> list[tuple[float, np.ndarray, np.ndarray | None]]:
-    """Rows 0..31 in 4 parts, cut among the ranks; every rank's value and its own rows' gradients."""
-    dist.init_process_group("gloo")
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+def _values_and_gradients(group: dist.ProcessGroup) -> list[tuple[float, np.ndarray, np.ndarray | None]]:
+    """Rows 0..31 in 4 parts, cut among the ranks; value and own rows' gradients for every scope, calibrated or not."""
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     cuts = [0, 5, 16, 17, 32]  # uneven, so that padding is exercised
-    share = 4 // world_size
+    share = PARTS // world_size
     first, last = cuts[rank * share], cuts[(rank + 1) * share]
     most = max(cuts[(r + 1) * share] - cuts[r * share] for r in range(world_size))
     own = [cut - first for cut in cuts[rank * share : (rank + 1) * share + 1]]
     weight = (torch.rand(32, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 0.5)[first:last]
     found: list[Any] = []
-    for scope, calibrated in cases:
-        x, s = (rows[first:last].clone().requires_grad_() for rows in _rows(32))
-        pairs = _pairs(weight, weight / 3, own, most)
-        group = dist.group.WORLD if world_size > 1 else None
-        value = uniformity(x, pairs, 2.0, scope, group, s if calibrated else None, CLAMP)
-        value.backward()
-        found.append((value.item(), x.grad.numpy(), s.grad.numpy() if calibrated else None))
+    for scope in ("global", "local"):
+        for calibrated in (True, False):
+            x, s = (rows[first:last].clone().requires_grad_() for rows in _rows(32))
+            pairs = _pairs(weight, weight / 3, own, most)
+            rows_group = group if world_size > 1 else None
+            value = uniformity(x, pairs, 2.0, scope, rows_group, s if calibrated else None, CLAMP)
+            value.backward()
+            assert x.grad is not None
+            found.append((value.item(), x.grad.numpy(), s.grad.numpy() if s.grad is not None else None))
+    return found
+
+
+class Step:
+    """A step's batch, and rows not yet normalised, over all parts: users [., 12], items [., 12], fused [., 5]."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(3)
+        # Part 2's users have most of the positives, part 1's none.
+        self.user = np.sort(rng.choice(np.r_[0:USER_STRIDE, 2 * USER_STRIDE : PARTS * USER_STRIDE], SIZE))
+        self.item = rng.integers(0, PARTS * ITEM_STRIDE - 3, SIZE)  # any part's, with repeats
+        self.degree = rng.integers(1, 20, PARTS * ITEM_STRIDE)
+        generator = torch.Generator().manual_seed(4)
+        shapes = ((PARTS * USER_STRIDE, 12), (PARTS * ITEM_STRIDE, 12), (PARTS * ITEM_STRIDE, 5))
+        self.rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+    def expected(self, settings: Loss) -> tuple[list[float], list[np.ndarray]]:
+        """The terms and their total; gradients of all rows."""
+        rows = [r.clone().requires_grad_() for r in self.rows]
+        users, items, fused = (ref.unit(r) for r in rows)
+        aligned = ref.alignment(users[self.user], items[self.item])
+        repelled = torch.zeros((), dtype=torch.float64)
+        if settings.item_uniformity != "none":
+            weight = 1 / torch.from_numpy(self.degree[self.item]).double()
+            clamp, calibrated = (settings.min_sim, settings.max_sim), settings.item_uniformity == "calibrated"
+            x, s = items[self.item], fused[self.item]
+            repelled = ref.weighted_item_uniformity(x, s, weight, settings.t, *clamp, calibrated)
+        spread = ref.user_uniformity(users[self.user], settings.t)
+        total = ref.total(aligned, spread, repelled, settings.gamma)
+        total.backward()
+        gradients = [np.zeros(r.shape) if r.grad is None else r.grad.numpy() for r in rows]
+        return [aligned.item(), spread.item(), repelled.item(), total.item()], gradients
+
+    def found(self, settings: Loss, group: dist.ProcessGroup) -> tuple[list[float], list[np.ndarray]]:
+        """The same on one rank: its share of alignment and total, and its own rows' gradients."""
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+        users, items = PARTS * USER_STRIDE // world_size, PARTS * ITEM_STRIDE // world_size
+        first_user, first_item = rank * users, rank * items
+        own = self.user // users == rank
+        user, item = self.user[own] - first_user, self.item[own] - first_item
+        remote = (item < 0) | (item >= items)
+        halo = np.unique(item[remote])
+        place = np.where(remote, items + np.searchsorted(halo, item), item)
+        used, count = np.unique(user, return_counts=True)
+        drawn = np.bincount(self.item, minlength=len(self.degree))[first_item : first_item + items]
+        kept, degree = np.flatnonzero(drawn), self.degree[first_item : first_item + items]
+        drawn, degree = drawn[kept], degree[kept]
+        own_parts = np.arange(PARTS // world_size + 1)
+        user_cuts = np.searchsorted(used, own_parts * USER_STRIDE)
+        item_cuts = np.searchsorted(kept, own_parts * ITEM_STRIDE)
+
+        def pairs(index: np.ndarray, weight: np.ndarray, again: np.ndarray, cuts: np.ndarray) -> Pairs:
+            tensors = [torch.from_numpy(values) for values in (index, weight.astype(float), again.astype(float))]
+            return Pairs(*tensors, cuts.tolist(), max(users, items))
+
+        requests = send_to_owners(halo + first_item, items, group)
+        send = torch.from_numpy(requests.table[:, 0] - first_item)
+        rows_group = group if world_size > 1 else None
+        plan = StepPlan(
+            epoch=0,
+            step=0,
+            size=SIZE,
+            inputs=cast(Any, None),
+            users=torch.arange(users),
+            items=torch.arange(items),
+            positive_user=torch.from_numpy(user),
+            positive_item=torch.from_numpy(place),
+            exchange=Exchange(send, requests.received, requests.asked, rows_group),
+            user_pairs=pairs(used, count, count * (count - 1) / 2, user_cuts),
+            item_pairs=pairs(kept, drawn / degree, drawn * (drawn - 1) / 2 / degree**2, item_cuts),
+            item_inputs=torch.from_numpy(kept),
+            input_share=1.0,
+        )
+        slices = (slice(first_user, first_user + users), *[slice(first_item, first_item + items)] * 2)
+        rows = [r[part].clone().requires_grad_() for r, part in zip(self.rows, slices, strict=True)]
+        fused = ref.unit(rows[2])[torch.from_numpy(kept)]
+        terms = cm3_loss(rows[0], rows[1], fused, plan, settings, rows_group)
+        terms.local.backward()
+        gradients = [np.zeros(r.shape) if r.grad is None else r.grad.numpy() for r in rows]
+        spread, repelled = terms.user_uniformity.item(), terms.item_uniformity.item()
+        return [terms.alignment.item(), spread, repelled, terms.local.item()], gradients
+
+
+def _on_ranks() -> dict[int, Any]:
+    """Uniformity and whole steps on groups of 1, 2 and 4 ranks, by group size."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {}
+    for world_size in WORLDS:
+        group = dist.new_group(list(range(world_size)))
+        if dist.get_rank() < world_size:
+            steps = {name: Step().found(settings, group) for name, settings in SETTINGS.items()}
+            found[world_size] = _values_and_gradients(group), steps
+    dist.barrier()
     dist.destroy_process_group()
     return found
 
 
-def test_value_and_gradient_do_not_depend_on_the_ranks() -> None:
-    cases = [(scope, calibrated) for scope in ("global", "local") for calibrated in (True, False)]
-    one = run_ranks(_shared, 1, cases)[0]
-    for world_size in (2, 4):
-        ranks = run_ranks(_shared, world_size, cases)
-        for index, (value, grad_x, grad_s) in enumerate(one):
-            for found in ranks:
-                assert found[index][0] == pytest.approx(value, rel=1e-12)
-            np.testing.assert_allclose(np.concatenate([r[index][1] for r in ranks]), grad_x, rtol=1e-10, atol=1e-14)
-            if grad_s is not None:
-                np.testing.assert_allclose(np.concatenate([r[index][2] for r in ranks]), grad_s, rtol=1e-10, atol=1e-14)
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[int, Any]]:
+    return run_ranks(_on_ranks, max(WORLDS))
 
 
-def _peak_mib(rows: int) -> float:
-    import resource
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_step_equals_the_formulas_on_any_number_of_ranks(ranks: list[Any], name: str, world_size: int) -> None:
+    terms, gradients = Step().expected(SETTINGS[name])
+    found = [rank[world_size][1][name] for rank in ranks[:world_size]]
+    half_gamma = SETTINGS[name].gamma / 2
+    for (aligned, spread, repelled, local), _ in found:
+        assert [spread, repelled] == pytest.approx(terms[1:3], rel=1e-12)
+        assert local == pytest.approx(aligned + half_gamma * (spread + repelled), rel=1e-12)
+    assert sum(values[0] for values, _ in found) == pytest.approx(terms[0], rel=1e-12)
+    for index, gradient in enumerate(gradients):
+        own = np.concatenate([own[index] for _, own in found])
+        np.testing.assert_allclose(own, gradient, rtol=1e-9, atol=1e-13)
+    assert np.abs(gradients[2]).max() > (1e-4 if name == "calibrated" else -1)  # the fusion is pulled at, too
 
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_value_and_gradient_do_not_depend_on_the_ranks(ranks: list[Any], world_size: int) -> None:
+    for index, (value, grad_x, grad_s) in enumerate(ranks[0][1][0]):
+        found = [rank[world_size][0][index] for rank in ranks[:world_size]]
+        for own in found:
+            assert own[0] == pytest.approx(value, rel=1e-12)
+        np.testing.assert_allclose(np.concatenate([own[1] for own in found]), grad_x, rtol=1e-10, atol=1e-14)
+        if grad_s is not None:
+            np.testing.assert_allclose(np.concatenate([own[2] for own in found]), grad_s, rtol=1e-10, atol=1e-14)
+
+
+def _peaks(*sizes: int) -> list[float]:
+    """Peak memory added by the loss of so many rows, forward and backward, in MiB."""
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    x, s = (F.normalize(torch.randn(rows, w, generator=generator), dim=1).requires_grad_() for w in (64, 32))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    uniformity(x, _pairs(torch.ones(rows), torch.zeros(rows)), 2.0, "global", None, s, (0.0, 1.0)).backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    before, peaks = 0.0, []
+    for rows in (100, *sizes):  # the first run loads libraries
+        generator = torch.Generator().manual_seed(0)
+        x, s = (F.normalize(torch.randn(rows, w, generator=generator), dim=1).requires_grad_() for w in (64, 32))
+        resident = resident_mib(reset_peak=True)
+        uniformity(x, _pairs(torch.ones(rows), torch.zeros(rows)), 2.0, "global", None, s, (0.0, 1.0)).backward()
+        before = before or resident  # what an earlier size left allocated serves the next one
+        peaks.append(peak_mib() - before)
+    return peaks[1:]
 
 
 def test_memory_grows_linearly_in_the_batch() -> None:
-    small, large = (run_ranks(_peak_mib, 1, rows)[0] for rows in (6_000, 24_000))
+    small, large = run_ranks(_peaks, 1, 6_000, 24_000)[0]
     pair_matrix = 24_000**2 * 4 / 2**20  # 2,197 MiB
-    assert large < 0.1 * pair_matrix
-    assert large < 5 * max(small, 20)
+    assert 10 < large < 0.2 * pair_matrix
+    assert large < 4 * small  # pairs computed at a time stay as many, rows and gradients are four times as many

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from partition import __main__ as command
-from partition.layout import Manifest, read_manifest
+from partition.layout import GRAPH, Manifest, read_manifest
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data"
+EDGES_IGNORED = ["--method", "random"]  # parts by METIS are compared where they are made
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
@@ -52,17 +52,26 @@ def test_from_synthetic_data_to_a_verified_folder(
     assert manifest.settings["input"] == [str(made)]
     assert manifest.settings["pca"] == ["image=3"]
     assert manifest.statistics["item_graph_recall"] == 1
-    assert 0 < manifest.statistics["pca_variance_image"] < 1
+    assert 0 < manifest.statistics["pca_kept_image"] < 1
     assert manifest.statistics["seconds_item_graph"] >= 0
     for name, digest in manifest.inputs.items():
         assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
     assert sorted(manifest.inputs) == ["interactions.parquet", "items.parquet"]
     assert [path.name for path in output.parent.iterdir()] == ["made"]  # no temporary folder is left
 
+
+def test_the_folder_is_verified_and_described(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "prepared"
+    prepare(monkeypatch, made, output)
     assert run(monkeypatch, "verify", output) == 0
     assert "whole" in capsys.readouterr().out
     assert run(monkeypatch, "stats", output, "--picture", tmp_path / "degrees.png") == 0
-    assert (tmp_path / "degrees.png").stat().st_size > 0
+    assert (tmp_path / "degrees.png").read_bytes().startswith(b"\x89PNG")
+    (output / "parts" / "part-00001" / "users.arrow").write_bytes(b"")
+    capsys.readouterr()
+    refused(capsys, run(monkeypatch, "verify", output), "users.arrow")
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, source: Path, output: Path, *options: Any) -> Manifest:
@@ -70,10 +79,15 @@ def prepare(monkeypatch: pytest.MonkeyPatch, source: Path, output: Path, *option
     return read_manifest(output)
 
 
+def data(manifest: Manifest) -> list[dict[str, str]]:
+    """Digests of what was written, but for graph.dgl, into which DGL writes memory that it never initialised."""
+    return [{name: digest for name, digest in part.digests.items() if name != GRAPH} for part in manifest.parts]
+
+
 def test_equal_commands_give_equal_folders(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare(monkeypatch, made, tmp_path / "a", "--seed", 1)
-    assert prepare(monkeypatch, made, tmp_path / "b", "--seed", 1).digest() == first.digest()
-    assert prepare(monkeypatch, made, tmp_path / "c", "--seed", 2).digest() != first.digest()
+    first = data(prepare(monkeypatch, made, tmp_path / "a", "--seed", 1, *EDGES_IGNORED))
+    assert data(prepare(monkeypatch, made, tmp_path / "b", "--seed", 1, *EDGES_IGNORED)) == first
+    assert data(prepare(monkeypatch, made, tmp_path / "c", "--seed", 2, *EDGES_IGNORED)) != first
 
 
 def test_options_reach_the_folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,19 +101,19 @@ def test_options_reach_the_folder(made: Path, tmp_path: Path, monkeypatch: pytes
     assert other.counts["kcore_dropped"] > 0
     assert other.items == plain.items - other.counts["kcore_items_dropped"]
     for options in (["--item-graph-k", 3], ["--item-graph-weight", "image=1", "--item-graph-weight", "text=0"]):
-        assert prepare(monkeypatch, made, tmp_path / "p", *options, "--overwrite").digest() != plain.digest()
-    assert prepare(monkeypatch, made, tmp_path / "q", "--cooccurrence-weight", 0.5).digest() != plain.digest()
+        assert data(prepare(monkeypatch, made, tmp_path / "p", *options, "--overwrite")) != data(plain)
+    assert data(prepare(monkeypatch, made, tmp_path / "q", "--cooccurrence-weight", 0.5)) != data(plain)
 
 
 def test_several_files_after_input(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pq.read_table(made / "interactions.parquet")
     pq.write_table(rows.slice(0, 300), tmp_path / "1.parquet")
     pq.write_table(rows.slice(300), tmp_path / "2.parquet")
-    whole = prepare(monkeypatch, made, tmp_path / "a")
+    whole = prepare(monkeypatch, made, tmp_path / "a", *EDGES_IGNORED)
     files = [tmp_path / "1.parquet", tmp_path / "2.parquet", made / "items.parquet"]
     output = tmp_path / "b"
-    assert run(monkeypatch, "build", "--input", *files, "--parts", 2, "--output", output) == 0
-    assert read_manifest(output).digest() == whole.digest()
+    assert run(monkeypatch, "build", "--input", *files, "--parts", 2, "--output", output, *EDGES_IGNORED) == 0
+    assert data(read_manifest(output)) == data(whole)
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
@@ -223,9 +237,8 @@ def test_help_answers_without_the_heavy_imports() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"real data is not at {DATA}")
-def test_baby_with_its_catalogue_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, "build", "--input", DATA / "baby", "--parts", 4, "--output", tmp_path / "baby") == 0
+def test_baby_with_its_catalogue_ids(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "build", "--input", shared_data / "baby", "--parts", 4, "--output", tmp_path / "baby") == 0
     manifest = json.loads((tmp_path / "baby" / "manifest.json").read_text())
     sizes = [manifest[key] for key in ("users", "items", "train", "validation", "test")]
     assert sizes == [19_445, 7_050, 118_551, 20_559, 21_682]

@@ -20,7 +20,6 @@ from partition.features import reduce
 from partition.split import split
 from partition.synthetic import SyntheticOptions, parse_modalities, synthesise
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 USERS = ["u1", "u1", "u2", "u2", "u3", "u3"]
 ITEMS = ["b", "a", "c", "a", "b", "c"]
 LABELS = [0, 1, 0, 2, 0, 0]
@@ -271,13 +270,14 @@ def test_pca_equals_the_singular_value_decomposition(tmp_path: Path, monkeypatch
     monkeypatch.setattr(features_module, "BLOCK_BYTES", 17 * 12 * 8)  # several uneven blocks
     rng = np.random.default_rng(0)
     values = (rng.standard_normal((200, 12)) * np.geomspace(10, 0.1, 12) + 3).astype(np.float32)
+    values[5] = 0
     reduced, share = reduce(values, 4, tmp_path / "pca.npy")
-    centred = values.astype(np.float64) - values.astype(np.float64).mean(axis=0)
-    left, scale, right = np.linalg.svd(centred, full_matrices=False)
+    left, scale, right = np.linalg.svd(values.astype(np.float64), full_matrices=False)
     sign = np.sign(right[np.arange(4), np.abs(right[:4]).argmax(axis=1)])
     np.testing.assert_allclose(reduced, left[:, :4] * scale[:4] * sign, atol=1e-4)
     assert share == pytest.approx((scale[:4] ** 2).sum() / (scale**2).sum())
     assert reduced.dtype == np.float32
+    assert not reduced[5].any()  # an item without features stays one
 
 
 def test_pca_options(tmp_path: Path) -> None:
@@ -478,7 +478,6 @@ def test_synthetic_data_in_blocks_and_at_the_limit(tmp_path: Path, monkeypatch: 
     assert parse_modalities("image:64, text:32") == {"image": 64, "text": 32}
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"real data is not at {DATA}")
 @pytest.mark.parametrize(
     ("name", "users", "items", "sizes", "modalities"),
     [
@@ -487,9 +486,9 @@ def test_synthetic_data_in_blocks_and_at_the_limit(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_counts_of_real_data(
-    tmp_path: Path, name: str, users: int, items: int, sizes: tuple[int, ...], modalities: list[str]
+    shared_data: Path, tmp_path: Path, name: str, users: int, items: int, sizes: tuple[int, ...], modalities: list[str]
 ) -> None:
-    dataset = read(tmp_path, DATA / name)
+    dataset = read(tmp_path, shared_data / name)
     assert (len(dataset.user_ids), len(dataset.item_ids)) == (users, items)
     assert (dataset.split == TRAIN).sum() == sizes[0]
     assert len(dataset.split) + dataset.counts["heldout_dropped"] == sum(sizes)
@@ -501,7 +500,7 @@ def test_counts_of_real_data(
     if name == "baby":
         assert dataset.item_ids[1].as_py() == "9729375011"
         # The field's own split of Baby rounds 8:1:1 as ours does.
-        labels = read(tmp_path, DATA / name, split="random").split
+        labels = read(tmp_path, shared_data / name, split="random").split
         assert tuple(np.bincount(labels)) == sizes
 
 

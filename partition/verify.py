@@ -1,0 +1,166 @@
+"""Checks every invariant of a prepared folder (partition.layout) from its files alone.
+
+One part is in memory at a time, plus 8 bytes a node for the degrees, and the set of all ids at the end. That the two
+directions of every interaction agree across parts is checked by comparing sums of hashed edges per pair of parts; only
+where they differ are two parts read again, to name the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from partition import layout
+from partition.errors import InputError
+from partition.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
+from partition.part_files import KINDS, node_schema, read_graph, read_table
+from partition.verify_part import (
+    Folder,
+    degrees,
+    features,
+    interactions,
+    item_graph,
+    pairs_of,
+    require,
+    user_item,
+)
+
+
+def verify(root: Path) -> Manifest:
+    """Checks a prepared folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        InputError: the first violation found, by file and row; rows of a file count from 0.
+    """
+    folder = Folder(root, layout.read_manifest(root))
+    _manifest(folder)
+    _files(folder)
+    stages: list[tuple[str, Callable[[Folder, int], None]]] = [
+        ("degrees", degrees),
+        ("graph", user_item),
+        ("item graph", item_graph),
+        ("features", features),
+    ]
+    for kind in KINDS:
+        folder.degree[kind] = np.full(folder.manifest.num_parts * folder.stride(kind), -1, np.int64)
+    for name, check in stages:
+        for part in tqdm(folder.parts, desc=f"verify: {name}", unit="part", disable=None):
+            check(folder, part)
+    _unique_ids(folder)
+    _both_directions(folder)
+    return folder.manifest
+
+
+def _manifest(folder: Folder) -> None:
+    """The manifest agrees with itself."""
+    manifest, path = folder.manifest, folder.root / layout.MANIFEST
+    require(bool(manifest.parts), path, "parts: there is none")
+    require(bool(manifest.modalities), path, "modalities: there is none")
+    names = [modality.name for modality in manifest.modalities]
+    require(len(set(names)) == len(names), path, f"modalities: a name occurs twice in {', '.join(names)}")
+    for number, part in enumerate(manifest.parts):
+        sizes = part.model_dump(exclude={"digests"})
+        for name, size in sizes.items():
+            require(size >= 0, path, f"parts.{number}.{name}: {size} is negative")
+        require(part.users > 0 and part.items > 0, path, f"parts.{number}: has no user or no item")
+        for small, large in (("active_users", "users"), ("active_items", "items"), ("inner_edges", "train")):
+            require(sizes[small] <= sizes[large], path, f"parts.{number}.{small}: more than {large}")
+    for name in ("users", "items", "train", "validation", "test"):
+        told, total = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
+        require(told == total, path, f"{name}: {told}, but the parts have {total}")
+    require(manifest.train > 0, path, "train: there is no training interaction")
+    for kind in KINDS:
+        largest = max(folder.size(part, kind) for part in folder.parts)
+        require(folder.stride(kind) == largest, path, f"{kind}_stride: {folder.stride(kind)}, not {largest}")
+    for name, value in layout.cut(manifest.parts).items():
+        told = manifest.statistics.get(name)
+        require(told is not None and abs(told - value) <= 1e-9, path, f"statistics.{name}: {told}, not {value}")
+
+
+def _files(folder: Folder) -> None:
+    """Every part has exactly its files, with the bytes that were written."""
+    path = folder.root / layout.MANIFEST
+    names = {layout.USERS, layout.ITEMS, layout.GRAPH, layout.ITEM_GRAPH, *layout.HELD_OUT.values()}
+    names |= {layout.features_file(modality.name) for modality in folder.manifest.modalities}
+    wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
+    for entry in sorted((folder.root / "parts").glob("*")):
+        require(entry.name in wanted, entry, "belongs to no part of the manifest")
+    for part in tqdm(folder.parts, desc="verify: digests", unit="part", disable=None):
+        digests = folder.manifest.parts[part].digests
+        require(set(digests) == names, path, f"parts.{part}.digests: expected {', '.join(sorted(names))}")
+        for entry in sorted(layout.part_dir(folder.root, part).glob("*")):
+            require(entry.name in names, entry, "is not a file of a part")
+        for name in sorted(names):
+            file = folder.file(part, name)
+            require(file.is_file(), file, "no such file; prepare the data again")
+            require(layout.sha256(file) == digests[name], file, "its bytes changed since it was written")
+
+
+def _unique_ids(folder: Folder) -> None:
+    """No id stands for two nodes, in whichever parts."""
+    for kind, name in (("user", layout.USERS), ("item", layout.ITEMS)):
+        schema = node_schema(folder.manifest, kind)
+        tables = [read_table(folder.file(part, name), schema)["id"] for part in folder.parts]
+        ids = pa.chunked_array([chunk for column in tables for chunk in column.chunks], type=schema["id"])
+        if pc.count_distinct(ids).as_py() == len(ids):
+            continue
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+        at = [
+            f"{folder.file(part, name)}: row {row}"
+            for part, column in enumerate(tables)
+            for row in np.flatnonzero(pc.equal(column, twice).to_numpy())
+        ]
+        raise InputError(f"{at[1]}: id {twice.as_py()!r} is also at {at[0]}")
+
+
+def _both_directions(folder: Folder) -> None:
+    """Every interaction is once among its user's in-edges and once among its item's, wherever those two live."""
+    count = folder.manifest.num_parts
+    sums = {relation: np.zeros((count, count, 2), np.uint64) for relation in (ITEM_TO_USER, USER_TO_ITEM)}
+    for part in tqdm(folder.parts, desc="verify: both directions", unit="part", disable=None):
+        graph = read_graph(folder.file(part, layout.GRAPH))
+        for relation, table in sums.items():
+            user, item = interactions(graph, relation)
+            at = user // folder.stride("user"), item // folder.stride("item")
+            np.add.at(table[..., 0], at, np.uint64(1))
+            np.add.at(table[..., 1], at, _hash(pairs_of(folder, user, item)))
+    for user_part, item_part in np.argwhere((sums[ITEM_TO_USER] != sums[USER_TO_ITEM]).any(axis=-1)):
+        _name_one_sided(folder, int(user_part), int(item_part))
+
+
+def _hash(number: np.ndarray) -> np.ndarray:
+    """[n] uint64: the finaliser of splitmix64, whose sums over different sets do not agree by chance."""
+    mixed = number.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _name_one_sided(folder: Folder, user_part: int, item_part: int) -> None:
+    """Raises for the first interaction between two parts that only one of them has."""
+    sides = {}
+    for part, relation in ((user_part, ITEM_TO_USER), (item_part, USER_TO_ITEM)):
+        path = folder.file(part, layout.GRAPH)
+        user, item = interactions(read_graph(path), relation)
+        between = (user // folder.stride("user") == user_part) & (item // folder.stride("item") == item_part)
+        sides[relation] = path, pairs_of(folder, user[between], item[between])
+    for relation, other in ((ITEM_TO_USER, USER_TO_ITEM), (USER_TO_ITEM, ITEM_TO_USER)):
+        (path, pairs), (other_path, others) = sides[relation], sides[other]
+        alone = np.setdiff1d(pairs, others)
+        if len(alone):
+            user_row, item_row = divmod(int(alone[0]), folder.manifest.item_rows)
+            raise InputError(
+                f"{other_path}: no {other[1]} edge for user row {user_row} and item row {item_row}, which {path} has"
+            )
