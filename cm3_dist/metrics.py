@@ -16,11 +16,11 @@ def hits(ranked: Tensor, relevant: Ragged) -> Tensor:
     """Which ranked items are relevant: `ranked` [U, K] int64 item rows, -1 for none -> [U, K] bool."""
     if not len(relevant.values):
         return torch.zeros_like(ranked, dtype=torch.bool)
-    span = int(torch.maximum(ranked.max(), relevant.values.max())) + 2
+    span = int(torch.maximum(ranked.max(), relevant.values.max())) + 2  # so wide that -1 is nobody's key
     known = relevant.row_ids() * span + relevant.values  # ascending: lists are
     wanted = torch.arange(len(ranked)).unsqueeze(1) * span + ranked
-    place = torch.searchsorted(known, wanted.clamp(min=0)).clamp(max=len(known) - 1)
-    return (known[place] == wanted) & (ranked >= 0)
+    place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    return known[place] == wanted
 
 
 def ranking_metrics(ranked: Tensor, relevant: Ragged, ks: Sequence[int]) -> dict[str, Tensor]:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 DATA, PREPARED, RUN = Path("data/demo"), Path("prepared/demo"), Path("runs/demo")
 CONFIG = Path(__file__).with_name("demo.yaml")
-SIZES = "--users 3000 --items 1500 --interactions 45000 --modalities image:64,text:32 --seed 7".split()
+SIZES = ["--users", "3000", "--items", "1500", "--interactions", "45000", "--seed", "7"]
+MODALITIES = ["--modalities", "image:64,text:32"]
 
 
 def main() -> None:
     """Runs the four commands, each over the leavings of an earlier demo."""
     for folder in (DATA, RUN):
         shutil.rmtree(folder, ignore_errors=True)
-    generate = ["python", "-m", "partition", "synthetic", "--output", str(DATA), *SIZES]
+    generate = ["python", "-m", "partition", "synthetic", "--output", str(DATA), *SIZES, *MODALITIES]
     prepare = ["python", "-m", "partition", "build", "--input", str(DATA), "--parts", "4", "--output", str(PREPARED)]
     check = ["python", "-m", "partition", "verify", str(PREPARED)]
     config = os.path.relpath(CONFIG)

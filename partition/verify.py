@@ -69,6 +69,9 @@ def _manifest(folder: Folder) -> None:
     require(bool(manifest.modalities), path, "modalities: there is none")
     names = [modality.name for modality in manifest.modalities]
     require(len(set(names)) == len(names), path, f"modalities: a name occurs twice in {', '.join(names)}")
+    for modality in manifest.modalities:
+        told = f"modalities.{modality.name}.source_dim: {modality.source_dim}"
+        require(modality.source_dim >= modality.dim, path, f"{told} is below its dim {modality.dim}")
     for number, part in enumerate(manifest.parts):
         sizes = part.model_dump(exclude={"digests"})
         for name, size in sizes.items():
