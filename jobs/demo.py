@@ -32,6 +32,8 @@ def main() -> None:
         code = subprocess.run(_here(command), env=_environment(), check=False).returncode
         if code:
             sys.exit(code)
+    if sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ:
+        print(f"first:       source {os.path.relpath(sys.prefix)}/bin/activate")
 
 
 def _here(command: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ class Part(_Model):
     halo_users: int
     halo_items: int
     digests: dict[str, str]  # file name -> sha256
+    graph_digest: str  # sha256 of what graph.dgl says; its bytes differ from one save of the same graph to the next
 
 
 class Manifest(_Model):
@@ -99,7 +100,7 @@ class Manifest(_Model):
 
     def digest(self) -> str:
         """One sha256 over the digests of all parts' files: equal for equal data."""
-        text = json.dumps([part.digests for part in self.parts], sort_keys=True)
+        text = json.dumps([{**part.digests, GRAPH: part.graph_digest} for part in self.parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

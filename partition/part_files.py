@@ -5,6 +5,7 @@ The only file besides `partition.assign` in which preparation uses DGL.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from dataclasses import dataclass
@@ -32,6 +33,18 @@ class Graph:
     row: dict[str, np.ndarray]  # kind -> [nodes] int64 global row
     degree: dict[str, np.ndarray]  # kind -> [nodes] int32 training interactions in the full graph
     edges: dict[Relation, tuple[np.ndarray, np.ndarray]]  # (source, destination) [edges] int64 node numbers
+
+    def digest(self) -> str:
+        """Sha256 of the arrays, as lower-case hex.
+
+        Not of the file: DGL leaves gaps in it that hold whatever was in memory.
+        """
+        digest = hashlib.sha256()
+        arrays = [table[kind] for kind in KINDS for table in (self.row, self.degree)]
+        for array in arrays + [ends for relation in RELATIONS for ends in self.edges[relation]]:
+            digest.update(len(array).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def write_graph(path: Path, graph: Graph) -> None:

@@ -94,7 +94,8 @@ def write_prepared(
             target.mkdir(parents=True)
             _write_nodes(target / layout.USERS, dataset.user_ids, user_degree, users.members[part])
             _write_nodes(target / layout.ITEMS, dataset.item_ids, item_degree, items.members[part])
-            halo = _write_graph(target / layout.GRAPH, part, users, items, by_user[part], by_item[part], degrees)
+            stored = _graph(part, users, items, by_user[part], by_item[part], degrees)
+            write_graph(target / layout.GRAPH, stored)
             _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
             for split, name in layout.HELD_OUT.items():
                 row, other = held_out[split][part]
@@ -112,8 +113,9 @@ def write_prepared(
                     validation=len(held_out["validation"][part][0]),
                     test=len(held_out["test"][part][0]),
                     inner_edges=int(own_items.sum()),
-                    halo_users=halo[0],
-                    halo_items=halo[1],
+                    halo_users=len(stored.row["user"]) - len(users.members[part]),
+                    halo_items=len(stored.row["item"]) - len(items.members[part]),
+                    graph_digest=stored.digest(),
                     digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
                 )
             )
@@ -176,16 +178,15 @@ def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndar
     write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
 
 
-def _write_graph(
-    path: Path,
+def _graph(
     part: int,
     users: RowSpace,
     items: RowSpace,
     by_user: tuple[np.ndarray, np.ndarray],
     by_item: tuple[np.ndarray, np.ndarray],
     degrees: dict[str, np.ndarray],
-) -> tuple[int, int]:
-    """Own nodes in offset order, then the halo ascending by row. Returns the sizes of the user and item halo."""
+) -> Graph:
+    """Own nodes in offset order, then the halo ascending by row."""
     nodes, edges = {}, {}
     for kind, space, sources in (("item", items, by_user[1]), ("user", users, by_item[1])):
         own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
@@ -196,13 +197,11 @@ def _write_graph(
         nodes[kind], edges[kind] = np.concatenate([own, halo]), local
     to_user = edges["item"], by_user[0] - part * users.stride
     to_item = edges["user"], by_item[0] - part * items.stride
-    graph = Graph(
+    return Graph(
         nodes,
         {kind: degrees[kind][rows] for kind, rows in nodes.items()},
         {layout.ITEM_TO_USER: to_user, layout.USER_TO_ITEM: to_item},
     )
-    write_graph(path, graph)
-    return len(nodes["user"]) - len(users.members[part]), len(nodes["item"]) - len(items.members[part])
 
 
 def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) -> None:

@@ -117,7 +117,7 @@ def _evaluations(group: dist.ProcessGroup | None) -> Found:
         case = _case(name)
         rows_u, rows_i, users, relevant, seen, candidates = _share(case, rank, world_size)
         for blocks in BLOCKS:
-            options = {"user_block": blocks[0], "item_block": blocks[1], "group": group}
+            options: dict[str, Any] = {"user_block": blocks[0], "item_block": blocks[1], "group": group}
             metrics = evaluate(rows_u, rows_i, users, relevant, seen, candidates, case.ks, **options)
             score, row = top_k(rows_u, rows_i, users, seen, candidates, max(case.ks), **options)
             found[name, blocks] = metrics, score.tolist(), row.tolist()
@@ -135,16 +135,20 @@ def _message(call: Any) -> str:
 def _refusals(group: dist.ProcessGroup | None) -> list[str]:
     """What every rank says when the last rank alone has a bad user or item row, and when no rank has a user."""
     rank, world_size = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-    share = _share(_case("gaussian"), rank, world_size)
-    messages = []
-    for which in (0, 1):
-        rows = [share[0].clone(), share[1].clone()]
-        if rank == world_size - 1:
-            rows[which][2, 3] = torch.nan
-        messages.append(_message(lambda rows=rows: evaluate(*rows, *share[2:], KS, group=group)))
-    nobody = (torch.empty(0, dtype=torch.int64), _ragged([]), _ragged([]))
-    messages.append(_message(lambda: evaluate(*share[:2], *nobody, share[5], KS, group=group)))
-    return messages
+    rows_u, rows_i, users, relevant, seen, candidates = _share(_case("gaussian"), rank, world_size)
+    last = rank == world_size - 1
+    bad_u, bad_i = rows_u.clone(), rows_i.clone()
+    bad_u[2, 3] = bad_i[2, 3] = torch.nan
+    nobody, nothing = torch.empty(0, dtype=torch.int64), _ragged([])
+    return [
+        _message(
+            lambda: evaluate(bad_u if last else rows_u, rows_i, users, relevant, seen, candidates, KS, group=group)
+        ),
+        _message(
+            lambda: evaluate(rows_u, bad_i if last else rows_i, users, relevant, seen, candidates, KS, group=group)
+        ),
+        _message(lambda: evaluate(rows_u, rows_i, nobody, nothing, nothing, candidates, KS, group=group)),
+    ]
 
 
 def _on_ranks() -> dict[int, tuple[Found, list[str]]]:

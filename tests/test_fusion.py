@@ -71,7 +71,7 @@ def test_float32_gradients_are_right_at_every_angle(angle: float) -> None:
     found = []
     for function, dtype in ((slerp, torch.float32), (reference.slerp, torch.float64)):
         ends = [end.to(dtype, copy=True).requires_grad_() for end in (a, b)]
-        point = function(*ends, curve.to(dtype))
+        point = function(ends[0], ends[1], curve.to(dtype))
         (point * direction).sum().backward()
         found.append(
             [point.detach().double(), *(_tangent(e.grad.double(), x) for e, x in zip(ends, (a, b), strict=True))]

@@ -182,8 +182,8 @@ class Step:
         item_cuts = np.searchsorted(kept, own_parts * ITEM_STRIDE)
 
         def pairs(index: np.ndarray, weight: np.ndarray, again: np.ndarray, cuts: np.ndarray) -> Pairs:
-            tensors = [torch.from_numpy(values) for values in (index, weight.astype(float), again.astype(float))]
-            return Pairs(*tensors, cuts.tolist(), max(users, items))
+            weights = torch.from_numpy(weight.astype(float)), torch.from_numpy(again.astype(float))
+            return Pairs(torch.from_numpy(index), *weights, cuts.tolist(), max(users, items))
 
         requests = send_to_owners(halo + first_item, items, group)
         send = torch.from_numpy(requests.table[:, 0] - first_item)
