@@ -43,7 +43,7 @@ class Graph:
         arrays = [table[kind] for kind in KINDS for table in (self.row, self.degree)]
         for array in arrays + [ends for relation in RELATIONS for ends in self.edges[relation]]:
             digest.update(len(array).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,16 +235,3 @@ def test_top_breaks_ties_by_column(data: st.DataObject) -> None:
         assert scores == [row[column] for column in expected]
         finite = sum(score > -float("inf") for score in scores)
         assert columns_found[:finite] == expected[:finite]
-
-
-@pytest.mark.slow
-def test_a_catalogue_of_7000_takes_seconds() -> None:
-    users, items, width = 19_445, 7_050, 192
-    rng = torch.Generator().manual_seed(0)
-    rows = torch.randn(users, width, generator=rng), torch.randn(items, width, generator=rng)
-    lists = Ragged(
-        torch.arange(users + 1) * 6, torch.randint(0, items, (users, 6), generator=rng).sort(1).values.view(-1)
-    )
-    begin = time.perf_counter()
-    evaluate(*rows, torch.arange(users), lists, lists, torch.ones(items, dtype=torch.bool), (5, 10, 20, 50))
-    assert time.perf_counter() - begin < 20  # 2 to 3 seconds on two free cores

@@ -145,7 +145,7 @@ def test_no_held_out_interactions(tmp_path: Path) -> None:
 
 
 def test_cut_and_halo_are_counted(tmp_path: Path) -> None:
-    dataset = small_dataset()
+    dataset = small_dataset(users=121, items=63)  # they do not divide evenly
     assignment = parts_of(dataset, 4, "random")
     write_prepared(dataset, item_graph(dataset), assignment, tmp_path / "prepared", {}, {})
     manifest = verify(tmp_path / "prepared")
@@ -153,7 +153,9 @@ def test_cut_and_halo_are_counted(tmp_path: Path) -> None:
     ends = assignment.user_part[user], assignment.item_part[item]
     assert manifest.statistics["edge_cut"] == pytest.approx(np.mean(ends[0] != ends[1]))
     assert manifest.statistics["edge_cut_random"] == 0.75
-    assert manifest.statistics["user_padding"] == pytest.approx(4 * np.bincount(ends[0]).size * 0 + 0.0, abs=0.05)
+    for kind, owner in (("user", assignment.user_part), ("item", assignment.item_part)):
+        padding = 4 * np.bincount(owner).max() / len(owner) - 1
+        assert manifest.statistics[f"{kind}_padding"] == pytest.approx(padding)
     halo_users = {(part, u) for part, other, u in zip(ends[1], ends[0], user, strict=True) if part != other}
     halo_items = {(part, i) for part, other, i in zip(ends[0], ends[1], item, strict=True) if part != other}
     assert sum(part.halo_users for part in manifest.parts) == len(halo_users)
@@ -245,14 +247,19 @@ def test_more_parts_than_nodes_are_refused(method: Method) -> None:
         assign_parts(*pair, 9, 2, 4, method)
 
 
-def test_an_empty_part_is_refused() -> None:
-    user = np.zeros(4, np.int64)
-    star = user, np.arange(4)  # one user and nobody else to fill the second part's users
-    with pytest.raises(InputError, match="more parts than users"):
-        assign_parts(*star, 1, 4, 2)
-    hub = np.repeat(np.arange(2), 4), np.tile(np.arange(4), 2)
-    assignment = assign_parts(*hub, 2, 4, 2)
-    assert set(assignment.user_part) == {0, 1}
+def test_an_empty_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, item = clustered_graph()
+    monkeypatch.setattr("partition.assign._metis", lambda user, item, users, items, parts: np.arange(users + items) % 3)
+    with pytest.raises(InputError, match="--parts 4: METIS left part 3 without any user; use fewer parts, or --method"):
+        assign_parts(user, item, 240, 160, 4)
+    assignment = assign_parts(user, item, 241, 161, 4)  # one idle node of each kind fills it
+    assert np.bincount(assignment.user_part)[3] == np.bincount(assignment.item_part)[3] == 1
+
+
+def test_as_many_parts_as_nodes() -> None:
+    user, item = np.divmod(np.arange(64)[np.random.default_rng(0).random(64) < 0.4], 8)
+    assignment = assign_parts(user, item, 8, 8, 8)
+    assert sorted(assignment.user_part) == sorted(assignment.item_part) == list(range(8))
 
 
 @pytest.mark.skipif(not BABY.is_file(), reason=f"{BABY} is not there")
