@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cm3_dist.runtime import distributed
-from tests.ranks import run_ranks
+from tests.ranks import peak_mib, resident_mib, run_ranks
 from tests.small import prepare_small, small_dataset, small_settings
 
 STEPS = 20
@@ -101,13 +101,12 @@ def test_sampling_all_neighbours_is_exact(trajectories: dict[int, Any], world_si
 def _rows_held(prepared: Path, folder: Path) -> tuple[dict[int, int], int, float]:
     """After some steps and an evaluation: most rows of a live array by its width, most elements, peak MiB added."""
     import gc
-    import resource
 
     from cm3_dist.config import Machine
     from cm3_dist.trainer import Trainer
 
     with distributed(Machine(device="cpu", threads=1)) as runtime:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident_mib(reset_peak=True)
         settings = small_settings(
             prepared,
             folder,
@@ -120,7 +119,7 @@ def _rows_held(prepared: Path, folder: Path) -> tuple[dict[int, int], int, float
         for plan in trainer.planner.epoch(0, 0, 3):
             trainer.step(plan)
         trainer.rank(trainer.final_rows(), "validation")
-        added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        added = peak_mib() - before
         shapes = [tuple(thing.shape) for thing in gc.get_objects() if type(thing) in ARRAYS and len(thing.shape) > 1]
         rows: dict[int, int] = {}
         for shape in shapes:

@@ -1,0 +1,98 @@
+"""Parts are balanced, repeatable, complete, and METIS cuts few interactions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from partition.assign import assign_parts
+from partition.errors import InputError
+
+BABY = Path(__file__).parents[2] / "shared" / "data" / "baby" / "baby.inter"
+Method = Literal["metis", "random"]
+
+
+def clustered_graph(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Four blocks of 60 users and 40 items each, a tenth of the interactions between blocks."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, 240, 4000)
+    block = np.where(rng.random(4000) < 0.9, user % 4, rng.integers(0, 4, 4000))
+    return tuple(np.unique(np.stack([user, rng.integers(0, 40, 4000) * 4 + block]), axis=1))
+
+
+def test_metis_cuts_little_balances_and_repeats(capfd: pytest.CaptureFixture[str]) -> None:
+    user, item = clustered_graph()
+    first = assign_parts(user, item, 250, 165, 4, "metis")
+    for _ in range(3):
+        again = assign_parts(user, item, 250, 165, 4, "metis")
+        np.testing.assert_array_equal(first.user_part, again.user_part)
+        np.testing.assert_array_equal(first.item_part, again.item_part)
+    assert np.mean(first.user_part[user] == first.item_part[item]) > 0.85
+    assert np.bincount(first.user_part).max() <= 1.06 * 250 / 4
+    assert np.bincount(first.item_part).max() <= 1.06 * 165 / 4
+    assert first.user_part.dtype == first.item_part.dtype == np.int32
+    print("still there")
+    assert capfd.readouterr() == ("still there\n", "")  # METIS and DGL are not heard
+
+
+def test_parts_have_equal_numbers_of_interactions() -> None:
+    """Blocks of very different activity: one block a part would be the smallest cut, and the worst balance."""
+    user, item = clustered_graph()
+    rng = np.random.default_rng(1)
+    kept = rng.random(len(user)) < np.array([1, 0.3, 0.1, 0.1])[user % 4]
+    user, item = user[kept], item[kept]
+    assignment = assign_parts(user, item, 240, 160, 4, "metis")
+    for part in (assignment.user_part[user], assignment.item_part[item]):
+        assert np.bincount(part).max() <= 1.1 * len(user) / 4
+
+
+def test_random_parts_are_even_and_follow_the_seed() -> None:
+    user, item = clustered_graph()
+    one, same, other = (assign_parts(user, item, 250, 165, 4, "random", seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.user_part, same.user_part)
+    assert (one.user_part != other.user_part).any()
+    assert np.ptp(np.bincount(one.user_part)) <= 1
+    assert np.ptp(np.bincount(one.item_part)) <= 1
+
+
+def test_nodes_without_interactions_level_the_parts() -> None:
+    user, item = clustered_graph()
+    assignment = assign_parts(user, item, 400, 1000, 4, "metis")
+    assert np.ptp(np.bincount(assignment.user_part)) <= 1
+    assert np.ptp(np.bincount(assignment.item_part)) <= 1
+
+
+@pytest.mark.parametrize("method", ["metis", "random"])
+def test_more_parts_than_nodes_are_refused(method: Method) -> None:
+    pair = np.array([0, 1]), np.array([0, 1])
+    with pytest.raises(InputError, match=r"--parts 4: more parts than users \(3\); use --parts 3 or fewer"):
+        assign_parts(*pair, 3, 9, 4, method)
+    with pytest.raises(InputError, match=r"--parts 4: more parts than items \(2\)"):
+        assign_parts(*pair, 9, 2, 4, method)
+
+
+def test_an_empty_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, item = clustered_graph()
+    monkeypatch.setattr("partition.assign._metis", lambda user, item, users, items, parts: np.arange(users + items) % 3)
+    with pytest.raises(InputError, match="--parts 4: METIS left part 3 without any user; use fewer parts, or --method"):
+        assign_parts(user, item, 240, 160, 4)
+    assignment = assign_parts(user, item, 241, 161, 4)  # one idle node of each kind fills it
+    assert np.bincount(assignment.user_part)[3] == np.bincount(assignment.item_part)[3] == 1
+
+
+def test_as_many_parts_as_nodes() -> None:
+    user, item = np.divmod(np.arange(64)[np.random.default_rng(0).random(64) < 0.4], 8)
+    assignment = assign_parts(user, item, 8, 8, 8)
+    assert sorted(assignment.user_part) == sorted(assignment.item_part) == list(range(8))
+
+
+@pytest.mark.skipif(not BABY.is_file(), reason=f"{BABY} is not there")
+def test_baby_keeps_over_half_its_interactions_inside_parts() -> None:
+    user, item, split = np.loadtxt(BABY, np.int64, skiprows=1, unpack=True)
+    user, item = user[split == 0], item[split == 0]
+    assignment = assign_parts(user, item, 19445, 7050, 4)
+    assert np.mean(assignment.user_part[user] == assignment.item_part[item]) > 0.55
+    assert 4 * np.bincount(assignment.user_part).max() / 19445 < 1.05
