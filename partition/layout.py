@@ -174,4 +174,4 @@ def read_manifest(root: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: field {where!r}: {first['msg']}") from None
+        raise InputError(f"{path}: field {where!r}: {first['msg']}; prepare the data again") from None
