@@ -212,7 +212,8 @@ def main(
         began = time.perf_counter()
         loss = train_epoch(model, optimizer)
         trained = time.perf_counter()
-        metrics = evaluate(*final_rows(model), model.data, "validation")
+        users, items = final_rows(model)
+        metrics = evaluate(users, items, model.data, "validation")
         print(
             f"epoch {epoch}  loss {loss:.4f}  {trained - began:.1f} s  recall@20 {metrics['recall@20']:.4f}  "
             f"{time.perf_counter() - trained:.1f} s",

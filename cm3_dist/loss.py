@@ -7,20 +7,20 @@ symmetric, a rank's own rows against all columns give the whole gradient of thos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import fetch
+from cm3_dist.kernels.pairs import Rows, pair_sum
+from cm3_dist.model.unit import unit
 from cm3_dist.plan import Pairs, StepPlan
-
-PAIR_BLOCK = 2**22  # pairs computed at a time: 16 MiB in float32, however large the batch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def cm3_loss(
         settings: gamma, t, clamps, scope.
         group: of the rows; None for one process.
     """
-    x_users, x_items = F.normalize(users, dim=-1), F.normalize(items, dim=-1)
+    x_users, x_items = unit(users), unit(items)
     # A rank that receives nothing still takes part in the exchange, both ways.
     alone = plan.exchange.group is None
     positives = x_items if alone else torch.cat([x_items, fetch(x_items, plan.exchange)])
@@ -106,58 +106,42 @@ class _Uniformity(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         clamp: tuple[float, float],
     ) -> Tensor:
-        weight = pairs.weight.to(x.dtype)
         # exp(-t (|a - b|^2 - 2 + 2 phi)) = exp(2t (a.b - phi)) on the sphere; plain uniformity has phi = 1.
+        rows = Rows(x.detach(), None if fused is None else fused.detach(), pairs.weight.to(x.dtype))
         self_phi = 1.0 if fused is None else min(max(1.0, clamp[0]), clamp[1])
-        own = pairs.self_weight.to(x.dtype) * torch.exp(torch.tensor(2 * t * (1 - self_phi), dtype=x.dtype))
-        grad_x, grad_fused = torch.zeros_like(x), None if fused is None else torch.zeros_like(fused)
+        own = pairs.self_weight.double() * math.exp(2 * t * (1 - self_phi))
         if scope == "global":
-            columns = _gather(x, fused, weight, pairs.most, group)
-            numerator = own.sum() + _pair_sum(x, fused, weight, columns, t, clamp, grad_x, grad_fused) / 2
-            totals = torch.stack([numerator.double(), *_pair_weight(weight, pairs.self_weight)])
+            columns, first = _gather(rows, pairs.most, group)
+            sums = pair_sum(rows, columns, first, t, clamp)
+            totals = torch.stack([own.sum() + sums.total / 2, *_pair_weight(rows.weight, pairs.self_weight)])
             if group is not None:
                 dist.all_reduce(totals, group=group)
             total, denominator = totals[0], (totals[1].square() - totals[2]) / 2 + totals[3]
-            if denominator <= 0:  # fewer than two rows: no pair, no term
-                total = denominator = torch.ones_like(total)
-            ctx.save_for_backward(
-                grad_x / total.to(x.dtype), None if grad_fused is None else grad_fused / total.to(x.dtype)
-            )
+            empty = denominator <= 0  # fewer than two rows: no pair, no term
+            total, denominator = torch.where(empty, 1.0, total), torch.where(empty, 1.0, denominator)
+            scale = total.reciprocal().to(x.dtype)
+            ctx.save_for_backward(sums.x * scale, None if sums.fused is None else sums.fused * scale)
             return (total.log() - denominator.log()).to(x.dtype)
-        shares, terms = [], []
+        shares, terms, gradients = [], [], []
         for begin, end in zip(pairs.cuts, pairs.cuts[1:], strict=False):
-            part = slice(begin, end)
-            columns = Columns(x[part], None if fused is None else fused[part], weight[part], 0)
-            sums = _pair_sum(
-                x[part],
-                columns.fused,
-                weight[part],
-                columns,
-                t,
-                clamp,
-                grad_x[part],
-                None if grad_fused is None else grad_fused[part],
-            )
-            total = own[part].sum().double() + sums.double() / 2
-            first, square, again = _pair_weight(weight[part], pairs.self_weight[part])
-            denominator = (first.square() - square) / 2 + again
+            part = rows[begin:end]
+            sums = pair_sum(part, part, 0, t, clamp)
+            total = own[begin:end].sum() + sums.total / 2
+            weight, square, again = _pair_weight(part.weight, pairs.self_weight[begin:end])
+            denominator = (weight.square() - square) / 2 + again
             empty = denominator <= 0  # fewer than two rows of this part: no pair, no term
-            shares.append(torch.where(empty, 0.0, first))
-            terms.append(
-                torch.where(
-                    empty, 0.0, torch.where(empty, 1.0, total).log() - torch.where(empty, 1.0, denominator).log()
-                )
-            )
-            scale = torch.where(empty, 0.0, first / torch.where(empty, 1.0, total)).to(x.dtype)
-            grad_x[part] *= scale
-            if grad_fused is not None:
-                grad_fused[part] *= scale
-        sums = torch.stack([torch.stack(shares).sum(), (torch.stack(shares) * torch.stack(terms)).sum()])
+            total, denominator = torch.where(empty, 1.0, total), torch.where(empty, 1.0, denominator)
+            shares.append(torch.where(empty, 0.0, weight))
+            terms.append(shares[-1] * (total.log() - denominator.log()))
+            gradients.append((shares[-1] / total, sums))
+        both = torch.stack([torch.stack(shares).sum(), torch.stack(terms).sum()])
         if group is not None:
-            dist.all_reduce(sums, group=group)
-        share = sums[0].clamp(min=torch.finfo(torch.float64).tiny).to(x.dtype)
-        ctx.save_for_backward(grad_x / share, None if grad_fused is None else grad_fused / share)
-        return sums[1].to(x.dtype) / share
+            dist.all_reduce(both, group=group)
+        share = both[0].clamp(min=torch.finfo(torch.float64).tiny)
+        grad_x = torch.cat([sums.x * (scale / share).to(x.dtype) for scale, sums in gradients])
+        grad_fused = [sums.fused * (scale / share).to(x.dtype) for scale, sums in gradients if sums.fused is not None]
+        ctx.save_for_backward(grad_x, torch.cat(grad_fused) if grad_fused else None)
+        return (both[1] / share).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -165,70 +149,21 @@ class _Uniformity(torch.autograd.Function):
         return grad * grad_x, None if grad_fused is None else grad * grad_fused, None, None, None, None, None
 
 
-@dataclass(frozen=True)
-class Columns:
-    """All rows a rank's own rows are paired with."""
-
-    x: Tensor  # [N, width]
-    fused: Tensor | None  # [N, d]
-    weight: Tensor  # [N]; zero for padding
-    first: int  # where the own rows begin
-
-
-def _gather(x: Tensor, fused: Tensor | None, weight: Tensor, most: int, group: dist.ProcessGroup | None) -> Columns:
-    """Every rank's rows, padded to `most` a rank with weight zero."""
+def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows, int]:
+    """Every rank's rows, padded to `most` a rank with weight zero, and where the own ones begin."""
     if group is None:
-        return Columns(x, fused, weight, 0)
+        return own, 0
+    x, fused = own.x, own.fused
     widths = [x.shape[1], 0 if fused is None else fused.shape[1], 1]
     packed = x.new_zeros(most, sum(widths))
-    packed[: len(x)] = torch.cat([x, *([] if fused is None else [fused]), weight.unsqueeze(1)], dim=1)
-    world_size = dist.get_world_size(group)
-    everything = x.new_empty(world_size * most, sum(widths))
+    packed[: len(x)] = torch.cat([x, *([] if fused is None else [fused]), own.weight.unsqueeze(1)], dim=1)
+    everything = x.new_empty(dist.get_world_size(group) * most, sum(widths))
     dist.all_gather_single(everything, packed, group=group)
     all_x, all_fused, all_weight = everything.split(widths, dim=1)
-    first = dist.get_rank(group) * most
-    return Columns(all_x, None if fused is None else all_fused, all_weight.squeeze(1), first)
+    return Rows(all_x, None if fused is None else all_fused, all_weight.squeeze(1)), dist.get_rank(group) * most
 
 
 def _pair_weight(weight: Tensor, self_weight: Tensor) -> Sequence[Tensor]:
     """Sums from which the weight of all pairs follows: sum w, sum w^2, sum v; in float64."""
     w = weight.double()
     return [w.sum(), w.square().sum(), self_weight.double().sum()]
-
-
-def _pair_sum(
-    x: Tensor,
-    fused: Tensor | None,
-    weight: Tensor,
-    columns: Columns,
-    t: float,
-    clamp: tuple[float, float],
-    grad_x: Tensor,
-    grad_fused: Tensor | None,
-) -> Tensor:
-    """Sum over own rows i and all columns j != i of w_i w_j e_ij; the gradients of half of it are written in place.
-
-    Half: as every unordered pair appears twice in the global sum, d(half)/dx_i is w_i sum_j w_j e_ij 2t x_j.
-    """
-    total = x.new_zeros((), dtype=torch.float64)
-    block = max(1, PAIR_BLOCK // max(1, len(columns.x)))
-    for begin in range(0, len(x), block):
-        end = min(begin + block, len(x))
-        exponent = x[begin:end] @ columns.x.T
-        inside = None
-        if fused is None:
-            exponent -= 1
-        else:
-            phi = fused[begin:end] @ columns.fused.T  # type: ignore[union-attr]
-            inside = (phi >= clamp[0]) & (phi <= clamp[1])
-            exponent -= phi.clamp_(*clamp)
-        pair = exponent.mul_(2 * t).exp_()
-        pair *= columns.weight
-        pair *= weight[begin:end].unsqueeze(1)
-        rows = torch.arange(end - begin, device=x.device)
-        pair[rows, columns.first + begin + rows] = 0
-        total += pair.sum(dtype=torch.float64)
-        grad_x[begin:end] = pair @ columns.x * (2 * t)
-        if grad_fused is not None:
-            grad_fused[begin:end] = pair.mul_(inside) @ columns.fused * (-2 * t)
-    return total

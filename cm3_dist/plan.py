@@ -18,6 +18,7 @@ class Inputs:
 
     propagation: Propagation
     users: Tensor  # [n] int64 global rows
+    mixed: Tensor  # [b] int64 global rows: the batch's distinct users, whose mixing logits are looked up
     items: Tensor  # [m] int64 global rows
     features: dict[str, Tensor]  # modality -> [m, dim]
     curve: Tensor  # [m] float32: the curve parameter of every item
@@ -45,8 +46,8 @@ class StepPlan:
     step: int  # within the epoch
     size: int  # positives over all ranks
     inputs: Inputs
-    users: Tensor  # [n] int64: positions of the batch's distinct users among the propagated ones
-    items: Tensor  # [m] int64: positions of the items that any rank's batch asked for, among the propagated ones
+    users: Tensor | None  # [n] int64: places of the batch's distinct users in the propagated rows; None: these are they
+    items: Tensor | None  # [m] int64: likewise of the items that any rank's batch asked for
     positive_user: Tensor  # [b] int64: place of every positive's user in `users`
     positive_item: Tensor  # [b] int64: place of every positive in [`items`; fetched items]
     exchange: Exchange  # fetches the positives that other ranks own

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,13 +19,24 @@ from cm3_dist.batches import Batch, Batches
 from cm3_dist.config import Settings
 from cm3_dist.curve import Curve
 from cm3_dist.features import ItemFeatures
-from cm3_dist.graph.exact import exact_propagation, plan_exchange
+from cm3_dist.graph.exact import exact_propagation, plan_exchange, restrict
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.graph.sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
 from cm3_dist.plan import Inputs, Pairs, StepPlan
 from cm3_dist.runtime import Runtime, Stream, key
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows enter a step's propagation, and where the batch's users and items stand (see `StepPlan`)."""
+
+    inputs: Inputs
+    users: Tensor | None
+    items: Tensor | None
+    encoded: np.ndarray  # [n] int64: places of the batch's items among the encoded ones
+    share: float
 
 
 class Planner:
@@ -42,6 +53,7 @@ class Planner:
         layers = propagation.user_item_layers
         self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
         if mode == "exact":
+            self._whole = self._exact  # on the CPU, where steps are planned
             self._exact = self._exact.to(runtime.device)
             self._all = self._everything()
         else:
@@ -73,19 +85,8 @@ class Planner:
         items, place = np.unique(requests.table[:, 0] - shard.first_item, return_inverse=True)
         item_count = np.bincount(place, requests.table[:, 1], minlength=len(items)).astype(np.int64)
 
-        if self._sampler is None:
-            share = 1.0
-            rows = np.arange(shard.first_item, shard.first_item + shard.item_rows)
-            inputs = replace(self._all, curve=self._curve(self._key(epoch, step), rows))
-            user_at, item_at = users, items  # every local row is propagated, in its own place
-        else:
-            sample = self._sampler.draw(users, items, epoch, step)
-            inputs = self._inputs(sample.propagation, sample.users, sample.items, epoch, step)
-            user_at, item_at = np.arange(len(users)), np.arange(len(items))
-            total = torch.tensor(len(sample.users) + len(sample.items))
-            dist.all_reduce(total, group=planning)
-            share = int(total) / (shard.manifest.users + shard.manifest.items)
-
+        choose = self._exact_rows if self._sampler is None else self._sampled_rows
+        rows = choose(users, items, epoch, step)
         positive_item, exchange = self._positives(batch.positive, items)
         size = self._batches.size(step)
         kept = np.flatnonzero(item_count)
@@ -98,16 +99,16 @@ class Planner:
             epoch,
             step,
             size,
-            inputs,
-            torch.from_numpy(user_at),
-            torch.from_numpy(item_at),
+            rows.inputs,
+            rows.users,
+            rows.items,
             torch.from_numpy(np.searchsorted(users, batch.user)),
             torch.from_numpy(positive_item),
             exchange,
             _pairs(everyone, user_part, user_count, _same_row(user_count), parts, most[0]),
             _pairs(kept, item_part, weights, self_weights, parts, most[1]),
-            torch.from_numpy(item_at[kept]),
-            share,
+            torch.from_numpy(rows.encoded[kept]),
+            rows.share,
         )
 
     def _positives(self, positive: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, Exchange]:
@@ -144,26 +145,45 @@ class Planner:
         return 1 / included, np.zeros(len(items))
 
     def _everything(self) -> Inputs:
-        """All local rows; the curve parameters follow step by step."""
+        """All local rows; what a step chooses of them follows step by step."""
         shard, device = self._shard, self._runtime.device
         features = self._features.gather(np.arange(shard.item_rows))
         return Inputs(
             self._exact,
             torch.arange(shard.first_user, shard.first_user + shard.user_rows, device=device),
+            torch.empty(0),
             torch.arange(shard.first_item, shard.first_item + shard.item_rows, device=device),
             {name: values.to(device) for name, values in features.items()},
             torch.empty(0),
         )
 
-    def _inputs(self, propagation: Propagation, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> Inputs:
-        rows = items + self._shard.first_item
-        return Inputs(
-            propagation,
-            torch.from_numpy(users + self._shard.first_user),
+    def _exact_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
+        """All local rows enter, each in its own place; the batch's come out."""
+        shard, chosen = self._shard, (torch.from_numpy(users), torch.from_numpy(items))
+        few = restrict(self._whole, *chosen)
+        # The layers that stay whole are on the device already.
+        propagation = Propagation([*few.hops[:1], *self._exact.hops[1:]], [*few.similar[:1], *self._exact.similar[1:]])
+        curve = self._curve(self._key(epoch, step), np.arange(shard.first_item, shard.first_item + shard.item_rows))
+        inputs = replace(self._all, propagation=propagation, mixed=chosen[0] + shard.first_user, curve=curve)
+        return _Rows(inputs, None if few.hops else chosen[0], None if few.similar else chosen[1], items, 1.0)
+
+    def _sampled_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
+        """The batch's neighbourhood enters, the batch's rows first; the batch's come out."""
+        assert self._sampler is not None
+        shard, sample = self._shard, self._sampler.draw(users, items, epoch, step)
+        total = torch.tensor(len(sample.users) + len(sample.items))
+        dist.all_reduce(total, group=self._runtime.planning)
+        rows = sample.items + shard.first_item
+        inputs = Inputs(
+            sample.propagation,
+            torch.from_numpy(sample.users + shard.first_user),
+            torch.from_numpy(users + shard.first_user),
             torch.from_numpy(rows),
-            self._features.gather(items),
+            self._features.gather(sample.items),
             self._curve(self._key(epoch, step), rows),
         )
+        share = int(total) / (shard.manifest.users + shard.manifest.items)
+        return _Rows(inputs, None, None, np.arange(len(items)), share)
 
     def _key(self, epoch: int, step: int) -> int:
         return key(Stream.CURVE, self._settings.train.seed, epoch, step)

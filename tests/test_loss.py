@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from cm3_dist import loss
 from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import Exchange, send_to_owners
+from cm3_dist.kernels import pairs as pairs_kernel
 from cm3_dist.loss import cm3_loss, uniformity
 from cm3_dist.plan import Pairs, StepPlan
 from tests import reference as ref
@@ -41,12 +41,13 @@ def _rows(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tupl
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-@pytest.mark.parametrize("block", [27, 2**22])
+@pytest.mark.parametrize("block", [(2, 3), (4, 2), (512, 2048)])
 def test_multiplicities_stand_for_repeated_entries(
-    calibrated: bool, block: int, monkeypatch: pytest.MonkeyPatch
+    calibrated: bool, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Distinct rows with counts = the batch's entries one by one, pairs of copies included; value and gradients."""
-    monkeypatch.setattr(loss, "PAIR_BLOCK", block)
+    monkeypatch.setattr(pairs_kernel, "ROWS", block[0])
+    monkeypatch.setattr(pairs_kernel, "COLUMNS", block[1])
     raw_x, raw_s = _rows(9)
     count = torch.tensor([1, 3, 1, 2, 1, 1, 4, 1, 1])
     grads = []

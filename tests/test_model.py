@@ -151,7 +151,9 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
     place = {row: n for n, row in enumerate(plan.inputs.users.tolist())}
     taken = [n for n, row in enumerate(dense.users.tolist()) if row in place]
     order = [place[int(dense.users[n])] for n in taken]
-    pairs = [(gradients[0][order], dense.table.grad[taken]), (gradients[1][order], dense.mixing.grad[taken])]
+    mixed = [dense.users.tolist().index(row) for row in plan.inputs.mixed.tolist()]
+    pairs = [(gradients[0][order], dense.table.grad[taken]), (gradients[1], dense.mixing.grad[mixed])]
+    assert dense.mixing.grad.abs().sum() == pytest.approx(dense.mixing.grad[mixed].abs().sum().item())
     names = {"hidden.weight": "w1", "hidden.bias": "b1", "channel.weight": "w2"}
     names |= {"point.weight": "point", "point.bias": "point_bias"}
     for (name, _), gradient in zip(trainer.model.encoder.named_parameters(), gradients[2:], strict=True):

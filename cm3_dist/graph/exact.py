@@ -1,14 +1,19 @@
-"""Exact propagation: every frontier is everything, so the exchange lists and blocks are made once and used every step.
+"""Exact propagation: every frontier but the last is everything, so exchange lists and blocks are made once.
 
 The normalised adjacency is symmetric, so the adjoint of "users from items" is "items from users" and no transpose is
-kept; only the item-item graph needs one. This is also the inference path of evaluation and export, at any size.
+kept; only the item-item graph needs one. A training step takes few users and items of the result: `restrict` leaves
+out, for one step, the rows of the last layer and of the item graph that nobody looks at. Unrestricted this is also the
+inference path of evaluation and export, at any size.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.operators import Csr, Pull, Relation
@@ -34,6 +39,24 @@ def exact_propagation(
         else None
     )
     return Propagation([hop] * user_item_layers, [(shard.item_rows, similar)] * item_item_layers if similar else [])
+
+
+def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:
+    """The same operator, on the CPU, with the rows of `users` [n] and `items` [m] (int64, local) only, in that order.
+
+    Without user-item layers the users stay whole, without item-item layers the items do. Not collective: every rank
+    fetches what it fetched before.
+    """
+    hops, similar = list(whole.hops), list(whole.similar)
+    if hops:
+        pull = hops[0].user_from_item.forward
+        assert isinstance(pull, Pull)
+        hops[0] = replace(hops[0], users=users, user_from_item=Relation.of(pull.rows(users)))
+    if similar:
+        pull = similar[0][1].forward
+        assert isinstance(pull, Pull)
+        similar[0] = (items, Relation.of(pull.rows(items)))
+    return Propagation(hops, similar)
 
 
 def _pull(edges: Adjacency, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> Pull:

@@ -47,6 +47,15 @@ class Csr:
         ).tocsc()
         return Csr.from_numpy(matrix.indptr, matrix.indices, matrix.data, rows)
 
+    def rows(self, index: Tensor) -> Csr:
+        """The rows at `index` [n] int64, in that order; all columns stay."""
+        lengths = self.indptr.diff()[index]
+        indptr = torch.zeros(len(index) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=indptr[1:])
+        start = torch.repeat_interleave(self.indptr[index] - indptr[:-1], lengths)
+        place = start.add_(torch.arange(len(start)))
+        return Csr(indptr, self.indices[place], self.values[place], self.columns)
+
     @staticmethod
     def from_numpy(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, columns: int) -> Csr:
         """Wraps the arrays, as int64 and float32."""
@@ -86,6 +95,10 @@ class Pull:
         halo = self.exchange.fetch(x)
         own = x[: self.matrix.columns - self.exchange.received]
         return self.matrix.times(torch.cat([own, halo]) if self.exchange.received else own)
+
+    def rows(self, index: Tensor) -> Pull:
+        """Some of its destination rows only; what is fetched stays the same, so that no rank need be asked."""
+        return Pull(self.matrix.rows(index), self.exchange)
 
     def to(self, device: torch.device) -> Pull:
         """The same on another device."""

@@ -1,7 +1,8 @@
 """LightGCN over the user-item graph, then the item-item graph: one linear operator with a hand-written adjoint.
 
 Frontiers F_0 (the rows wanted) within F_1 within ... F_L (the rows whose ego embeddings are needed); every frontier is
-a prefix of the next, so `rows[:n]` restricts to it. Horner's form (CM3.md section 2.5, DESIGN.md idea 3)::
+a prefix of the next, or, where F_1 is everything (exact mode), F_0 a choice of its rows. Horner's form (CM3.md section
+2.5, DESIGN.md idea 3)::
 
     y <- E on F_L;   L times, on the next smaller frontier:   y <- E + A y
 
@@ -13,26 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cm3_dist.graph.operators import Relation
 
+# A frontier within the next one: its first n rows, or the rows at these places ([n] int64, distinct).
+Rows: TypeAlias = int | Tensor
+
 
 @dataclass(frozen=True)
 class Hop:
     """One user-item layer: rows of F_k from rows of F_{k+1}."""
 
-    users: int  # rows of F_k
-    items: int
+    users: Rows  # of F_k; places only in hops[0]
+    items: Rows
     user_from_item: Relation
     item_from_user: Relation
 
     def to(self, device: torch.device) -> Hop:
         """The same on another device."""
-        return Hop(self.users, self.items, self.user_from_item.to(device), self.item_from_user.to(device))
+        relations = self.user_from_item.to(device), self.item_from_user.to(device)
+        return Hop(_to(self.users, device), _to(self.items, device), *relations)
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,8 @@ class Propagation:
     """The whole operator, CM3.md sections 2.5 and 2.7: ego rows on F_L -> propagated rows on F_0 and T_0."""
 
     hops: Sequence[Hop]  # hops[k]: F_k from F_{k+1}
-    similar: Sequence[
-        tuple[int, Relation]
-    ]  # item-item layers: rows of T_k, and T_k from T_{k+1}; T_last = items of F_0
+    # Item-item layers: rows of T_k (places only in the first), and T_k from T_{k+1}; T_last = items of F_0.
+    similar: Sequence[tuple[Rows, Relation]]
 
     def __call__(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """User and item ego rows [n_L, width] -> [users of F_0, width], [items of T_0, width].
@@ -53,7 +57,8 @@ class Propagation:
 
     def to(self, device: torch.device) -> Propagation:
         """The same on another device."""
-        return Propagation([hop.to(device) for hop in self.hops], [(n, r.to(device)) for n, r in self.similar])
+        similar = [(_to(rows, device), relation.to(device)) for rows, relation in self.similar]
+        return Propagation([hop.to(device) for hop in self.hops], similar)
 
 
 class _Propagate(torch.autograd.Function):
@@ -63,29 +68,28 @@ class _Propagate(torch.autograd.Function):
         u, i = users, items
         for hop in reversed(operator.hops):
             u, i = (
-                hop.user_from_item.forward(i).add_(users[: hop.users]),
-                hop.item_from_user.forward(u).add_(items[: hop.items]),
+                hop.user_from_item.forward(i).add_(_take(users, hop.users)),
+                hop.item_from_user.forward(u).add_(_take(items, hop.items)),
             )
         s = i
         for rows, relation in reversed(operator.similar):
             s = relation.forward(s)
-            i = i[:rows]
+            i = _take(i, rows)
         # Without any layer the operator is the identity; autograd wants its outputs distinct from its inputs.
-        i = i + s if operator.similar else i.clone()
+        i = s.add_(i) if operator.similar else i.clone()
         return (u if operator.hops else u.clone()), i
 
     @staticmethod
     def backward(ctx: Any, grad_u: Tensor, grad_i: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         operator: Propagation = ctx.operator
         if operator.similar:
-            s = grad_i
-            for _, relation in operator.similar:
+            direct, s = grad_i, grad_i
+            for rows, relation in operator.similar:
                 s = relation.adjoint(s)
-            s[: len(grad_i)] += grad_i
-            grad_i = s
-        if not operator.hops:
-            return _pad(grad_u, ctx.shapes[0]), _pad(grad_i, ctx.shapes[1]), None
-        total_u, total_i = _pad(grad_u, ctx.shapes[0]), _pad(grad_i, ctx.shapes[1])
+                direct = _spread(direct, rows, s.shape)
+            grad_i = s.add_(direct)
+        wanted_u, wanted_i = (operator.hops[0].users, operator.hops[0].items) if operator.hops else (None, None)
+        total_u, total_i = _spread(grad_u, wanted_u, ctx.shapes[0]), _spread(grad_i, wanted_i, ctx.shapes[1])
         for hop in operator.hops:
             grad_u, grad_i = hop.item_from_user.adjoint(grad_i), hop.user_from_item.adjoint(grad_u)
             total_u[: len(grad_u)] += grad_u
@@ -93,9 +97,21 @@ class _Propagate(torch.autograd.Function):
         return total_u, total_i, None
 
 
-def _pad(rows: Tensor, shape: torch.Size) -> Tensor:
-    if len(rows) == shape[0]:
-        return rows.clone()
-    padded = rows.new_zeros(shape)
-    padded[: len(rows)] = rows
-    return padded
+def _to(rows: Rows, device: torch.device) -> Rows:
+    return rows if isinstance(rows, int) else rows.to(device)
+
+
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    return x[:rows] if isinstance(rows, int) else x.index_select(0, rows)
+
+
+def _spread(x: Tensor, rows: Rows | None, shape: torch.Size) -> Tensor:
+    """The adjoint of `_take`, in a tensor of its own: zeros of `shape` with `x` in their place."""
+    if len(x) == shape[0] and not isinstance(rows, Tensor):
+        return x.clone()
+    spread = x.new_zeros(shape)
+    if isinstance(rows, Tensor):
+        spread.index_copy_(0, rows, x)
+    else:
+        spread[: len(x)] = x
+    return spread

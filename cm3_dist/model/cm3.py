@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.config import Settings
@@ -16,6 +15,7 @@ from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.model.encoder import ItemEncoder
 from cm3_dist.model.tables import Tables
+from cm3_dist.model.unit import unit
 from cm3_dist.plan import Inputs, StepPlan
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.layout import Manifest
@@ -29,7 +29,7 @@ class Ego:
 
     users: Tensor
     items: Tensor
-    mixing: Tensor  # [n, C] logits
+    mixing: Tensor  # [b, C] logits of the batch's distinct users
     fused: Tensor
     looked_up: Tensor  # [n, C * d] the table's rows, whose gradient is the table's
 
@@ -46,7 +46,7 @@ class CM3(nn.Module):
 
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items."""
-        looked_up, mixing, item_ids = self.tables(inputs.users, inputs.items)
+        looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items)
         channels, fused = self.encoder(inputs.features, inputs.curve)
         items = self._items(channels, fused, item_ids)
         return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
@@ -54,15 +54,15 @@ class CM3(nn.Module):
     def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
         """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
         users, items = plan.inputs.propagation(ego.users, ego.items)
-        mixed = self._mix(users.index_select(0, plan.users), ego.mixing.index_select(0, plan.users))
-        return mixed, items.index_select(0, plan.items)
+        users = users if plan.users is None else users.index_select(0, plan.users)
+        return self._mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
 
     @torch.no_grad()
     def final_rows(
         self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
-        looked_up, mixing, item_ids = self.tables(parts_users, parts_items)
+        looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items)
         device, blocks = looked_up.device, []
         for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
             block = {name: values.to(device) for name, values in features.gather(rows.numpy()).items()}
@@ -78,7 +78,7 @@ class CM3(nn.Module):
 
     def _unit(self, rows: Tensor) -> Tensor:
         """L2-normalises every channel."""
-        return F.normalize(rows.view(len(rows), -1, self.dim), dim=-1).view(len(rows), -1)
+        return unit(rows, self.dim)
 
     def _mix(self, rows: Tensor, logits: Tensor) -> Tensor:
         weights = torch.softmax(logits, dim=1).unsqueeze(-1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.model.fusion import bezier
+from cm3_dist.model.unit import unit
 
 
 class ItemEncoder(nn.Module):
@@ -40,5 +41,5 @@ class ItemEncoder(nn.Module):
         for name, values in features.items():
             x = values.to(curve.dtype)
             channels.append(self.channel[name](F.leaky_relu(self.hidden[name](x))))
-            points.append(F.normalize(self.point[name](x), dim=-1))
+            points.append(unit(self.point[name](x)))
         return channels, bezier(points, curve)

@@ -66,13 +66,13 @@ class Tables(nn.Module):
         )
         self._initialise(manifest, settings)
 
-    def forward(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Looks up global rows of this rank: users [n] and items [m] int64.
+    def forward(self, users: Tensor, mixed: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too) and `items` [m] int64.
 
         Returns:
-            Channels [n, C * d], mixing logits [n, C], and item-id rows [m, d] or None.
+            Channels of `users` [n, C * d], mixing logits of `mixed` [b, C], and item-id rows [m, d] or None.
         """
-        found = self.model({CHANNELS: users, MIXING: users, ITEM_IDS: items})
+        found = self.model({CHANNELS: users, MIXING: mixed, ITEM_IDS: items})
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
     def local_state(self) -> dict[str, Tensor]:
