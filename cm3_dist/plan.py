@@ -22,6 +22,7 @@ class Inputs:
     items: Tensor  # [m] int64 global rows
     features: dict[str, Tensor]  # modality -> [m, dim]
     curve: Tensor  # [m] float32: the curve parameter of every item
+    whole: bool  # `users` and `items` are all rows of this rank, in order
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ class Planner:
             torch.arange(shard.first_item, shard.first_item + shard.item_rows, device=device),
             {name: values.to(device) for name, values in features.items()},
             torch.empty(0),
+            whole=True,
         )
 
     def _exact_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
@@ -181,6 +182,7 @@ class Planner:
             torch.from_numpy(rows),
             self._features.gather(sample.items),
             self._curve(self._key(epoch, step), rows),
+            whole=False,
         )
         share = int(total) / (shard.manifest.users + shard.manifest.items)
         return _Rows(inputs, None, None, np.arange(len(items)), share)

@@ -46,7 +46,7 @@ class CM3(nn.Module):
 
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items."""
-        looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items)
+        looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items, inputs.whole)
         channels, fused = self.encoder(inputs.features, inputs.curve)
         items = self._items(channels, fused, item_ids)
         return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
@@ -62,7 +62,7 @@ class CM3(nn.Module):
         self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
-        looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items)
+        looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items, True)
         device, blocks = looked_up.device, []
         for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
             block = {name: values.to(device) for name, values in features.gather(rows.numpy()).items()}

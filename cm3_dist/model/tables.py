@@ -18,6 +18,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from cm3_dist.config import Settings, TableOptimizer
 from cm3_dist.model.table_plan import row_wise_plan
+from cm3_dist.model.whole_shard import WholeShard, can_update
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.errors import InputError
 from partition.layout import Manifest
@@ -65,14 +66,25 @@ class Tables(nn.Module):
             init_data_parallel=False,
         )
         self._initialise(manifest, settings)
+        state, optimizer = self.local_state(), settings.tables
+        self._whole = {
+            name: WholeShard(state[name], state.get(f"{name}.momentum1"), optimizer)
+            for name in (CHANNELS, ITEM_IDS)
+            if name in state and can_update(optimizer, runtime.device)
+        }
 
-    def forward(self, users: Tensor, mixed: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, users: Tensor, mixed: Tensor, items: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too) and `items` [m] int64.
+
+        `whole`: `users` and `items` are all rows of this rank, in order.
 
         Returns:
             Channels of `users` [n, C * d], mixing logits of `mixed` [b, C], and item-id rows [m, d] or None.
         """
-        found = self.model({CHANNELS: users, MIXING: mixed, ITEM_IDS: items})
+        direct = self._whole if whole else {}
+        asked = {CHANNELS: users, MIXING: mixed, ITEM_IDS: items}
+        found = self.model({name: rows for name, rows in asked.items() if name not in direct})
+        found.update({name: shard() for name, shard in direct.items()})
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
     def local_state(self) -> dict[str, Tensor]:
@@ -105,8 +117,10 @@ class _Lookup(nn.Module):
 
     def forward(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {}
-        for name, collection in self.collections.items():
-            ids = rows[name]
+        for name, ids in rows.items():
+            if name not in self.collections:
+                continue
+            collection = self.collections[name]
             lengths = torch.tensor([len(ids)], dtype=torch.int64, device=ids.device)
             found[name] = collection(KeyedJaggedTensor(keys=[name], values=ids, lengths=lengths))
         # All lookups are under way before the first is waited for.

@@ -1,0 +1,54 @@
+"""Updating a whole shard at once does what FBGEMM's fused optimizers do row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cm3_dist.config import Machine, TableOptimizer
+from cm3_dist.model.whole_shard import can_update
+from cm3_dist.runtime import distributed
+from cm3_dist.trainer import Trainer
+from tests.small import prepare_small, small_settings
+
+OPTIMIZERS = [("rowwise_adagrad", 0.1), ("adagrad", 0.1), ("sgd", 0.5)]
+
+
+@pytest.mark.parametrize(("name", "lr"), OPTIMIZERS)
+def test_whole_shards_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    settings = small_settings(
+        prepared,
+        tmp_path / "run",
+        propagation={"mode": "exact"},
+        model={"item_ids": True},
+        tables={"name": name, "lr": lr},
+    )
+    found: list[dict[str, Any]] = []
+    with distributed(Machine(device="cpu", threads=1)) as runtime:
+        for whole in (True, False):
+            trainer = Trainer(settings, runtime)
+            assert set(trainer.model.tables._whole) == {"user_channels", "item_ids"}
+            if not whole:
+                trainer.model.tables._whole.clear()  # then every lookup is TorchRec's
+            before = {key: value.clone() for key, value in trainer.model.tables.local_state().items()}
+            steps = min(trainer.batches.steps, 5)
+            for plan in trainer.planner.epoch(0, 0, steps):
+                trainer.step(plan)
+            found.append({key: value.clone() for key, value in trainer.model.tables.local_state().items()})
+            assert all(not torch.equal(before[key], value) for key, value in found[-1].items())
+    for key, value in found[0].items():
+        torch.testing.assert_close(
+            value, found[1][key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_what_is_left_to_fbgemm() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert can_update(TableOptimizer(), cpu)
+    assert not can_update(TableOptimizer(), gpu)
+    assert not can_update(TableOptimizer(weight_decay=1e-6), cpu)
+    assert not can_update(TableOptimizer(name="adam"), cpu)
