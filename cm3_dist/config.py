@@ -142,8 +142,8 @@ class Evaluate(_Section):
     monitor: str = Field(
         default="recall@20", description="the validation metric of early stopping and of the best epoch"
     )
-    user_block: Positive = 4096
-    item_block: Positive = 8192
+    user_block: Positive = Field(default=1024, description="users scored at a time")
+    item_block: Positive = Field(default=8192, description="items scored at a time")
 
     @model_validator(mode="after")
     def _monitor(self) -> Evaluate:

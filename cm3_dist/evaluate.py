@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cm3_dist.metrics import NAMES, ranking_metrics
 from cm3_dist.ragged import Ragged
+from cm3_dist.topk import top_columns
 from partition.errors import InputError
 
 
@@ -26,7 +27,7 @@ def evaluate(
     candidates: Tensor,
     ks: Sequence[int],
     *,
-    user_block: int = 4096,
+    user_block: int = 1024,
     item_block: int = 8192,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, float]:
@@ -81,7 +82,7 @@ def top_k(
     candidates: Tensor,
     k: int,
     *,
-    user_block: int = 4096,
+    user_block: int = 1024,
     item_block: int = 8192,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -99,25 +100,27 @@ def top_k(
     score = queries.new_full((len(users), k), -torch.inf)
     row = torch.full((len(users), k), -1, dtype=torch.int64, device=queries.device)
     keys = Ragged(seen.indptr.to(queries.device), seen.values.to(queries.device))
-    for first, block, kept in _item_blocks(item_rows, candidates.to(item_rows.device), item_block, group):
+    buffer = queries.new_empty(0)
+    for block, rows in _item_blocks(item_rows, candidates.to(item_rows.device), item_block, group):
         for begin in range(0, len(users), user_block):
-            part = slice(begin, begin + user_block)
-            scores = queries[part] @ block.T
-            scores.masked_fill_(~kept, -torch.inf)
-            _mask(scores, keys, begin, first)
-            best, place = _top(scores, min(k, scores.shape[1]))
-            place = torch.where(best == -torch.inf, -1, place + first)
+            part = slice(begin, min(begin + user_block, len(users)))
+            # One buffer for all: a fresh block of scores costs as much as filling it.
+            buffer = buffer.resize_((part.stop - begin) * len(block))
+            scores = torch.mm(queries[part], block.T, out=buffer.view(-1, len(block)))
+            _mask(scores, keys, begin, rows)
+            best, place = top_columns(scores, min(k, len(block)))
+            place = torch.where(best == -torch.inf, -1, rows[place])
             # Earlier blocks hold smaller rows, so a stable sort keeps ties in ascending order.
-            merged, rows = torch.cat([score[part], best], 1), torch.cat([row[part], place], 1)
+            merged, place = torch.cat([score[part], best], 1), torch.cat([row[part], place], 1)
             order = merged.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            score[part], row[part] = merged.gather(1, order), rows.gather(1, order)
+            score[part], row[part] = merged.gather(1, order), place.gather(1, order)
     return score, row
 
 
 def _item_blocks(
     item_rows: Tensor, candidates: Tensor, size: int, group: dist.ProcessGroup | None
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Every block of every rank, ascending: global row of its first item, rows [b, width], candidates [b]."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The candidates of every block of every rank: rows [b, width] and global rows [b], ascending, b > 0."""
     world_size = 1 if group is None else dist.get_world_size(group)
     rank = 0 if group is None else dist.get_rank(group)
     for owner in range(world_size):
@@ -130,37 +133,17 @@ def _item_blocks(
                 dist.broadcast(block, group_src=owner, group=group)
                 dist.broadcast(flags, group_src=owner, group=group)
                 kept = flags.bool()
-            yield owner * len(item_rows) + begin, block, kept
+            place = kept.nonzero().squeeze(1)
+            if len(place):
+                yield block[place], place + (owner * len(item_rows) + begin)
 
 
-def _mask(scores: Tensor, seen: Ragged, begin: int, first: int) -> None:
-    """Sets the scores of what users [begin, begin + n) have seen to -inf; columns are items from row `first` on."""
+def _mask(scores: Tensor, seen: Ragged, begin: int, rows: Tensor) -> None:
+    """Sets the scores of what users [begin, begin + n) have seen to -inf; columns are the items `rows`, ascending."""
     low, high = seen.indptr[begin], seen.indptr[begin + len(scores)]
-    values = seen.values[low:high] - first
+    values = seen.values[low:high]
     lengths = seen.indptr[begin : begin + len(scores) + 1].diff()
     user = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), lengths)
-    inside = (values >= 0) & (values < scores.shape[1])
-    scores[user[inside], values[inside]] = -torch.inf
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of every row, ties by ascending column. torch.topk leaves ties in no order."""
-    best, place = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    if scores.shape[1] > k:
-        # A tie across the cut: which of the tied columns came along is arbitrary, so the lowest ones are looked up.
-        tied = (best[:, k] == best[:, k - 1]) & (best[:, k] > -torch.inf)
-        best, place = best[:, :k], place[:, :k]
-        if tied.any():
-            place[tied] = _lowest(scores[tied], best[tied, -1:], k)
-            best = scores.gather(1, place)
-    place, order = place.sort(dim=1)
-    best, order = best.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return best, place.gather(1, order)
-
-
-def _lowest(scores: Tensor, cut: Tensor, k: int) -> Tensor:
-    """The k columns of every row above or at its `cut` [n, 1], ascending; of those at it, the lowest."""
-    above, at = scores > cut, scores == cut
-    missing = k - above.sum(dim=1, keepdim=True)
-    kept = above | (at & (at.cumsum(1, dtype=torch.int32) <= missing))
-    return kept.nonzero()[:, 1].view(len(scores), k)
+    column = torch.searchsorted(rows, values).clamp(max=len(rows) - 1)
+    inside = rows[column] == values
+    scores[user[inside], column[inside]] = -torch.inf

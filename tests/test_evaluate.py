@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3_dist.evaluate import _top, evaluate, top_k
+from cm3_dist.evaluate import evaluate, top_k
 from cm3_dist.ragged import Ragged
+from cm3_dist.topk import top_columns
 from partition.errors import InputError
 from tests import reference as ref
 from tests.ranks import run_ranks
@@ -229,7 +230,7 @@ def test_top_breaks_ties_by_column(data: st.DataObject) -> None:
     value = st.sampled_from([-float("inf"), -1.0, 0.0, 1.0])
     rows = data.draw(st.lists(st.lists(value, min_size=columns, max_size=columns), min_size=1, max_size=4))
     k = data.draw(st.integers(1, columns))
-    best, place = _top(torch.tensor(rows), k)
+    best, place = top_columns(torch.tensor(rows), k)
     for row, scores, columns_found in zip(rows, best.tolist(), place.tolist(), strict=True):
         expected = ref.ranking(row, range(columns), k)
         assert scores == [row[column] for column in expected]
