@@ -6,13 +6,16 @@ import logging
 import warnings
 
 from torch import nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.types import ShardingPlan, ShardingType
 
+from cm3_dist.model.light_imports import light_imports
 from cm3_dist.runtime import Runtime
+
+with light_imports():
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.types import ShardingPlan, ShardingType
 
 
 def row_wise_plan(module: nn.Module, sharder: EmbeddingCollectionSharder, runtime: Runtime) -> tuple[ShardingPlan, str]:

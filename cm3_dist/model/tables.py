@@ -8,20 +8,23 @@ parts' rows: a lookup of one's own rows stays local, and `local_state` needs no 
 from __future__ import annotations
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, nn
-from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
-from torchrec.distributed.comm_ops import set_gradient_division
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv
 
 from cm3_dist.config import Settings, TableOptimizer
+from cm3_dist.model.light_imports import light_imports
 from cm3_dist.model.table_plan import row_wise_plan
 from cm3_dist.model.whole_shard import WholeShard, can_update
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.errors import InputError
 from partition.layout import Manifest
+
+with light_imports():
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+    from torchrec.distributed.comm_ops import set_gradient_division
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.model_parallel import DistributedModelParallel
+    from torchrec.distributed.types import ShardingEnv
 
 CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 _OPTIMIZERS = {
