@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cm3_dist.checkpoint import Checkpoints
@@ -44,32 +43,18 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
     record = checkpoints.peek(path)
     _same_run(trainer, path, record)
     checkpoints.load(path, sharded, replicated)
-    with torch.no_grad():
-        for name, parameter in trainer.model.encoder.named_parameters():
-            parameter.copy_(replicated[f"encoder/{name}"])
-            state = trainer.optimizer.state[parameter]
-            state["exp_avg"] = replicated[f"adam/{name}/exp_avg"]
-            state["exp_avg_sq"] = replicated[f"adam/{name}/exp_avg_sq"]
-            state["step"] = replicated[f"adam/{name}/step"].cpu()
     return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Table rows and optimizer state by part (shared memory), and the replicated encoder with its Adam moments."""
+    """Table rows and optimizer state by part, and the replicated encoder with its Adam moments; shared memory, both."""
     parts = trainer.shard.parts
     sharded = {
         f"part-{part:05d}/{name}": rows
         for name, values in trainer.model.tables.local_state().items()
         for part, rows in zip(parts, values.chunk(len(parts)), strict=True)
     }
-    replicated = {}
-    for name, parameter in trainer.model.encoder.named_parameters():
-        state = trainer.optimizer.state.get(parameter, {})
-        replicated[f"encoder/{name}"] = parameter.detach().clone()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            replicated[f"adam/{name}/{moment}"] = state.get(moment, torch.zeros_like(parameter.detach())).clone()
-        replicated[f"adam/{name}/step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
-    return sharded, replicated
+    return sharded, trainer.dense.state()
 
 
 def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cm3_dist.batches import Batches
 from cm3_dist.config import Settings
+from cm3_dist.dense_adam import DenseAdam
 from cm3_dist.evaluate import evaluate
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.exchange import send_to_owners
@@ -66,7 +67,7 @@ class Trainer:
         self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
         self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
         dense = settings.dense
-        self.optimizer = torch.optim.Adam(self.model.encoder.parameters(), dense.lr, weight_decay=dense.weight_decay)
+        self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
@@ -90,17 +91,15 @@ class Trainer:
 
     def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps."""
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.encoder.parameters()]
-        squares = alignment.new_zeros(()) if table_gradient is None else table_gradient.square().sum()
-        flat = torch.cat([*(g.reshape(-1) for g in gradients), alignment.reshape(1), squares.reshape(1)])
+        summed = self.dense.summed
+        summed[-2] = alignment
+        if table_gradient is not None:
+            summed[-1] = torch.linalg.vector_norm(table_gradient).square()
         if self.runtime.rows_group is not None:
-            dist.all_reduce(flat, group=self.runtime.rows_group)
-        pieces = flat[:-2].split([g.numel() for g in gradients])
-        for parameter, piece in zip(self.model.encoder.parameters(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return flat[-2], flat[:-2].norm(), flat[-1].sqrt()
+            dist.all_reduce(summed, group=self.runtime.rows_group)
+        whole, norm, table_norm = summed[-2].clone(), self.dense.gradient.norm(), summed[-1].sqrt()
+        self.dense.step()
+        return whole, norm, table_norm
 
     def rates(self) -> dict[str, float]:
         """Learning rates by TensorBoard tag."""

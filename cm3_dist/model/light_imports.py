@@ -17,15 +17,15 @@ from typing import Any
 
 TENSORDICT, SHAPES = "tensordict", "torch.fx.experimental.symbolic_shapes"
 # Functions of symbolic_shapes that pass plain booleans through.
-GUARDS = ("guard_or_true", "guard_or_false", "guard_size_oblivious", "statically_known_true")
+GUARDS = ("expect_true", "guard_or_true", "guard_or_false", "guard_size_oblivious", "statically_known_true")
 # Errors that only symbolic shapes raise: whoever catches them has nothing to catch without torch.compile.
 ERRORS = ("GuardOnDataDependentSymNode",)
 
 
 class _IsTensorDict(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        real = sys.modules.get(TENSORDICT)
-        return real is not None and isinstance(instance, real.TensorDict)
+        real = getattr(sys.modules.get(TENSORDICT), "TensorDict", cls)
+        return real is not cls and not isinstance(real, _IsTensorDict) and isinstance(instance, real)
 
 
 class _TensorDict(metaclass=_IsTensorDict):

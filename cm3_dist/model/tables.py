@@ -7,8 +7,11 @@ parts' rows: a lookup of one's own rows stays local, and `local_state` needs no 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cm3_dist.config import Settings, TableOptimizer
 from cm3_dist.model.light_imports import light_imports
@@ -69,6 +72,9 @@ class Tables(nn.Module):
             init_data_parallel=False,
         )
         self._initialise(manifest, settings)
+        nobody = torch.empty(0, dtype=torch.int64, device=runtime.device)
+        with light_imports():  # the first lookup of each collection plans its exchange, and imports what it checks with
+            self.model(dict.fromkeys(collections, nobody))
         state, optimizer = self.local_state(), settings.tables
         self._whole = {
             name: WholeShard(state[name], state.get(f"{name}.momentum1"), optimizer)
@@ -132,7 +138,17 @@ class _Lookup(nn.Module):
 
 def _collection(name: str, rows: int, width: int) -> EmbeddingCollection:
     config = EmbeddingConfig(name=name, embedding_dim=width, num_embeddings=rows, feature_names=[name])
-    return EmbeddingCollection(device=torch.device("meta"), tables=[config])
+    with _WithoutInit():
+        return EmbeddingCollection(device=torch.device("meta"), tables=[config])
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out the random values of a table that has no memory yet: for these torch would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]:
