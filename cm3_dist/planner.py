@@ -70,10 +70,15 @@ class Planner:
 
         The caller takes them all: a rank that stopped early would leave the others' planning threads waiting.
         """
+        plans, depth = self.plans(epoch, first_step, last_step), self._settings.machine.prefetch
+        return _ahead(plans, depth) if depth else plans
+
+    def plans(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
+        """The same, each made when it is asked for."""
         batches = self._batches.epoch(epoch, first_step)
-        steps = range(first_step, last_step)
-        plans = (self._plan(batch, epoch, step) for step, batch in zip(steps, batches, strict=False))
-        return _ahead(plans, self._settings.machine.prefetch) if self._settings.machine.prefetch else plans
+        return (
+            self._plan(batch, epoch, step) for step, batch in zip(range(first_step, last_step), batches, strict=False)
+        )
 
     def _plan(self, batch: Batch, epoch: int, step: int) -> StepPlan:
         shard, planning = self._shard, self._runtime.planning

@@ -1,0 +1,92 @@
+"""Speed as ratios measured in one run, against the plain implementation of `benchmarks.reference`::
+
+    python -m benchmarks.speed --data ../shared/data/baby --json speed.json
+    python -m benchmarks.speed --only epoch --only "full evaluation"
+
+The data is prepared under prepared/ if it is not there yet. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import against_plain, pipeline
+from benchmarks.timing import Result
+from partition.errors import InputError
+from partition.layout import read_manifest
+
+BENCHMARKS: dict[str, Callable[[Path, int], Result]] = {
+    "epoch": against_plain.epoch,
+    "calibrated uniformity": against_plain.uniformity_speed,
+    "uniformity memory": against_plain.uniformity_memory,
+    "propagation layer": against_plain.propagation,
+    "full evaluation": against_plain.evaluation,
+    "prefetch": pipeline.prefetch,
+    "batch assembly": pipeline.batches,
+    "start-up": pipeline.start_up,
+    "time to quality": against_plain.time_to_quality,
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="raw data set")] = Path("../shared/data/baby"),
+    prepared: Annotated[Path, typer.Option(help="where it is, or will be, prepared")] = Path("prepared/baby"),
+    only: Annotated[list[str] | None, typer.Option(help=f"one of: {', '.join(BENCHMARKS)}; may be repeated")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="write the table there as JSON too")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of both sides")] = 2,
+) -> None:
+    """Measure the program against the plain implementation."""
+    unknown = sorted(set(only or []) - set(BENCHMARKS))
+    if unknown:
+        raise InputError(f"--only {unknown[0]!r}: not a benchmark; one of {', '.join(BENCHMARKS)}")
+    if not (prepared / "manifest.json").exists():
+        command = [sys.executable, "-m", "partition", "build", "--input", str(data), "--parts", "4"]
+        subprocess.run([*command, "--output", str(prepared)], check=True)
+    read_manifest(prepared)
+    results = []
+    for name in only or BENCHMARKS:
+        # A process each: one benchmark's memory and threads are not the next one's.
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results.append(_apart(name, prepared, threads))
+    _print(results)
+    if output is not None:
+        output.write_text(json.dumps([result.plain() for result in results], indent=1) + "\n", encoding="utf-8")
+
+
+def _apart(name: str, prepared: Path, threads: int) -> Result:
+    program = (
+        "import json, sys\nfrom pathlib import Path\nfrom benchmarks.speed import BENCHMARKS\n"
+        "result = BENCHMARKS[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))\n"
+        "content = result.plain()\ncontent.pop('met')\nprint(json.dumps(content))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, name, str(prepared), str(threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _print(results: list[Result]) -> None:
+    table = Table(title="speed", title_justify="left")
+    for heading in ("what", "measured", "target", "met", "detail"):
+        table.add_column(heading)
+    for result in results:
+        sign = "<=" if result.at_most else ">="
+        met = "yes" if result.met else "no"
+        table.add_row(result.name, f"{result.ratio:.3g}", f"{sign} {result.target:g}", met, result.detail)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,64 @@
+"""How the benchmarks take time, memory and bandwidth."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table. `ratio` is met when it is at least `target`, or at most where `at_most`."""
+
+    name: str
+    ratio: float
+    target: float
+    detail: str
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "met": self.met}
+
+
+def seconds(action: Callable[[], object], repeats: int, warm: int = 1) -> float:
+    """Median wall-clock seconds of `action`, after `warm` calls that do not count."""
+    for _ in range(warm):
+        action()
+    taken = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def copy_bandwidth(mebibytes: int = 256) -> float:
+    """Bytes a second that torch copies between two buffers too large for any cache: read and written, both counted."""
+    source = torch.ones(mebibytes * 2**18)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), repeats=5)
+
+
+def peak_above_now(action: Callable[[], object]) -> float:
+    """MiB by which resident memory rose above its value now, at the highest, during `action` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    action()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
