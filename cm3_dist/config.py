@@ -56,6 +56,9 @@ class Model(_Section):
 
     dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
     item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
+    encoder_precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
+    )
     alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
     user_init_std: Rate | None = Field(
         default=None, description="std of the initial user channels; null: xavier-normal"
@@ -159,6 +162,9 @@ class Machine(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = Field(
         default=None, description="CPU threads a rank; null: the cores shared among the ranks"
+    )
+    kernels: Literal["torch", "triton"] = Field(
+        default="torch", description="inner loops by torch's operators, or (GPU) the program's own Triton kernels"
     )
     prefetch: Annotated[int, Field(ge=0)] = Field(
         default=2, description="batches planned ahead of the step, in a thread"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import fetch
-from cm3_dist.kernels.pairs import Rows, pair_sum
+from cm3_dist.kernels import chosen_kernels
+from cm3_dist.kernels.pairs import PairSum, Rows, pair_sum
 from cm3_dist.model.unit import unit
 from cm3_dist.plan import Pairs, StepPlan
 
@@ -112,7 +113,7 @@ class _Uniformity(torch.autograd.Function):
         own = pairs.self_weight.double() * math.exp(2 * t * (1 - self_phi))
         if scope == "global":
             columns, first = _gather(rows, pairs.most, group)
-            sums = pair_sum(rows, columns, first, t, clamp)
+            sums = _pair_sum(rows, columns, first, t, clamp)
             totals = torch.stack([own.sum() + sums.total / 2, *_pair_weight(rows.weight, pairs.self_weight)])
             if group is not None:
                 dist.all_reduce(totals, group=group)
@@ -125,7 +126,7 @@ class _Uniformity(torch.autograd.Function):
         shares, terms, gradients = [], [], []
         for begin, end in zip(pairs.cuts, pairs.cuts[1:], strict=False):
             part = rows[begin:end]
-            sums = pair_sum(part, part, 0, t, clamp)
+            sums = _pair_sum(part, part, 0, t, clamp)
             total = own[begin:end].sum() + sums.total / 2
             weight, square, again = _pair_weight(part.weight, pairs.self_weight[begin:end])
             denominator = (weight.square() - square) / 2 + again
@@ -147,6 +148,14 @@ class _Uniformity(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_x, grad_fused = ctx.saved_tensors
         return grad * grad_x, None if grad_fused is None else grad * grad_fused, None, None, None, None, None
+
+
+def _pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float, float]) -> PairSum:
+    if not own.x.is_cuda or chosen_kernels() == "torch":
+        return pair_sum(own, columns, first, t, clamp)
+    from cm3_dist.kernels.triton_pairs import triton_pair_sum
+
+    return triton_pair_sum(own, columns, first, t, clamp)
 
 
 def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows, int]:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from cm3_dist.config import Settings
 from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
 
+GPU_LAG = 16  # steps that may be under way on a GPU before their values are read
 LOSSES = ("loss", "alignment", "user_uniformity", "item_uniformity")
 
 
@@ -133,7 +134,7 @@ class Monitor:
             epoch: its epoch.
             positives: over all ranks.
             losses: [6] loss, alignment, user uniformity, item uniformity, norms of the dense and the table gradient;
-                read only every `run.log_every` steps, so that no step waits for the device.
+                read only every `run.log_every` steps, on a GPU every GPU_LAG at least: reading waits for the device.
             scalars: further values by TensorBoard tag.
             phases: seconds per phase.
 
@@ -144,7 +145,8 @@ class Monitor:
         self._epoch_positives += positives
         if self._bar is not None:
             self._bar.update()
-        if len(self._waiting) >= self._settings.run.log_every:
+        lag = GPU_LAG if losses.is_cuda else 1
+        if len(self._waiting) >= max(lag, self._settings.run.log_every):
             self._flush()
 
     def end_epoch(self) -> None:

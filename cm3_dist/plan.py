@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange
@@ -56,18 +54,3 @@ class StepPlan:
     item_pairs: Pairs
     item_inputs: Tensor  # [n of item_pairs] int64: position of those items among the ego items
     input_share: float  # nodes that enter the propagation, over all nodes (all ranks)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """A plan, or any part of it, on another device; tensors go without waiting for the copy."""
-    if device.type == "cpu":
-        return value
-    if isinstance(value, Tensor):
-        return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {name: to_device(part, device) for name, part in value.items()}
-    if isinstance(value, Propagation | Exchange):
-        return value.to(device)
-    if isinstance(value, Inputs | Pairs | StepPlan):
-        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
-    return value

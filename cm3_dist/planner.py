@@ -24,6 +24,7 @@ from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.graph.sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
+from cm3_dist.placement import pinned, to_device
 from cm3_dist.plan import Inputs, Pairs, StepPlan
 from cm3_dist.runtime import Runtime, Stream, key
 
@@ -54,7 +55,7 @@ class Planner:
         self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
         if mode == "exact":
             self._whole = self._exact  # on the CPU, where steps are planned
-            self._exact = self._exact.to(runtime.device)
+            self._exact = to_device(self._exact, runtime.device)
             self._all = self._everything()
         else:
             fanouts = propagation.fanouts * layers if len(propagation.fanouts) == 1 else propagation.fanouts
@@ -63,7 +64,7 @@ class Planner:
 
     def inference(self) -> Propagation:
         """The exact operator over all local rows, on the device."""
-        return self._exact.to(self._runtime.device)
+        return to_device(self._exact, self._runtime.device)
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.
@@ -77,7 +78,8 @@ class Planner:
         """The same, each made when it is asked for."""
         batches = self._batches.epoch(epoch, first_step)
         return (
-            self._plan(batch, epoch, step) for step, batch in zip(range(first_step, last_step), batches, strict=False)
+            pinned(self._plan(batch, epoch, step), self._runtime.device)
+            for step, batch in zip(range(first_step, last_step), batches, strict=False)
         )
 
     def _plan(self, batch: Batch, epoch: int, step: int) -> StepPlan:

@@ -18,9 +18,11 @@ from cm3_dist.evaluate import evaluate
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.exchange import send_to_owners
 from cm3_dist.graph.shard import load_shard
+from cm3_dist.kernels import choose_kernels
 from cm3_dist.loss import cm3_loss
 from cm3_dist.model.cm3 import CM3
-from cm3_dist.plan import StepPlan, to_device
+from cm3_dist.placement import to_device
+from cm3_dist.plan import StepPlan
 from cm3_dist.planner import Planner
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
 from partition.errors import InputError
@@ -57,6 +59,7 @@ class Trainer:
         self.shard = agree_on_error(runtime, lambda: load_shard(settings.data.path, runtime.rank, runtime.world_size))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
+        choose_kernels(settings.machine.kernels, runtime.device.type)
         self.features = agree_on_error(
             runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
         )

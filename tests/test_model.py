@@ -199,3 +199,18 @@ def test_final_rows_and_metrics_equal_the_formulas(runtime: Runtime, tmp_path: P
         assert set(found) == set(totals)
         for name, values in totals.items():
             assert found[name] == pytest.approx(np.mean(values), abs=1e-9), name
+
+
+def test_bfloat16_encodes_nearly_the_same() -> None:
+    from cm3_dist.model.encoder import ItemEncoder
+
+    features = {"image": torch.randn(50, 24), "text": torch.randn(50, 16).half()}
+    curve = torch.rand(50)
+    dims = {"image": 24, "text": 16}
+    channels, fused = ItemEncoder(dims, 8, seed=1)(features, curve)
+    low_channels, low_fused = ItemEncoder(dims, 8, seed=1, precision="bfloat16")(features, curve)
+    torch.testing.assert_close(low_fused.norm(dim=1), torch.ones(50), rtol=1e-5, atol=1e-5)
+    for value, low in zip([*channels, fused], [*low_channels, low_fused], strict=True):
+        assert low.dtype == torch.float32
+        assert not torch.equal(value, low)
+        assert (value - low).norm() < 0.02 * value.norm()

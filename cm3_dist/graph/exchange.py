@@ -72,10 +72,6 @@ class Exchange:
         dist.all_to_all_single(back, halo.contiguous(), self.send_counts, self.receive_counts, group=self.group)
         own.index_add_(0, self.send, back)
 
-    def to(self, device: torch.device) -> Exchange:
-        """The same on another device."""
-        return Exchange(self.send.to(device), self.send_counts, self.receive_counts, self.group)
-
 
 class _Fetch(torch.autograd.Function):
     @staticmethod

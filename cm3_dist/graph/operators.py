@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange
+from cm3_dist.kernels import chosen_kernels
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Csr:
         """
         if self.indices.numel() == 0:
             return x.new_zeros(len(self.indptr) - 1, x.shape[1])
+        if x.is_cuda and chosen_kernels() == "triton":
+            from cm3_dist.kernels.triton_spmm import triton_spmm
+
+            return triton_spmm(self.indptr, self.indices, self.values, x)
         values = self.values.to(x.dtype)
         return F.embedding_bag(
             self.indices, x, self.indptr, mode="sum", per_sample_weights=values, include_last_offset=True
@@ -66,20 +71,12 @@ class Csr:
             columns,
         )
 
-    def to(self, device: torch.device) -> Csr:
-        """The same on another device."""
-        return Csr(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.columns)
-
 
 class Operator(Protocol):
     """A linear map from this rank's rows of one kind to its rows of another. Collective."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[own source rows, width] -> [own destination rows, width]."""
-        ...
-
-    def to(self, device: torch.device) -> Operator:
-        """The same on another device."""
         ...
 
 
@@ -100,10 +97,6 @@ class Pull:
         """Some of its destination rows only; what is fetched stays the same, so that no rank need be asked."""
         return Pull(self.matrix.rows(index), self.exchange)
 
-    def to(self, device: torch.device) -> Pull:
-        """The same on another device."""
-        return Pull(self.matrix.to(device), self.exchange.to(device))
-
 
 @dataclass(frozen=True)
 class Push:
@@ -120,10 +113,6 @@ class Push:
         self.exchange.give_back(y[own:], result)
         return result
 
-    def to(self, device: torch.device) -> Push:
-        """The same on another device."""
-        return Push(self.matrix.to(device), self.exchange.to(device))
-
 
 @dataclass(frozen=True)
 class Relation:
@@ -136,7 +125,3 @@ class Relation:
     def of(pull: Pull) -> Relation:
         """With the adjoint made by transposing; a symmetric operator needs none (see `graph.exact`)."""
         return Relation(pull, Push(pull.matrix.transposed(), pull.exchange))
-
-    def to(self, device: torch.device) -> Relation:
-        """The same on another device."""
-        return Relation(self.forward.to(device), self.adjoint.to(device))

@@ -34,11 +34,6 @@ class Hop:
     user_from_item: Relation
     item_from_user: Relation
 
-    def to(self, device: torch.device) -> Hop:
-        """The same on another device."""
-        relations = self.user_from_item.to(device), self.item_from_user.to(device)
-        return Hop(_to(self.users, device), _to(self.items, device), *relations)
-
 
 @dataclass(frozen=True)
 class Propagation:
@@ -54,11 +49,6 @@ class Propagation:
         Differentiable, collective.
         """
         return _Propagate.apply(users, items, self)
-
-    def to(self, device: torch.device) -> Propagation:
-        """The same on another device."""
-        similar = [(_to(rows, device), relation.to(device)) for rows, relation in self.similar]
-        return Propagation([hop.to(device) for hop in self.hops], similar)
 
 
 class _Propagate(torch.autograd.Function):
@@ -95,10 +85,6 @@ class _Propagate(torch.autograd.Function):
             total_u[: len(grad_u)] += grad_u
             total_i[: len(grad_i)] += grad_i
         return total_u, total_i, None
-
-
-def _to(rows: Rows, device: torch.device) -> Rows:
-    return rows if isinstance(rows, int) else rows.to(device)
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:

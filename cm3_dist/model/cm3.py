@@ -42,7 +42,8 @@ class CM3(nn.Module):
         self.dim = settings.model.dim
         self.tables = Tables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
-        self.encoder = ItemEncoder(dims, self.dim, key(Stream.INIT, settings.train.seed)).to(runtime.device)
+        seed, precision = key(Stream.INIT, settings.train.seed), settings.model.encoder_precision
+        self.encoder = ItemEncoder(dims, self.dim, seed, precision).to(runtime.device)
 
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items."""

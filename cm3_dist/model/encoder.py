@@ -19,10 +19,13 @@ class ItemEncoder(nn.Module):
         dims: modality -> feature width, in the order of the curve's control points.
         dim: d.
         seed: of the initial weights, equal on all ranks.
+        precision: of the matrix products. With bfloat16 their results are turned back into float32 before anything is
+            normalised or fused: the curve needs more digits.
     """
 
-    def __init__(self, dims: Mapping[str, int], dim: int, seed: int) -> None:
+    def __init__(self, dims: Mapping[str, int], dim: int, seed: int, precision: str = "float32") -> None:
         super().__init__()
+        self._low = torch.bfloat16 if precision == "bfloat16" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.hidden = nn.ModuleDict({name: nn.Linear(width, 4 * dim) for name, width in dims.items()})
@@ -39,7 +42,14 @@ class ItemEncoder(nn.Module):
         """
         channels, points = [], []
         for name, values in features.items():
-            x = values.to(curve.dtype)
-            channels.append(self.channel[name](F.leaky_relu(self.hidden[name](x))))
-            points.append(unit(self.point[name](x)))
-        return channels, bezier(points, curve)
+            x = values.to(self._low or curve.dtype)
+            channels.append(self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x))))
+            points.append(unit(self._linear(self.point[name], x).to(curve.dtype)))
+        return [channel.to(curve.dtype) for channel in channels], bezier(points, curve)
+
+    def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Linear)
+        if self._low is None:
+            return layer(x)
+        bias = None if layer.bias is None else layer.bias.to(self._low)
+        return F.linear(x, layer.weight.to(self._low), bias)

@@ -130,7 +130,9 @@ class _Lookup(nn.Module):
             if name not in self.collections:
                 continue
             collection = self.collections[name]
-            lengths = torch.tensor([len(ids)], dtype=torch.int64, device=ids.device)
+            lengths = torch.full(
+                (1,), len(ids), dtype=torch.int64, device=ids.device
+            )  # filled there: no copy to wait for
             found[name] = collection(KeyedJaggedTensor(keys=[name], values=ids, lengths=lengths))
         # All lookups are under way before the first is waited for.
         return {name: result[name].values() for name, result in found.items()}

@@ -1,0 +1,39 @@
+"""Nested dataclasses of tensors, moved whole: to pinned memory while a step is planned, to the device before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The same dataclasses, lists, tuples and dicts with every tensor changed; all else stays as it is."""
+    if isinstance(value, Tensor):
+        return cast(T, change(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return cast(T, replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}))
+    if isinstance(value, list | tuple):
+        return cast(T, type(value)(map_tensors(part, change) for part in value))
+    if isinstance(value, dict):
+        return cast(T, {name: map_tensors(part, change) for name, part in value.items()})
+    return value
+
+
+def pinned(value: T, device: torch.device) -> T:
+    """In memory from which a GPU copies without the host waiting; as it is for the CPU."""
+    if device.type == "cpu":
+        return value
+    return map_tensors(value, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """On the device; nothing waits for the copies."""
+    if device.type == "cpu":
+        return value
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,0 +1,58 @@
+"""What only a GPU can show; skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cm3_dist.config import Machine
+from cm3_dist.runtime import distributed
+from cm3_dist.trainer import Trainer
+from tests.small import prepare_small, small_settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no NVIDIA GPU"),
+]
+
+
+def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sections: Any) -> list[list[float]]:
+    """Loss terms of the first steps; `watch`: fail when a step after the second waits for the device."""
+    settings = small_settings(prepared, run, model={"dim": 16}, **sections)
+    with distributed(settings.machine) as runtime:
+        trainer = Trainer(settings, runtime)
+        values = []
+        for number, plan in enumerate(trainer.planner.epoch(0, 0, min(steps, trainer.batches.steps))):
+            if watch and number >= 2:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                values.append(trainer.step(plan).stacked())
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return torch.stack(values).tolist()
+
+
+@pytest.mark.parametrize("mode", ["exact", "sampled"])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
+def test_a_gpu_walks_the_path_of_the_cpu(mode: str, kernels: str, tables: str, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    sections: dict[str, Any] = {"propagation": {"mode": mode, "fanouts": [3]}, "train": {"batch_size": 256}}
+    machine = {"device": "cuda", "kernels": kernels}
+    gpu = _losses(prepared, tmp_path / "gpu", 5, machine=machine, tables={"name": tables}, **sections)
+    if tables == "adam":  # the CPU has none to compare with: the loss has to fall
+        assert gpu[-1][0] < gpu[0][0]
+        return
+    cpu = _losses(prepared, tmp_path / "cpu", 5, machine=Machine(device="cpu", threads=1).model_dump(), **sections)
+    torch.testing.assert_close(torch.tensor(gpu), torch.tensor(cpu), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_no_step_waits_for_the_device(kernels: str, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    sections = {"propagation": {"mode": "exact"}, "train": {"batch_size": 64}}
+    machine = {"device": "cuda", "kernels": kernels}
+    assert len(_losses(prepared, tmp_path / "run", 8, watch=True, machine=machine, **sections)) == 8
