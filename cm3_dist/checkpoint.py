@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from cm3_dist.checkpoint_reader import METADATA, CheckpointReader
+from cm3_dist.light_imports import light_imports
 from cm3_dist.runtime import Runtime, agree_on_error
 from partition.errors import InputError
 from partition.layout import sha256
+
+with light_imports():
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 PROGRESS, LATEST, BEST = "progress.json", "latest", "best"
 T = TypeVar("T")

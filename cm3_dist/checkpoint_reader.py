@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from cm3_dist.light_imports import light_imports
 from partition.errors import InputError
+
+with light_imports():
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 METADATA = ".metadata"
 # The only names that DCP's pickled metadata may refer to, besides torch's dtypes. Listed one by one: a module that is

@@ -7,7 +7,7 @@ import warnings
 
 from torch import nn
 
-from cm3_dist.model.light_imports import light_imports
+from cm3_dist.light_imports import light_imports
 from cm3_dist.runtime import Runtime
 
 with light_imports():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cm3_dist.config import Settings, TableOptimizer
-from cm3_dist.model.light_imports import light_imports
+from cm3_dist.light_imports import light_imports
 from cm3_dist.model.table_plan import row_wise_plan
 from cm3_dist.model.whole_shard import WholeShard, can_update
 from cm3_dist.runtime import Runtime, Stream, key
