@@ -9,8 +9,6 @@ against the plain implementation on the same GPU.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,12 +17,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import reference
 from benchmarks.against_plain import PLAIN_STEPS, plain_model, run_epoch, settings_for
-from benchmarks.timing import Result
+from benchmarks.timing import Result, prepare_if_missing, report
 from cm3_dist.kernels.pairs import Rows, pair_sum
 from cm3_dist.kernels.triton_pairs import triton_pair_sum
 from cm3_dist.kernels.triton_spmm import triton_spmm
@@ -136,19 +132,9 @@ def main(
     """Measure kernels, steps and epochs on this machine's GPU."""
     if not torch.cuda.is_available():
         raise InputError("torch.cuda.is_available() is False: benchmarks.gpu needs an NVIDIA GPU and `make cuda`")
-    if not (prepared / "manifest.json").exists():
-        command = [sys.executable, "-m", "partition", "build", "--input", str(data), "--parts", "4"]
-        subprocess.run([*command, "--output", str(prepared)], check=True)
+    prepare_if_missing(data, prepared)
     results = [spmm(copy_rate()), pairs(matrix_rate()), *epochs(prepared)]
-    table = Table(title=torch.cuda.get_device_name(), title_justify="left")
-    for heading in ("what", "measured", "target", "met", "detail"):
-        table.add_column(heading)
-    for result in results:
-        met = "yes" if result.met else "no"
-        table.add_row(result.name, f"{result.ratio:.3g}", f">= {result.target:g}", met, result.detail)
-    Console(width=160).print(table)
-    if output is not None:
-        output.write_text(json.dumps([result.plain() for result in results], indent=1) + "\n", encoding="utf-8")
+    report(results, torch.cuda.get_device_name(), output)
 
 
 if __name__ == "__main__":

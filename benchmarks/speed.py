@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import against_plain, pipeline
-from benchmarks.timing import Result
+from benchmarks.timing import Result, prepare_if_missing, report
 from partition.errors import InputError
-from partition.layout import read_manifest
 
 BENCHMARKS: dict[str, Callable[[Path, int], Result]] = {
     "epoch": against_plain.epoch,
@@ -48,18 +45,13 @@ def main(
     unknown = sorted(set(only or []) - set(BENCHMARKS))
     if unknown:
         raise InputError(f"--only {unknown[0]!r}: not a benchmark; one of {', '.join(BENCHMARKS)}")
-    if not (prepared / "manifest.json").exists():
-        command = [sys.executable, "-m", "partition", "build", "--input", str(data), "--parts", "4"]
-        subprocess.run([*command, "--output", str(prepared)], check=True)
-    read_manifest(prepared)
+    prepare_if_missing(data, prepared)
     results = []
     for name in only or BENCHMARKS:
         # A process each: one benchmark's memory and threads are not the next one's.
         print(f"{name} ...", file=sys.stderr, flush=True)
         results.append(_apart(name, prepared, threads))
-    _print(results)
-    if output is not None:
-        output.write_text(json.dumps([result.plain() for result in results], indent=1) + "\n", encoding="utf-8")
+    report(results, "speed", output)
 
 
 def _apart(name: str, prepared: Path, threads: int) -> Result:
@@ -71,17 +63,6 @@ def _apart(name: str, prepared: Path, threads: int) -> Result:
     command = [sys.executable, "-W", "ignore", "-c", program, name, str(prepared), str(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return Result(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _print(results: list[Result]) -> None:
-    table = Table(title="speed", title_justify="left")
-    for heading in ("what", "measured", "target", "met", "detail"):
-        table.add_column(heading)
-    for result in results:
-        sign = "<=" if result.at_most else ">="
-        met = "yes" if result.met else "no"
-        table.add_row(result.name, f"{result.ratio:.3g}", f"{sign} {result.target:g}", met, result.detail)
-    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

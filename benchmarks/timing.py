@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+
+from partition.layout import read_manifest
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,27 @@ class Result:
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         return {**asdict(self), "met": self.met}
+
+
+def report(results: list[Result], title: str, output: Path | None) -> None:
+    """Prints the table and, if asked, writes it as JSON."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("what", "measured", "target", "met", "detail"):
+        table.add_column(heading)
+    for result in results:
+        sign, met = "<=" if result.at_most else ">=", "yes" if result.met else "no"
+        table.add_row(result.name, f"{result.ratio:.3g}", f"{sign} {result.target:g}", met, result.detail)
+    Console(width=160).print(table)
+    if output is not None:
+        output.write_text(json.dumps([result.plain() for result in results], indent=1) + "\n", encoding="utf-8")
+
+
+def prepare_if_missing(data: Path, prepared: Path) -> None:
+    """Prepares `data` in 4 parts unless `prepared` is there."""
+    if not (prepared / "manifest.json").exists():
+        command = [sys.executable, "-m", "partition", "build", "--input", str(data), "--parts", "4"]
+        subprocess.run([*command, "--output", str(prepared)], check=True)
+    read_manifest(prepared)
 
 
 def seconds(action: Callable[[], object], repeats: int, warm: int = 1) -> float:
