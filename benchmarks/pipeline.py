@@ -62,7 +62,7 @@ def start_up(prepared: Path, threads: int) -> Result:
         settings = settings_for(prepared, 1)
         config = Path(folder) / "settings.json"  # JSON is YAML
         config.write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "cm3_dist.train"]
+        command = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node=2", "-m", "cm3_dist.train"]
         own = ["--config", str(config), f"run.dir={run}", "train.max_steps=1", "evaluate.every=1"]
         begin = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -25,19 +25,12 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.checkpoint_reader import METADATA, CheckpointReader
-from cm3_dist.light_imports import light_imports
 from cm3_dist.runtime import Runtime, agree_on_error
 from partition.errors import InputError
 from partition.layout import sha256
 
-with light_imports():
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import FileSystemWriter
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
 PROGRESS, LATEST, BEST = "progress.json", "latest", "best"
+METADATA = ".metadata"  # DCP's
 T = TypeVar("T")
 
 
@@ -74,11 +67,12 @@ class Checkpoints:
         temporary = final.with_suffix(".tmp")
         self._check_keys(sharded, replicated)
         self._first_rank(lambda: self._begin(temporary))
+        from cm3_dist.checkpoint_tensors import write_tensors  # imports DCP, which the first step need not wait for
+
         try:
-            writer = FileSystemWriter(temporary, sync_files=True)
-            dcp.save({**sharded, **replicated}, storage_writer=writer, process_group=self._runtime.planning)
-        except CheckpointException as failure:  # the same on all ranks
-            raise _cannot_write(temporary, failure) from failure
+            write_tensors(temporary, {**sharded, **replicated}, self._runtime.planning)
+        except OSError as error:  # the same on all ranks
+            raise _cannot_write(temporary, error) from error
         own = {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
         digests: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
         dist.all_gather_object(digests, own, group=self._runtime.planning)
@@ -105,11 +99,12 @@ class Checkpoints:
         Raises:
             InputError: a missing or altered file, or a tensor that is not there, or in another shape or type.
         """
+        from cm3_dist.checkpoint_tensors import check_fit, read_tensors
+
         agree_on_error(self._runtime, lambda: self._check_files(path))
         wanted = {**sharded, **replicated}
-        reader = CheckpointReader(path)
-        agree_on_error(self._runtime, lambda: _check_fit(path, reader.read_metadata(), wanted))
-        dcp.load(wanted, storage_reader=reader, process_group=self._runtime.planning)
+        agree_on_error(self._runtime, lambda: check_fit(path, wanted))
+        read_tensors(path, wanted, self._runtime.planning)
 
     def _first_rank(self, action: Callable[[], T]) -> T:
         """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
@@ -221,12 +216,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: BaseException) -> BaseException:
-    """The cause in one line, if it is the disk's."""
-    if isinstance(error, CheckpointException):
-        cause = next(iter(error.failures.values()))[0]
-        return _cannot_write(path, cause) if isinstance(cause, OSError) else error
-    assert isinstance(error, OSError)
+def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}")
 
 
@@ -246,14 +236,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if bad := [name for name in content["files"] if name != Path(name).name]:
         raise InputError(f"{path}: 'files' names {bad[0]!r}, which is outside the checkpoint")
     return content
-
-
-def _check_fit(path: Path, metadata: Metadata, wanted: dict[str, Tensor]) -> None:
-    for name, tensor in wanted.items():
-        stored = metadata.state_dict_metadata.get(name)
-        if not isinstance(stored, TensorStorageMetadata):
-            raise InputError(f"{path}: has no tensor {name!r}; the run was made with other model settings or parts")
-        if stored.size != tensor.shape:
-            raise InputError(f"{path}: {name} has shape {tuple(stored.size)}, the model needs {tuple(tensor.shape)}")
-        if stored.properties.dtype != tensor.dtype:
-            raise InputError(f"{path}: {name} is {stored.properties.dtype}, the model needs {tensor.dtype}")

@@ -8,7 +8,7 @@ folders of its own parts; the manifest alone tells where any row lives::
       parts/part-00000/
         users.arrow        id, train_degree: one record a user, in offset order
         items.arrow        id, train_degree: one record an item, in offset order
-        graph.dgl          in-edges of this part's users and items (training split), with the halo at their other end
+        graph.npz          in-edges of this part's users and items (training split), with the halo at their other end
         item_graph.npz     indptr, neighbour (item rows), weight: in-edges of this part's items in the item-item graph
         validation.arrow   user (row), item (row), sorted by both
         test.arrow         likewise
@@ -33,9 +33,9 @@ from partition.errors import InputError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-USERS, ITEMS, GRAPH, ITEM_GRAPH = "users.arrow", "items.arrow", "graph.dgl", "item_graph.npz"
+USERS, ITEMS, GRAPH, ITEM_GRAPH = "users.arrow", "items.arrow", "graph.npz", "item_graph.npz"
 HELD_OUT = {"validation": "validation.arrow", "test": "test.arrow"}
-# Edge types of graph.dgl; a message runs from the first node type to the last.
+# Edge types of graph.npz, as DGL names them; a message runs from the first node type to the last.
 USER_TO_ITEM = ("user", "rates", "item")
 ITEM_TO_USER = ("item", "rated_by", "user")
 
@@ -67,7 +67,6 @@ class Part(_Model):
     halo_users: int
     halo_items: int
     digests: dict[str, str]  # file name -> sha256
-    graph_digest: str  # sha256 of what graph.dgl says; its bytes differ from one save of the same graph to the next
 
 
 class Manifest(_Model):
@@ -100,7 +99,7 @@ class Manifest(_Model):
 
     def digest(self) -> str:
         """One sha256 over the digests of all parts' files: equal for equal data."""
-        text = json.dumps([{**part.digests, GRAPH: part.graph_digest} for part in self.parts], sort_keys=True)
+        text = json.dumps([part.digests for part in self.parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

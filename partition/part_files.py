@@ -1,25 +1,22 @@
 """The files of one part (partition.layout): how each is written, and how it is read back with its format checked.
 
-The only file besides `partition.assign` in which preparation uses DGL.
+Graphs are plain arrays: DGL's own format holds memory that was never initialised, so that no digest can vouch for it,
+and reading it would cost every run the import of DGL.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from partition import layout
 from partition.errors import InputError
-
-os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import of dgl writes a file into the home folder
-import dgl
 
 KINDS = ("user", "item")
 RELATIONS = (layout.USER_TO_ITEM, layout.ITEM_TO_USER)
@@ -28,59 +25,45 @@ Relation = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Graph:
-    """graph.dgl: nodes 0..n-1 of a kind are the part's own, in offset order; halo nodes follow, ascending by row."""
+    """graph.npz: nodes 0..n-1 of a kind are the part's own, in offset order; halo nodes follow, ascending by row."""
 
     row: dict[str, np.ndarray]  # kind -> [nodes] int64 global row
     degree: dict[str, np.ndarray]  # kind -> [nodes] int32 training interactions in the full graph
     edges: dict[Relation, tuple[np.ndarray, np.ndarray]]  # (source, destination) [edges] int64 node numbers
 
-    def digest(self) -> str:
-        """Sha256 of the arrays, as lower-case hex.
-
-        Not of the file: DGL leaves gaps in it that hold whatever was in memory.
-        """
-        digest = hashlib.sha256()
-        arrays = [table[kind] for kind in KINDS for table in (self.row, self.degree)]
-        for array in arrays + [ends for relation in RELATIONS for ends in self.edges[relation]]:
-            digest.update(len(array).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
 
 def write_graph(path: Path, graph: Graph) -> None:
-    """Saves it as DGL's own format, edges in their order."""
-    stored = dgl.heterograph(
-        {relation: tuple(torch.from_numpy(ends) for ends in graph.edges[relation]) for relation in RELATIONS},
-        {kind: len(rows) for kind, rows in graph.row.items()},
-    )
-    for kind in KINDS:
-        stored.nodes[kind].data["row"] = torch.from_numpy(graph.row[kind])
-        stored.nodes[kind].data["degree"] = torch.from_numpy(graph.degree[kind])
-    dgl.save_graphs(str(path), [stored], formats="coo")
+    """Saves its arrays, edges in their order."""
+    arrays = {f"{kind}_row": graph.row[kind] for kind in KINDS}
+    arrays |= {f"{kind}_degree": graph.degree[kind] for kind in KINDS}
+    for relation in RELATIONS:
+        arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"] = graph.edges[relation]
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def read_graph(path: Path) -> Graph:
     """Reads it back.
 
     Raises:
-        InputError: not a DGL file, or one with other node or edge types, or without a node's row and degree.
+        InputError: not an .npz file, or an array is missing, has another dtype or shape, or names a node there is not.
     """
-    try:
-        stored = dgl.load_graphs(str(path))[0]
-    except dgl.DGLError:  # its message is a stack of C++ frames
-        raise InputError(f"{path}: cannot be read as a DGL graph") from None
-    if len(stored) != 1 or set(stored[0].canonical_etypes) != set(RELATIONS):
-        raise InputError(f"{path}: expected one graph with the edge types {RELATIONS[0]} and {RELATIONS[1]}")
-    nodes = {kind: stored[0].nodes[kind].data for kind in KINDS}
-    for kind, data in nodes.items():
-        for name, dtype in (("row", torch.int64), ("degree", torch.int32)):
-            if name not in data or data[name].dtype != dtype or data[name].ndim != 1:
-                raise InputError(f"{path}: {kind} nodes: expected {name!r}, one {dtype} a node")
-    edges = {relation: stored[0].edges(etype=relation, order="eid") for relation in RELATIONS}
+    types: dict[str, Any] = {f"{kind}_row": np.int64 for kind in KINDS}
+    types |= {f"{kind}_degree": np.int32 for kind in KINDS}
+    types |= {f"{relation[1]}_{end}": np.int64 for relation in RELATIONS for end in ("source", "destination")}
+    arrays = _read_arrays(path, types, "a graph")
+    for kind in KINDS:
+        if len(arrays[f"{kind}_row"]) != len(arrays[f"{kind}_degree"]):
+            raise InputError(f"{path}: {kind} nodes: not one row and one degree each")
+    edges = {}
+    for relation in RELATIONS:
+        ends = arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"]
+        for end, kind in zip(ends, (relation[0], relation[2]), strict=True):
+            outside = (end < 0) | (end >= len(arrays[f"{kind}_row"]))
+            if len(end) != len(ends[0]) or outside.any():
+                raise InputError(f"{path}: {relation[1]} edges: not a {kind} node at either end of each")
+        edges[relation] = ends
     return Graph(
-        {kind: data["row"].numpy() for kind, data in nodes.items()},
-        {kind: data["degree"].numpy() for kind, data in nodes.items()},
-        {relation: (source.numpy(), destination.numpy()) for relation, (source, destination) in edges.items()},
+        {kind: arrays[f"{kind}_row"] for kind in KINDS}, {kind: arrays[f"{kind}_degree"] for kind in KINDS}, edges
     )
 
 
@@ -104,16 +87,24 @@ def read_similar(path: Path) -> Similar:
     Raises:
         InputError: not an .npz file, or an array is missing or has another dtype or shape.
     """
+    types: dict[str, Any] = {"indptr": np.int64, "neighbour": np.int64, "weight": np.float32}
+    return Similar(**_read_arrays(path, types, "an item graph"))
+
+
+def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.ndarray]:
+    """One-dimensional arrays of an .npz file, by name; their dtypes are checked."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            similar = Similar(arrays["indptr"], arrays["neighbour"], arrays["weight"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as an item graph: {_one_line(error)}") from None
-    for name, dtype in (("indptr", np.int64), ("neighbour", np.int64), ("weight", np.float32)):
-        array = getattr(similar, name)
-        if array.ndim != 1 or array.dtype != dtype:
-            raise InputError(f"{path}: {name}: {array.dtype} {array.shape}, expected one row of {np.dtype(dtype)}")
-    return similar
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in types}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; prepare the data again") from None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as {what}: {_one_line(error)}") from None
+    for name, dtype in types.items():
+        if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
+            found = f"{arrays[name].dtype} {arrays[name].shape}"
+            raise InputError(f"{path}: {name}: {found}, expected one row of {np.dtype(dtype)}")
+    return arrays
 
 
 def write_table(path: Path, columns: dict[str, pa.Array]) -> None:

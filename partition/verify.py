@@ -73,7 +73,7 @@ def _manifest(folder: Folder) -> None:
         name, dim = f"modalities.{modality.name}", modality.dim
         require(modality.source_dim >= dim, path, f"{name}.source_dim: {modality.source_dim} is below its dim, {dim}")
     for number, part in enumerate(manifest.parts):
-        sizes = part.model_dump(exclude={"digests", "graph_digest"})
+        sizes = part.model_dump(exclude={"digests"})
         for name, size in sizes.items():
             require(size >= 0, path, f"parts.{number}.{name}: {size} is negative")
         require(part.users > 0 and part.items > 0, path, f"parts.{number}: has no user or no item")

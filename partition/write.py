@@ -3,7 +3,7 @@
 DGL's own `partition_graph` with `num_hops=1` writes the same in-edges and halo, but it holds the whole relabelled graph
 and all parts in memory at once, and numbers nodes by part without gaps and without regard to which are trained. Here
 one part is built at a time from the sorted interactions, and the row space (part * stride + offset, trained nodes
-first) is assigned at once, for any assignment. The format of a part stays DGL's.
+first) is assigned at once, for any assignment.
 """
 
 from __future__ import annotations
@@ -115,7 +115,6 @@ def write_prepared(
                     inner_edges=int(own_items.sum()),
                     halo_users=len(stored.row["user"]) - len(users.members[part]),
                     halo_items=len(stored.row["item"]) - len(items.members[part]),
-                    graph_digest=stored.digest(),
                     digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
                 )
             )

@@ -86,11 +86,11 @@ def test_edges(relation: tuple, kind: str, original: Path, tmp_path: Path) -> No
 
     manifest, name = layout.read_manifest(original), relation[1]
     cases = {
-        removed: f"part-00002/graph.dgl: {kind} node ",
-        doubled: f"part-00002/graph.dgl: {name} edge ",
-        out_of_order: f"part-00002/graph.dgl: {name} edge 1: is not behind the one before",
-        into_the_halo: f"part-00002/graph.dgl: {name} edge ",
-        rewired: "part-00002/graph.dgl: no rates edge for user row ",
+        removed: f"part-00002/graph.npz: {kind} node ",
+        doubled: f"part-00002/graph.npz: {name} edge ",
+        out_of_order: f"part-00002/graph.npz: {name} edge 1: is not behind the one before",
+        into_the_halo: f"part-00002/graph.npz: {name} edge ",
+        rewired: "part-00002/graph.npz: no rates edge for user row ",
     }
     for change, message in cases.items():
         root = Path(shutil.copytree(original, tmp_path / change.__name__))
@@ -150,7 +150,7 @@ def test_halo(kind: str, halo: str, original: Path, tmp_path: Path) -> None:
     for change, message, more in cases:
         root = Path(shutil.copytree(original, tmp_path / change.__name__))
         text = change_graph(root, change, **{halo: more})
-        assert re.search(rf"part-00002/graph\.dgl: {kind} node \d+: .*{message}", text), (change.__name__, text)
+        assert re.search(rf"part-00002/graph\.npz: {kind} node \d+: .*{message}", text), (change.__name__, text)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -213,4 +213,4 @@ def test_another_data_set_of_the_same_size_is_noticed(root: Path, tmp_path: Path
         tree["statistics"].update(layout.cut([layout.Part.model_validate(p) for p in tree["parts"]]))
 
     change_manifest(root, change)
-    assert "graph.dgl: " in refused(root)
+    assert "graph.npz: " in refused(root)

@@ -1,4 +1,4 @@
-"""One part's graph, read and sampled with DGL: the only file of the trainer that imports it.
+"""One part's graph, and its sampling with DGL: the only file of the trainer that imports it, and only to sample.
 
 DGL's generator is a thread-local one whose stream depends on the order in which threads first drew, and a draw also
 depends on the number of OpenMP threads. One thread for the whole process makes all draws, single-threaded, and proves
@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from partition import layout
-from partition.errors import InputError
-
-os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import of dgl writes a file into the home folder
-import dgl
+from partition.part_files import read_graph, read_similar
 
 USER, ITEM = "user", "item"
 SIMILAR = (ITEM, "similar", ITEM)
@@ -47,21 +46,24 @@ class PartGraph:
         self.part = part
         folder = layout.part_dir(root, part)
         self._first = {USER: part * manifest.user_stride, ITEM: part * manifest.item_stride}
-        self._graphs = {
-            layout.USER_TO_ITEM: (user_item := _user_item(folder / layout.GRAPH)),
-            layout.ITEM_TO_USER: user_item,
-            SIMILAR: _similar(folder / layout.ITEM_GRAPH, self._first[ITEM]),
-        }
+        stored = read_graph(folder / layout.GRAPH)
+        root_degree = {kind: 1 / np.sqrt(np.maximum(degree, 1)) for kind, degree in stored.degree.items()}
+        sizes = {USER: manifest.parts[part].users, ITEM: manifest.parts[part].items}
+        self._relations = {SIMILAR: _similar(folder / layout.ITEM_GRAPH, self._first[ITEM])}
+        for relation, (source, destination) in stored.edges.items():  # sorted by destination, then source
+            value = root_degree[relation[0]][source] * root_degree[relation[2]][destination]
+            rows, own = stored.row[relation[0]], sizes[relation[2]]
+            self._relations[relation] = _Relation(source, destination, value.astype(np.float32), rows, own)
 
     def edges(self, relation: tuple[str, str, str]) -> Edges:
         """All in-edges of one relation; destinations are global rows."""
-        graph = self._graphs[relation]
-        source, destination = graph.edges(etype=relation, order="eid")
-        return Edges(
-            destination.numpy() + self._first[relation[2]],
-            graph.nodes[relation[0]].data["row"][source].numpy(),
-            graph.edges[relation].data["value"].numpy(),
-        )
+        stored = self._relations[relation]
+        return Edges(stored.destination + self._first[relation[2]], stored.row[stored.source], stored.value)
+
+    @cached_property
+    def _graphs(self) -> dict[tuple[str, str, str], Any]:
+        """A DGL graph for each relation, made when the first neighbours are drawn."""
+        return {relation: _graph(relation, stored) for relation, stored in self._relations.items()}
 
     def sample(self, relation: tuple[str, str, str], offsets: np.ndarray, fanout: int, seed: int) -> Edges:
         """At most `fanout` in-edges of every node in `offsets` ([n] int64, ascending), without replacement; -1: all.
@@ -73,80 +75,64 @@ class PartGraph:
         return _executor().submit(self._draw, relation, offsets, fanout, seed).result()
 
     def _draw(self, relation: tuple[str, str, str], offsets: np.ndarray, fanout: int, seed: int) -> Edges:
-        graph = self._graphs[relation]
+        dgl, stored = _dgl(), self._relations[relation]
         dgl.seed(seed % 2**31)  # the C++ side takes an int32
-        drawn = dgl.sampling.sample_neighbors(
-            graph,
-            {relation[2]: torch.from_numpy(offsets)},
-            {other: fanout if other == relation else 0 for other in graph.canonical_etypes},
-        )
-        source, destination = drawn.edges(etype=relation, order="eid")
-        value = graph.edges[relation].data["value"][drawn.edges[relation].data[dgl.EID]].numpy()
-        to = destination.numpy()
+        drawn = dgl.sampling.sample_neighbors(self._graphs[relation], {relation[2]: torch.from_numpy(offsets)}, fanout)
+        edge = drawn.edata[dgl.EID].numpy()
+        to, value = stored.destination[edge], stored.value[edge]
         if fanout != -1:
-            degree = graph.in_degrees(destination, etype=relation).numpy()
+            degree = stored.degree[to]
             value = (value * (degree / np.minimum(degree, fanout))).astype(np.float32)
-        return Edges(to, graph.nodes[relation[0]].data["row"][source].numpy(), value)
+        return Edges(to, stored.row[stored.source[edge]], value)
 
 
-def _user_item(path: Path) -> dgl.DGLGraph:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; prepare the data again")
-    try:
-        stored = dgl.load_graphs(str(path))[0][0]
-    except dgl.DGLError as error:
-        raise InputError(f"{path}: cannot be read as a DGL graph: {str(error).splitlines()[-1].strip()}") from None
-    nodes = {kind: stored.nodes[kind].data for kind in (USER, ITEM)}
-    root = {kind: data["degree"].double().clamp(min=1).rsqrt() for kind, data in nodes.items()}
-    edges, values = {}, {}
-    for relation in (layout.USER_TO_ITEM, layout.ITEM_TO_USER):
-        source, destination = stored.edges(etype=relation, order="eid")  # sorted by destination, then source
-        edges[relation] = _columns(source, destination, stored.num_nodes(relation[2]))
-        values[relation] = (root[relation[0]][source] * root[relation[2]][destination]).float()
-    return _graph(edges, values, {kind: data["row"] for kind, data in nodes.items()})
+@dataclass(frozen=True)
+class _Relation:
+    """In-edges of a part's own nodes of one kind, sorted by destination, then source."""
+
+    source: np.ndarray  # [n] int64 node number: own nodes in offset order, then the halo, ascending by row
+    destination: np.ndarray  # [n] int64 offset
+    value: np.ndarray  # [n] float32
+    row: np.ndarray  # [source nodes] int64 global row
+    own: int  # destination nodes
+
+    @cached_property
+    def degree(self) -> np.ndarray:
+        """[own] int64: in-edges in this relation."""
+        return np.bincount(self.destination, minlength=self.own)
 
 
-def _similar(path: Path, first: int) -> dgl.DGLGraph:
-    """Nodes 0..n-1 are the part's own items, then the neighbours in other parts, ascending by row, as in graph.dgl."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            indptr, neighbour, weight = arrays["indptr"], arrays["neighbour"], arrays["weight"]
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    own = first + np.arange(len(indptr) - 1, dtype=np.int64)
-    remote = (neighbour < first) | (neighbour >= first + len(own))
-    halo = np.unique(neighbour[remote])
-    position = neighbour - first
-    position[remote] = len(own) + np.searchsorted(halo, neighbour[remote])
-    destination = torch.from_numpy(np.repeat(np.arange(len(own)), np.diff(indptr)))
-    edges = {SIMILAR: _columns(torch.from_numpy(position), destination, len(own) + len(halo))}
-    return _graph(edges, {SIMILAR: torch.from_numpy(weight)}, {ITEM: torch.from_numpy(np.concatenate([own, halo]))})
+def _similar(path: Path, first: int) -> _Relation:
+    """The item graph with nodes like those of graph.npz: the part's own items, then the neighbours in other parts."""
+    stored = read_similar(path)
+    own = first + np.arange(len(stored.indptr) - 1, dtype=np.int64)
+    remote = (stored.neighbour < first) | (stored.neighbour >= first + len(own))
+    halo = np.unique(stored.neighbour[remote])
+    position = stored.neighbour - first
+    position[remote] = len(own) + np.searchsorted(halo, stored.neighbour[remote])
+    destination = np.repeat(np.arange(len(own)), np.diff(stored.indptr))
+    return _Relation(position, destination, stored.weight, np.concatenate([own, halo]), len(own))
 
 
-Columns = tuple[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-
-
-def _columns(source: torch.Tensor, destination: torch.Tensor, nodes: int) -> Columns:
-    """Edges that are sorted by destination, as compressed columns.
+def _graph(relation: tuple[str, str, str], stored: _Relation) -> Any:
+    """The edges as compressed columns.
 
     Left to itself DGL would sort them, in an order that depends on the number of threads; and a draw picks by position.
     """
-    indptr = torch.zeros(nodes + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(destination, minlength=nodes), 0, out=indptr[1:])
-    return "csc", (indptr, source, torch.arange(len(source)))
+    # The item graph's destinations are sources too, and its graph has them all.
+    sizes = {relation[2]: stored.own} | {relation[0]: len(stored.row)}
+    indptr = np.zeros(sizes[relation[2]] + 1, np.int64)
+    np.cumsum(np.bincount(stored.destination, minlength=sizes[relation[2]]), out=indptr[1:])
+    columns = torch.from_numpy(indptr), torch.from_numpy(stored.source), torch.arange(len(stored.source))
+    return _dgl().heterograph({relation: ("csc", columns)}, sizes)
 
 
-def _graph(
-    edges: dict[tuple[str, str, str], Columns],
-    values: dict[tuple[str, str, str], torch.Tensor],
-    rows: dict[str, torch.Tensor],
-) -> dgl.DGLGraph:
-    graph = dgl.heterograph(edges, {kind: len(row) for kind, row in rows.items()})
-    for kind, row in rows.items():
-        graph.nodes[kind].data["row"] = row
-    for relation, value in values.items():
-        graph.edges[relation].data["value"] = value
-    return graph
+def _dgl() -> Any:
+    """DGL, imported when it is first needed: it takes over a second."""
+    os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import writes a file into the home folder
+    import dgl
+
+    return dgl
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -158,7 +144,7 @@ def _executor() -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(1, thread_name_prefix="neighbours", initializer=_single_thread)
         if (stream := pool.submit(_fingerprint).result()) != _FIRST_STREAM:
             raise RuntimeError(
-                f"dgl {dgl.__version__}: its generator was used by another thread before the sampler's, or draws "
+                f"dgl {_dgl().__version__}: its generator was used by another thread before the sampler's, or draws "
                 f"differently from dgl 1.1.3 ({stream}); neighbour draws would not be reproducible"
             )
         _pool = pool
@@ -168,10 +154,11 @@ def _executor() -> ThreadPoolExecutor:
 def _single_thread() -> None:
     # Torch sets a thread's OpenMP count when it first computes there, and DGL shares that setting: torch goes first.
     torch.get_num_threads()
-    dgl.utils.set_num_threads(1)
+    _dgl().utils.set_num_threads(1)
 
 
 def _fingerprint() -> list[int]:
+    dgl = _dgl()
     star = dgl.graph((torch.arange(1, 65), torch.zeros(64, dtype=torch.int64)))
     dgl.seed(1000)
     return sorted(dgl.sampling.sample_neighbors(star, torch.tensor([0]), 8).edata[dgl.EID].tolist())

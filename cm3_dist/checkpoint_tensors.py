@@ -1,4 +1,7 @@
-"""Reads DCP's files without trusting them: nothing in a checkpoint may name code to run, or a file outside of it."""
+"""The tensors of a checkpoint, in the files of torch.distributed.checkpoint (DCP); the only file that imports it.
+
+Reading trusts nothing: a checkpoint may not name code to run, or a file outside of it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
+from cm3_dist.checkpoint import METADATA
 from cm3_dist.light_imports import light_imports
 from partition.errors import InputError
 
 with light_imports():
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-METADATA = ".metadata"
 # The only names that DCP's pickled metadata may refer to, besides torch's dtypes. Listed one by one: a module that is
 # allowed as a whole gives away everything that it imports ("os.system" is an attribute of DCP's metadata module).
 _METADATA_NAMES = {
@@ -38,6 +45,41 @@ _METADATA_NAMES = {
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),
 }
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
+    """Saves this rank's tensors; those that several ranks have under one key are written once. Collective.
+
+    Raises:
+        OSError: the disk's reason, if a rank could not write; the same on all ranks.
+    """
+    try:
+        dcp.save(tensors, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
+    except CheckpointException as failure:
+        cause = next(iter(failure.failures.values()))[0]
+        raise (cause if isinstance(cause, OSError) else failure) from failure
+
+
+def read_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
+    """Fills the given tensors in place. Collective."""
+    dcp.load(tensors, storage_reader=CheckpointReader(folder), process_group=group)
+
+
+def check_fit(folder: Path, wanted: dict[str, Tensor]) -> None:
+    """Looks whether the checkpoint has all tensors, in their shape and type.
+
+    Raises:
+        InputError: it has not, or its metadata is damaged.
+    """
+    metadata = CheckpointReader(folder).read_metadata()
+    for name, tensor in wanted.items():
+        stored = metadata.state_dict_metadata.get(name)
+        if not isinstance(stored, TensorStorageMetadata):
+            raise InputError(f"{folder}: has no tensor {name!r}; the run was made with other model settings or parts")
+        if stored.size != tensor.shape:
+            raise InputError(f"{folder}: {name} has shape {tuple(stored.size)}, the model needs {tuple(tensor.shape)}")
+        if stored.properties.dtype != tensor.dtype:
+            raise InputError(f"{folder}: {name} is {stored.properties.dtype}, the model needs {tensor.dtype}")
 
 
 class CheckpointReader(FileSystemReader):
