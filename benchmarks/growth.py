@@ -58,7 +58,8 @@ def milliseconds(folder: Path, case: dict[str, int]) -> float:
     """Median milliseconds of a step, its planning included, on as many ranks as the case says."""
     prepared = prepare(folder, case["interactions"])
     with tempfile.TemporaryDirectory(dir=folder) as run:
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={case['ranks']}"]
+        torchrun = [str(Path(sys.executable).with_name("torchrun")), f"--nproc_per_node={case['ranks']}"]
+        command = torchrun if case["ranks"] > 1 else [sys.executable]
         command += ["-m", "cm3_dist.train", f"data.path={prepared}", f"run.dir={run}/run", "machine.device=cpu"]
         command += ["propagation.mode=exact", f"propagation.user_item_layers={case['layers']}"]
         command += [f"model.dim={case['width']}", f"train.batch_size={case['batch']}", f"train.max_steps={STEPS}"]
