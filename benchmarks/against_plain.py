@@ -95,9 +95,9 @@ def time_to_quality(prepared: Path, threads: int) -> Result:
     return Result("time to quality", plain_taken / taken, 10, detail)
 
 
-def all_pairs(count: int, most: int | None = None) -> Pairs:
+def all_pairs(count: int) -> Pairs:
     """Pairs of `count` distinct rows, each drawn once."""
-    return Pairs(torch.arange(count), torch.ones(count), torch.zeros(count), [0, count], most or count)
+    return Pairs(torch.arange(count), torch.ones(count), torch.zeros(count), [0, count], count)
 
 
 def uniformity_speed(prepared: Path, threads: int) -> Result:

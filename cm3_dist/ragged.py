@@ -43,9 +43,14 @@ class Ragged:
 
     def rows(self, index: np.ndarray | Tensor) -> Ragged:
         """The lists `index` [n], in that order."""
-        index = torch.as_tensor(index)
-        lengths = self.lengths[index]
-        indptr = torch.zeros(len(index) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=indptr[1:])
-        start = torch.repeat_interleave(self.indptr[index] - indptr[:-1], lengths)
-        return Ragged(indptr, self.values[start + torch.arange(int(indptr[-1]))])
+        indptr, place = row_places(self.indptr, torch.as_tensor(index))
+        return Ragged(indptr, self.values[place])
+
+
+def row_places(indptr: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows of CSR arrays, at `index` [n]: their `indptr` [n + 1], and where their entries lie."""
+    lengths = indptr.diff()[index]
+    chosen = torch.zeros(len(index) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=chosen[1:])
+    start = torch.repeat_interleave(indptr[index] - chosen[:-1], lengths)
+    return chosen, start.add_(torch.arange(len(start)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange
 from cm3_dist.kernels import chosen_kernels
+from cm3_dist.ragged import row_places
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,7 @@ class Csr:
 
     def rows(self, index: Tensor) -> Csr:
         """The rows at `index` [n] int64, in that order; all columns stay."""
-        lengths = self.indptr.diff()[index]
-        indptr = torch.zeros(len(index) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=indptr[1:])
-        start = torch.repeat_interleave(self.indptr[index] - indptr[:-1], lengths)
-        place = start.add_(torch.arange(len(start)))
+        indptr, place = row_places(self.indptr, index)
         return Csr(indptr, self.indices[place], self.values[place], self.columns)
 
     @staticmethod

@@ -52,53 +52,50 @@ def pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float,
         t: temperature, at most 10: exponents then stay within +-40 and need no shift.
         clamp: bounds of phi.
     """
-    n = len(own.x)
-    sweep = _Sweep(own, t, clamp)
+    n, end = len(own.x), first + len(own.x)
+    sweep = _Sweep(own, columns, first, t, clamp)
     for begin in range(0, n, ROWS):
         rows = slice(begin, min(begin + ROWS, n))
-        sweep.mirrored(rows, own[begin:])
-        for others in (columns[:first], columns[first + n :]):
-            for at in range(0, len(others.x), COLUMNS):
-                sweep.add(rows, others[at : at + COLUMNS])
+        sweep.add(rows, slice(first + rows.start, first + rows.stop), own="these")
+        for at, stop, kind in ((first + rows.stop, end, "later"), (0, first, None), (end, len(columns.x), None)):
+            for low in range(at, stop, COLUMNS):
+                sweep.add(rows, slice(low, min(low + COLUMNS, stop)), own=kind)
     return sweep.result()
 
 
 class _Sweep:
     """Accumulates over blocks. Own sums [n, width + 1] are of [w x, w], so that the last column holds the row sums."""
 
-    def __init__(self, own: Rows, t: float, clamp: tuple[float, float]) -> None:
-        self.own, self.t, self.clamp = own, t, clamp
+    def __init__(self, own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float, float]) -> None:
+        self.own, self.columns, self.first, self.t, self.clamp = own, columns, first, t, clamp
         self.scaled = own.x * (2 * t)
-        self.loaded = _loaded(own)
-        self.sums = torch.zeros_like(self.loaded.x)
+        self.loaded = _loaded(columns)
+        self.sums = self.loaded.x.new_zeros(len(own.x), self.loaded.x.shape[1])
         self.fused_sums = None if own.fused is None else torch.zeros_like(own.fused)
 
-    def mirrored(self, rows: slice, rest: Rows) -> None:
-        """Own rows against themselves (both orders at once) and against the own rows after them, for both."""
-        size = rows.stop - rows.start
-        self.add(rows, rest[:size], diagonal=True)
-        for at in range(size, len(rest.x), COLUMNS):
-            later = slice(rows.start + at, rows.start + min(at + COLUMNS, len(rest.x)))
-            self.add(rows, self.own[later], mirror=later)
+    def add(self, rows: slice, at: slice, own: str | None) -> None:
+        """Pairs of own `rows` with the columns `at`.
 
-    def add(self, rows: slice, columns: Rows, *, diagonal: bool = False, mirror: slice | None = None) -> None:
-        """Pairs of own `rows` with `columns`; with `mirror`, where the columns stand among the own rows, for both."""
-        pair, inside = self._potential(rows, columns)
-        if diagonal:
+        `own`: None: rows of others; "these": the own rows themselves; "later": own rows after them, for which the pairs
+        count too.
+        """
+        pair, inside = self._potential(rows, self.columns[at])
+        if own == "these":
             pair.fill_diagonal_(0)
-        loaded = _loaded(columns) if mirror is None and not diagonal else self.loaded[mirror or rows]
-        self.sums[rows].addmm_(pair, loaded.x)
-        if mirror is not None:
-            self.sums[mirror].addmm_(pair.T, self.loaded.x[rows])
+        loaded = self.loaded
+        self._put(self.sums, loaded.x, pair, rows, at, own)
         if self.fused_sums is None:
             return
         if inside is not None:
             pair.mul_(inside)  # a clamped similarity has no gradient
         assert loaded.fused is not None
-        self.fused_sums[rows].addmm_(pair, loaded.fused)
-        if mirror is not None:
-            assert self.loaded.fused is not None
-            self.fused_sums[mirror].addmm_(pair.T, self.loaded.fused[rows])
+        self._put(self.fused_sums, loaded.fused, pair, rows, at, own)
+
+    def _put(self, sums: Tensor, loaded: Tensor, pair: Tensor, rows: slice, at: slice, own: str | None) -> None:
+        sums[rows].addmm_(pair, loaded[at])
+        if own == "later":
+            first = self.first
+            sums[at.start - first : at.stop - first].addmm_(pair.T, loaded[rows.start + first : rows.stop + first])
 
     def _potential(self, rows: slice, columns: Rows) -> tuple[Tensor, Tensor | None]:
         """e_ij without plain uniformity's constant factor, and where phi is inside its bounds (None: everywhere)."""
