@@ -7,13 +7,13 @@ Rates are those of batch 2048 times the square root of the batch's ratio to it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmarks.against_plain import run_epoch, trainer_for
+from benchmarks.timing import run_command, write_json
 
 BASE = 2048
 TABLES, DENSE = 0.03, 1e-3  # rates at batch 2048
@@ -66,11 +66,10 @@ def main(
     curves: dict[int, list[tuple[float, float]]] = {}
     for batch in batches or [1024, 2048, 4096, 8192, 16384]:
         curves[batch] = curve(prepared, batch, seconds, threads)
-    if output is not None:
-        output.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    write_json(curves, output)
     if plot is not None:
         draw(curves, plot)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

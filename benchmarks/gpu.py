@@ -9,7 +9,6 @@ against the plain implementation on the same GPU.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import typer
 
 from benchmarks import reference
 from benchmarks.against_plain import PLAIN_STEPS, plain_model, run_epoch, settings_for
-from benchmarks.timing import Result, prepare_if_missing, report
+from benchmarks.timing import Result, prepare_if_missing, report, run_command
 from cm3_dist.kernels.pairs import Rows, pair_sum
 from cm3_dist.kernels.triton_pairs import triton_pair_sum
 from cm3_dist.kernels.triton_spmm import triton_spmm
@@ -138,8 +137,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.timing import run_command, write_json
+
 USERS, ITEMS, INTERACTIONS = 20_000, 8_000, 160_000
 STEPS = 12
 AXES: dict[str, list[int]] = {
@@ -112,11 +114,10 @@ def main(
                 case: dict[str, Any] = {**MIDDLE, axis: value, "one_thread": axis == "ranks"}
                 curves[axis][value] = milliseconds(Path(folder), case)
                 print(f"{axis:>12} {value:>8,}  {curves[axis][value]:8.1f} ms a step", flush=True)
-    if output is not None:
-        output.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    write_json(curves, output)
     if plot is not None:
         draw(curves, plot)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import against_plain, pipeline
-from benchmarks.timing import Result, prepare_if_missing, report
+from benchmarks.timing import Result, prepare_if_missing, report, run_command
 from partition.errors import InputError
 
 BENCHMARKS: dict[str, Callable[[Path, int], Result]] = {
@@ -66,8 +66,4 @@ def _apart(name: str, prepared: Path, threads: int) -> Result:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from partition.errors import InputError
 from partition.layout import read_manifest
 
 
@@ -48,8 +50,22 @@ def report(results: list[Result], title: str, output: Path | None) -> None:
         sign, met = "<=" if result.at_most else ">=", "yes" if result.met else "no"
         table.add_row(result.name, f"{result.ratio:.3g}", f"{sign} {result.target:g}", met, result.detail)
     Console(width=160).print(table)
+    write_json([result.plain() for result in results], output)
+
+
+def write_json(content: object, output: Path | None) -> None:
+    """Writes it, if asked."""
     if output is not None:
-        output.write_text(json.dumps([result.plain() for result in results], indent=1) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Runs a benchmark's command line; bad input is one line on stderr and exit code 2."""
+    try:
+        typer.run(main)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def prepare_if_missing(data: Path, prepared: Path) -> None:
@@ -79,14 +95,26 @@ def copy_bandwidth(mebibytes: int = 256) -> float:
     return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), repeats=5)
 
 
+def resident_mib(*, reset_peak: bool = False) -> float:
+    """This process's resident memory now (Linux); `peak_mib` counts from here on if `reset_peak`."""
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") / 1024
+
+
+def peak_mib() -> float:
+    """Its peak. `ru_maxrss` would not do: a new process starts with its parent's, below which nothing shows."""
+    return _status("VmHWM") / 1024
+
+
 def peak_above_now(action: Callable[[], object]) -> float:
     """MiB by which resident memory rose above its value now, at the highest, during `action` (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = resident_mib(reset_peak=True)
     action()
-    return (_status("VmHWM") - before) / 1024
+    return peak_mib() - before
 
 
 def _status(name: str) -> int:
+    """KiB of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

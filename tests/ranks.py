@@ -1,10 +1,9 @@
-"""Runs a function on several ranks, started the way torchrun starts them, and measures a rank's memory."""
+"""Runs a function on several ranks, started the way torchrun starts them."""
 
 from __future__ import annotations
 
 import faulthandler
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -46,21 +45,3 @@ def _recorded(timeout: float, function: Callable[..., Result], *args: Any) -> Re
         return function(*args)
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def resident_mib(*, reset_peak: bool = False) -> float:
-    """This process's resident memory now (Linux); `peak_mib` counts from here on if `reset_peak`."""
-    if reset_peak:
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS") / 1024
-
-
-def peak_mib() -> float:
-    """Its peak. `ru_maxrss` would not do: a new process starts with its parent's, below which nothing shows."""
-    return _status("VmHWM") / 1024
-
-
-def _status(name: str) -> int:
-    """KiB of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.runtime import distributed
-from tests.ranks import peak_mib, resident_mib, run_ranks
+from tests.ranks import run_ranks
 from tests.small import prepare_small, small_dataset, small_settings
 
 STEPS = 20

@@ -11,13 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pairs as pairs_kernel
 from cm3_dist.loss import cm3_loss, uniformity
 from cm3_dist.plan import Pairs, StepPlan
 from tests import reference as ref
-from tests.ranks import peak_mib, resident_mib, run_ranks
+from tests.ranks import run_ranks
 
 CLAMP = (0.0, 0.8)
 WORLDS = (1, 2, 4)
