@@ -20,7 +20,7 @@ from cm3_dist.config import Settings, load_settings
 from cm3_dist.graph.exact import exact_propagation
 from cm3_dist.graph.shard import load_shard
 from cm3_dist.loss import uniformity
-from cm3_dist.plan import Pairs
+from cm3_dist.plan import Pairs, PairWeight
 from cm3_dist.runtime import Runtime, distributed
 from cm3_dist.trainer import Trainer
 
@@ -97,7 +97,8 @@ def time_to_quality(prepared: Path, threads: int) -> Result:
 
 def all_pairs(count: int) -> Pairs:
     """Pairs of `count` distinct rows, each drawn once."""
-    return Pairs(torch.arange(count), torch.ones(count), torch.zeros(count), [0, count], count)
+    weight = PairWeight.of(count, count, 0)
+    return Pairs(torch.arange(count), torch.ones(count), [0, count], [weight], weight, weight.scalars(), count, count)
 
 
 def uniformity_speed(prepared: Path, threads: int) -> Result:

@@ -29,6 +29,7 @@ from cm3_dist.trainer import Trainer
 from partition.errors import InputError
 
 REPEATS = 20
+WARM_EPOCHS, EPOCHS = 2, 3
 
 
 def device_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -52,12 +53,9 @@ def copy_rate() -> float:
 
 
 def matrix_rate() -> float:
-    """Multiply-adds a second, times two, of a large float32 product on tensor cores (tf32)."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    a = torch.randn(8192, 8192, device="cuda")
-    rate = 2 * 8192**3 / device_seconds(lambda: a @ a)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return rate
+    """Multiply-adds a second, times two, of a large bfloat16 product on tensor cores."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / device_seconds(lambda: a @ a)
 
 
 def spmm(bandwidth: float) -> Result:
@@ -81,14 +79,14 @@ def spmm(bandwidth: float) -> Result:
 
 
 def pairs(rate: float) -> Result:
-    """The pair sum of 32,768 calibrated rows: multiply-adds a second over those of a product."""
-    count, width, dim = 32_768, 192, 64
+    """The pair sum of 65,536 calibrated rows: multiply-adds a second over those of a product."""
+    count, width, dim = 65_536, 192, 64
     x = torch.nn.functional.normalize(torch.randn(count, width, device="cuda"), dim=1)
     s = torch.nn.functional.normalize(torch.randn(count, dim, device="cuda"), dim=1)
     rows = Rows(x, s, torch.ones(count, device="cuda"))
     mine = device_seconds(lambda: triton_pair_sum(rows, rows, 0, 2.0, (0.0, 1.0)), 5)
     blocked = device_seconds(lambda: pair_sum(rows, rows, 0, 2.0, (0.0, 1.0)), 2)
-    # Two products forward and two backward; each is made of three tf32 products to be as exact as float32.
+    # One product for exponents and one for gradients, each of three bfloat16 ones to be as exact as float32.
     share = 3 * 2 * 2 * count**2 * (width + dim) / mine / rate
     detail = f"{mine * 1e3:.1f} ms of {rate / 1e12:.0f} TFLOP/s; blocked torch {blocked * 1e3:.1f} ms"
     return Result("pair sums, share of matrix rate", share, 0.6, detail)
@@ -104,22 +102,28 @@ def epochs(prepared: Path) -> list[Result]:
     reference.train_epoch(model, optimizer, steps=PLAIN_STEPS)
     a_step = (time.perf_counter() - begin) / PLAIN_STEPS
     results = []
-    for kernels in ("torch", "triton"):
-        settings = settings_for(prepared, 2, "machine.device=cuda", f"machine.kernels={kernels}")
+    for kernels, record in (("torch", False), ("torch", True), ("triton", False), ("triton", True)):
+        machine = ("machine.device=cuda", f"machine.kernels={kernels}", f"machine.record={record}")
+        settings = settings_for(prepared, 2, *machine)
         with distributed(settings.machine) as runtime:
             trainer, timer = Trainer(settings, runtime), PhaseTimer()
-            run_epoch(trainer, 0)
+            for epoch in range(WARM_EPOCHS):
+                run_epoch(trainer, epoch)
             torch.cuda.synchronize()
             begin = time.perf_counter()
-            run_epoch(trainer, 1)
+            for epoch in range(WARM_EPOCHS, WARM_EPOCHS + EPOCHS):
+                run_epoch(trainer, epoch)
             torch.cuda.synchronize()
-            mine = time.perf_counter() - begin
-            for plan in trainer.planner.epoch(2, 0, trainer.batches.steps):
+            mine = (time.perf_counter() - begin) / EPOCHS
+            plans = list(trainer.planner.plans(0, 0, trainer.batches.steps))
+            device = device_seconds(lambda: [trainer.step(plan) for plan in plans], 2) / len(plans)
+            for plan in plans:
                 trainer.step(plan, timer)
-                torch.cuda.synchronize()
-            steps = trainer.batches.steps
-            phases = ", ".join(f"{name} {spent / steps * 1e3:.1f} ms" for name, spent in timer.total.items())
-        results.append(Result(f"epoch, {kernels} kernels", a_step * steps / mine, 10, f"{mine:.2f} s; host: {phases}"))
+            torch.cuda.synchronize()
+            phases = ", ".join(f"{name} {spent / len(plans) * 1e3:.1f}" for name, spent in timer.total.items())
+        name = f"epoch, {kernels} kernels, {'recorded' if record else 'launched one by one'}"
+        detail = f"{mine:.2f} s; a step {device * 1e3:.1f} ms without planning; host, ms: {phases}"
+        results.append(Result(name, a_step * len(plans) / mine, 10, detail))
     return results
 
 

@@ -57,6 +57,11 @@ class Batches:
             for part in self._shard.manifest.parts
         )
 
+    @property
+    def largest(self) -> int:
+        """No step has more positives, over all ranks."""
+        return sum(-(-part.train // self.steps) for part in self._shard.manifest.parts)
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The steps of an epoch from `first_step` on."""
         orders = []

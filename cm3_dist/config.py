@@ -166,6 +166,10 @@ class Machine(_Section):
     kernels: Literal["torch", "triton"] = Field(
         default="torch", description="inner loops by torch's operators, or (GPU) the program's own Triton kernels"
     )
+    record: bool = Field(
+        default=True,
+        description="one GPU, exact propagation: record a step as a CUDA graph and replay it; off: launch every kernel",
+    )
     prefetch: Annotated[int, Field(ge=0)] = Field(
         default=2, description="batches planned ahead of the step, in a thread"
     )

@@ -17,10 +17,13 @@ class Curve:
     """
 
     def __init__(self, alpha: float, bins: int = 1 << 16) -> None:
-        self._grid = (np.arange(bins) + 0.5) / bins
-        half = betaincinv(alpha, alpha, self._grid[: bins // 2])
+        half = betaincinv(alpha, alpha, (np.arange(bins // 2) + 0.5) / bins)
         self._quantile = np.concatenate([half, 1 - half[::-1]])  # the distribution is symmetric
+        self._slope = np.append(np.diff(self._quantile), 0)
 
     def __call__(self, seed: int, rows: np.ndarray) -> Tensor:
         """[n] int64 global rows -> [n] float32 in [0, 1]."""
-        return torch.from_numpy(np.interp(uniform_by_row(seed, rows), self._grid, self._quantile).astype(np.float32))
+        # The bins are equal: no search for the right one, as np.interp's, which takes ten times as long.
+        place = np.clip(uniform_by_row(seed, rows) * len(self._quantile) - 0.5, 0, len(self._quantile) - 1)
+        below = place.astype(np.int64)
+        return torch.from_numpy((self._quantile[below] + (place - below) * self._slope[below]).astype(np.float32))

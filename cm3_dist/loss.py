@@ -8,7 +8,6 @@ symmetric, a rank's own rows against all columns give the whole gradient of thos
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from cm3_dist.graph.exchange import fetch
 from cm3_dist.kernels import chosen_kernels
 from cm3_dist.kernels.pairs import PairSum, Rows, pair_sum
 from cm3_dist.model.unit import unit
-from cm3_dist.plan import Pairs, StepPlan
+from cm3_dist.plan import Pairs, PairWeight, StepPlan
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def cm3_loss(
     positives = x_items if alone else torch.cat([x_items, fetch(x_items, plan.exchange)])
     ends = x_users.index_select(0, plan.positive_user), positives.index_select(0, plan.positive_item)
     distance = (ends[0] - ends[1]).square().sum(-1)
-    alignment = distance.sum() / plan.size
+    alignment = torch.dot(distance, plan.positive_weight.to(distance.dtype))
     user_term = uniformity(
         x_users.index_select(0, plan.user_pairs.index), plan.user_pairs, settings.t, settings.scope, group
     )
@@ -80,7 +79,8 @@ def uniformity(
     """Log of the weighted mean over pairs of exp(-t (|x_i - x_j|^2 [- 2 + 2 phi_ij])), a scalar equal on all ranks.
 
     The mean runs over pairs i < j with weight w_i w_j, and over the pairs that copies of one row form with each other,
-    with weight v_i. phi_ij = clamp(fused_i . fused_j). Without `fused` this is plain uniformity. Collective.
+    with weight v_i (see `plan.PairWeight`). phi_ij = clamp(fused_i . fused_j). Without `fused` this is plain
+    uniformity. Collective.
 
     Args:
         x: [n, width] unit rows of this rank, float32 or float64.
@@ -110,39 +110,30 @@ class _Uniformity(torch.autograd.Function):
         # exp(-t (|a - b|^2 - 2 + 2 phi)) = exp(2t (a.b - phi)) on the sphere; plain uniformity has phi = 1.
         rows = Rows(x.detach(), None if fused is None else fused.detach(), pairs.weight.to(x.dtype))
         self_phi = 1.0 if fused is None else min(max(1.0, clamp[0]), clamp[1])
-        own = pairs.self_weight.double() * math.exp(2 * t * (1 - self_phi))
+        copies = math.exp(2 * t * (1 - self_phi))
         if scope == "global":
             columns, first = _gather(rows, pairs.most, group)
             sums = _pair_sum(rows, columns, first, t, clamp)
-            totals = torch.stack([own.sum() + sums.total / 2, *_pair_weight(rows.weight, pairs.self_weight)])
             if group is not None:
-                dist.all_reduce(totals, group=group)
-            total, denominator = totals[0], (totals[1].square() - totals[2]) / 2 + totals[3]
-            empty = denominator <= 0  # fewer than two rows: no pair, no term
-            total, denominator = torch.where(empty, 1.0, total), torch.where(empty, 1.0, denominator)
-            scale = total.reciprocal().to(x.dtype)
-            ctx.save_for_backward(sums.x * scale, None if sums.fused is None else sums.fused * scale)
-            return (total.log() - denominator.log()).to(x.dtype)
-        shares, terms, gradients = [], [], []
-        for begin, end in zip(pairs.cuts, pairs.cuts[1:], strict=False):
-            part = rows[begin:end]
-            sums = _pair_sum(part, part, 0, t, clamp)
-            total = own[begin:end].sum() + sums.total / 2
-            weight, square, again = _pair_weight(part.weight, pairs.self_weight[begin:end])
-            denominator = (weight.square() - square) / 2 + again
-            empty = denominator <= 0  # fewer than two rows of this part: no pair, no term
-            total, denominator = torch.where(empty, 1.0, total), torch.where(empty, 1.0, denominator)
-            shares.append(torch.where(empty, 0.0, weight))
-            terms.append(shares[-1] * (total.log() - denominator.log()))
-            gradients.append((shares[-1] / total, sums))
-        both = torch.stack([torch.stack(shares).sum(), torch.stack(terms).sum()])
-        if group is not None:
-            dist.all_reduce(both, group=group)
-        share = both[0].clamp(min=torch.finfo(torch.float64).tiny)
-        grad_x = torch.cat([sums.x * (scale / share).to(x.dtype) for scale, sums in gradients])
-        grad_fused = [sums.fused * (scale / share).to(x.dtype) for scale, sums in gradients if sums.fused is not None]
-        ctx.save_for_backward(grad_x, torch.cat(grad_fused) if grad_fused else None)
-        return (both[1] / share).to(x.dtype)
+                dist.all_reduce(sums.total, group=group)
+            # Scalars on the device: a recorded step takes those of every new batch.
+            value, scale = _log_mean(sums.total, copies * pairs.scalars[0], pairs.scalars[1], pairs.everywhere)
+            found = [(sums, scale)]
+        else:
+            value, found = x.new_zeros((), dtype=torch.float64), []
+            for begin, end, weight in zip(pairs.cuts, pairs.cuts[1:], pairs.parts, strict=False):
+                part = rows[begin:end]
+                sums = _pair_sum(part, part, 0, t, clamp)
+                term, scale = _log_mean(sums.total, copies * weight.copies, weight.log_pairs, weight)
+                share = weight.rows / pairs.within if weight.pairs > 0 else 0.0
+                value = value + share * term
+                found.append((sums, scale * share))
+            if group is not None:
+                dist.all_reduce(value, group=group)
+        scaled = [(sums, scale.to(x.dtype)) for sums, scale in found]
+        grad_fused = [sums.fused * scale for sums, scale in scaled if sums.fused is not None]
+        ctx.save_for_backward(_joined([sums.x * scale for sums, scale in scaled]), _joined(grad_fused))
+        return value.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -172,7 +163,19 @@ def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows
     return Rows(all_x, None if fused is None else all_fused, all_weight.squeeze(1)), dist.get_rank(group) * most
 
 
-def _pair_weight(weight: Tensor, self_weight: Tensor) -> Sequence[Tensor]:
-    """Sums from which the weight of all pairs follows: sum w, sum w^2, sum v; in float64."""
-    w = weight.double()
-    return [w.sum(), w.square().sum(), self_weight.double().sum()]
+def _log_mean(
+    total: Tensor, copies: Tensor | float, log_pairs: Tensor | float, weight: PairWeight
+) -> tuple[Tensor, Tensor]:
+    """Log of the mean over pairs, float64, and what scales the gradient of `PairSum`.
+
+    `total`: of `PairSum`, every pair twice. `copies`: what copies of one row add.
+    `log_pairs`: log of the pairs' weight.
+    """
+    if weight.pairs <= 0:
+        return torch.zeros_like(total), torch.zeros_like(total)
+    whole = total / 2 + copies
+    return whole.log() - log_pairs, whole.reciprocal()
+
+
+def _joined(gradients: list[Tensor]) -> Tensor | None:
+    return torch.cat(gradients) if len(gradients) > 1 else next(iter(gradients), None)

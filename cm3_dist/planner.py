@@ -25,7 +25,8 @@ from cm3_dist.graph.propagation import Propagation
 from cm3_dist.graph.sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
 from cm3_dist.placement import pinned, to_device
-from cm3_dist.plan import Inputs, Pairs, StepPlan
+from cm3_dist.plan import Inputs, Pairs, PairWeight, StepPlan
+from cm3_dist.recorded import can_record
 from cm3_dist.runtime import Runtime, Stream, key
 
 
@@ -50,6 +51,8 @@ class Planner:
         self._settings, self._runtime = settings, runtime
         propagation = settings.propagation
         self._curve = Curve(settings.model.alpha)
+        # Plans of one shape: rows of weight zero fill the batch's distinct users and items up to their largest number.
+        self.padded = can_record(settings, mode, runtime)
         self._sampler: Sampler | None = None
         layers = propagation.user_item_layers
         self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
@@ -91,17 +94,25 @@ class Planner:
         requests = send_to_owners(asked, shard.item_rows, planning, count)
         items, place = np.unique(requests.table[:, 0] - shard.first_item, return_inverse=True)
         item_count = np.bincount(place, requests.table[:, 1], minlength=len(items)).astype(np.int64)
+        if self.padded:
+            most = self._batches.largest
+            users, user_count = _padded(users, user_count, min(most, shard.user_rows))
+            items, item_count = _padded(
+                items, item_count, min(most * (2 if len(batch.negative) else 1), shard.item_rows)
+            )
 
         choose = self._exact_rows if self._sampler is None else self._sampled_rows
         rows = choose(users, items, epoch, step)
         positive_item, exchange = self._positives(batch.positive, items)
         size = self._batches.size(step)
-        kept = np.flatnonzero(item_count)
+        positive_user, weight = np.searchsorted(users, batch.user), np.full(len(batch.user), 1 / size, np.float32)
+        if self.padded:
+            added = (0, self._batches.largest - len(batch.user))
+            positive_user, positive_item, weight = (np.pad(v, added) for v in (positive_user, positive_item, weight))
+        kept = np.arange(len(items)) if self.padded else np.flatnonzero(item_count)
         weights, self_weights = self._item_weights(items[kept], item_count[kept], size)
-        most = torch.tensor([len(users), len(kept)])
-        dist.all_reduce(most, dist.ReduceOp.MAX, group=planning)
         user_part, item_part = users // shard.manifest.user_stride, items[kept] // shard.manifest.item_stride
-        everyone, parts = np.arange(len(users)), len(shard.parts)
+        everyone = np.arange(len(users))
         return StepPlan(
             epoch,
             step,
@@ -109,11 +120,12 @@ class Planner:
             rows.inputs,
             rows.users,
             rows.items,
-            torch.from_numpy(np.searchsorted(users, batch.user)),
+            torch.from_numpy(positive_user),
             torch.from_numpy(positive_item),
+            torch.from_numpy(weight),
             exchange,
-            _pairs(everyone, user_part, user_count, _same_row(user_count), parts, most[0]),
-            _pairs(kept, item_part, weights, self_weights, parts, most[1]),
+            self._pairs(everyone, user_part, user_count, _same_row(user_count)),
+            self._pairs(kept, item_part, weights, self_weights),
             torch.from_numpy(rows.encoded[kept]),
             rows.share,
         )
@@ -149,7 +161,31 @@ class Planner:
         # Horvitz-Thompson: an item is in the batch unless all its `degree` interactions, each drawn with probability
         # size/train, stay out.
         included = -np.expm1(degree * np.log1p(-min(size / self._shard.manifest.train, 1 - 1e-9)))
-        return 1 / included, np.zeros(len(items))
+        return np.divide(count > 0, included, where=count > 0, out=np.zeros(len(items))), np.zeros(len(items))
+
+    def _pairs(self, index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray) -> Pairs:
+        """Rows that repel each other, [n] each: their places, parts (ascending), w and v. Collective."""
+        ranks, own_parts = self._runtime.world_size, len(self._shard.parts)
+        cuts = np.searchsorted(part, np.arange(own_parts + 1))
+        sums = [_sums(weight[begin:end], self_weight[begin:end]) for begin, end in zip(cuts, cuts[1:], strict=False)]
+        within = [PairWeight.of(*each) for each in sums]
+        everywhere = torch.zeros(4 + ranks, dtype=torch.float64)
+        everywhere[:3] = torch.tensor(sums, dtype=torch.float64).sum(0)
+        everywhere[3] = sum(each.rows for each in within if each.pairs > 0)
+        everywhere[4 + self._runtime.rank] = len(index)
+        dist.all_reduce(everywhere, group=self._runtime.planning)
+        row, square, copies, share, *lengths = everywhere.tolist()
+        weight_of_all = PairWeight.of(row, square, copies)
+        return Pairs(
+            torch.from_numpy(index),
+            torch.from_numpy(weight.astype(np.float32)),
+            cuts.tolist(),
+            within,
+            weight_of_all,
+            weight_of_all.scalars(),
+            share,
+            int(max(lengths)),
+        )
 
     def _everything(self) -> Inputs:
         """All local rows; what a step chooses of them follows step by step."""
@@ -169,8 +205,11 @@ class Planner:
         """All local rows enter, each in its own place; the batch's come out."""
         shard, chosen = self._shard, (torch.from_numpy(users), torch.from_numpy(items))
         few = restrict(self._whole, *chosen)
-        # The layers that stay whole are on the device already.
-        propagation = Propagation([*few.hops[:1], *self._exact.hops[1:]], [*few.similar[:1], *self._exact.similar[1:]])
+        # What stays whole is on the device already.
+        hops, similar = list(self._exact.hops), list(self._exact.similar)
+        if hops:
+            hops[0] = replace(hops[0], users=few.hops[0].users, user_from_item=few.hops[0].user_from_item)
+        propagation = Propagation(hops, [*few.similar[:1], *similar[1:]])
         curve = self._curve(self._key(epoch, step), np.arange(shard.first_item, shard.first_item + shard.item_rows))
         inputs = replace(self._all, propagation=propagation, mixed=chosen[0] + shard.first_user, curve=curve)
         return _Rows(inputs, None if few.hops else chosen[0], None if few.similar else chosen[1], items, 1.0)
@@ -198,21 +237,28 @@ class Planner:
         return key(Stream.CURVE, self._settings.train.seed, epoch, step)
 
 
+def _padded(rows: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows, ascending, and others that are not among them, in all `size`; these count 0."""
+    free = np.ones(size, bool)
+    free[rows[rows < size]] = False
+    added = np.flatnonzero(free)[: size - len(rows)]
+    place = np.searchsorted(added, rows) + np.arange(len(rows))
+    all_rows, counts = np.empty(size, np.int64), np.zeros(size, count.dtype)
+    mask = np.ones(size, bool)
+    mask[place] = False
+    all_rows[place], all_rows[mask], counts[place] = rows, added, count
+    return all_rows, counts
+
+
 def _same_row(count: np.ndarray) -> np.ndarray:
     """Pairs that `count` draws of one row form with each other."""
     return count * (count - 1) / 2
 
 
-def _pairs(
-    index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray, parts: int, most: Tensor
-) -> Pairs:
-    return Pairs(
-        torch.from_numpy(index),
-        torch.from_numpy(weight.astype(np.float32)),
-        torch.from_numpy(self_weight.astype(np.float32)),
-        np.searchsorted(part, np.arange(parts + 1)).tolist(),
-        int(most),
-    )
+def _sums(weight: np.ndarray, self_weight: np.ndarray) -> tuple[float, float, float]:
+    """Of w, w^2 and v."""
+    weight = weight.astype(np.float64)
+    return float(weight.sum()), float(np.dot(weight, weight)), float(self_weight.sum())
 
 
 def _ahead(plans: Iterator[StepPlan], depth: int) -> Iterator[StepPlan]:

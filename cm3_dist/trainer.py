@@ -24,6 +24,7 @@ from cm3_dist.model.cm3 import CM3
 from cm3_dist.placement import to_device
 from cm3_dist.plan import StepPlan
 from cm3_dist.planner import Planner
+from cm3_dist.recorded import RecordedStep, can_record
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
 from partition.errors import InputError
 from partition.layout import Manifest
@@ -71,12 +72,21 @@ class Trainer:
         self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
         dense = settings.dense
         self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
+        compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
+        self.recorded = RecordedStep(compute) if can_record(settings, self.mode, runtime) else None
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
 
     def step(self, plan: StepPlan, timer: Timer = lambda _: nullcontext()) -> StepResult:
         """Forward, backward and update. Collective."""
+        if self.recorded is None or not self.recorded.takes(plan):
+            return self._step(plan, timer)
+        with timer("replay"):
+            return StepResult(*self.recorded(plan, self.runtime.device).unbind())
+
+    def _step(self, plan: StepPlan, timer: Timer) -> StepResult:
+        """Kernel by kernel."""
         with timer("fetch"):
             plan = to_device(plan, self.runtime.device)
             ego = self.model.ego(plan.inputs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cm3_dist.config import Machine
+from cm3_dist.recorded import WARM_UP
 from cm3_dist.runtime import distributed
 from cm3_dist.trainer import Trainer
 from tests.small import prepare_small, small_settings
@@ -20,13 +21,13 @@ pytestmark = [
 
 
 def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sections: Any) -> list[list[float]]:
-    """Loss terms of the first steps; `watch`: fail when a step after the second waits for the device."""
+    """Loss terms of the first steps; `watch`: fail when one waits for the device after all is set up and recorded."""
     settings = small_settings(prepared, run, model={"dim": 16}, **sections)
     with distributed(settings.machine) as runtime:
         trainer = Trainer(settings, runtime)
         values = []
         for number, plan in enumerate(trainer.planner.epoch(0, 0, min(steps, trainer.batches.steps))):
-            if watch and number >= 2:
+            if watch and number > WARM_UP:
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 values.append(trainer.step(plan).stacked())
@@ -38,21 +39,23 @@ def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sectio
 @pytest.mark.parametrize("mode", ["exact", "sampled"])
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
-def test_a_gpu_walks_the_path_of_the_cpu(mode: str, kernels: str, tables: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", [True, False])
+def test_a_gpu_walks_the_path_of_the_cpu(mode: str, kernels: str, tables: str, record: bool, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
-    sections: dict[str, Any] = {"propagation": {"mode": mode, "fanouts": [3]}, "train": {"batch_size": 256}}
-    machine = {"device": "cuda", "kernels": kernels}
-    gpu = _losses(prepared, tmp_path / "gpu", 5, machine=machine, tables={"name": tables}, **sections)
+    sections: dict[str, Any] = {"propagation": {"mode": mode, "fanouts": [3]}, "train": {"batch_size": 64}}
+    machine = {"device": "cuda", "kernels": kernels, "record": record}
+    gpu = _losses(prepared, tmp_path / "gpu", 10, machine=machine, tables={"name": tables}, **sections)
     if tables == "adam":  # the CPU has none to compare with: the loss has to fall
         assert gpu[-1][0] < gpu[0][0]
         return
-    cpu = _losses(prepared, tmp_path / "cpu", 5, machine=Machine(device="cpu", threads=1).model_dump(), **sections)
+    cpu = _losses(prepared, tmp_path / "cpu", 10, machine=Machine(device="cpu", threads=1).model_dump(), **sections)
     torch.testing.assert_close(torch.tensor(gpu), torch.tensor(cpu), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
-def test_no_step_waits_for_the_device(kernels: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", [True, False])
+def test_no_step_waits_for_the_device(kernels: str, record: bool, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     sections = {"propagation": {"mode": "exact"}, "train": {"batch_size": 64}}
-    machine = {"device": "cuda", "kernels": kernels}
+    machine = {"device": "cuda", "kernels": kernels, "record": record}
     assert len(_losses(prepared, tmp_path / "run", 8, watch=True, machine=machine, **sections)) == 8

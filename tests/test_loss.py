@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pairs as pairs_kernel
 from cm3_dist.loss import cm3_loss, uniformity
-from cm3_dist.plan import Pairs, StepPlan
+from cm3_dist.plan import Pairs, PairWeight, StepPlan
 from tests import reference as ref
 from tests.ranks import run_ranks
 
@@ -30,9 +31,35 @@ SETTINGS = {
 }
 
 
-def _pairs(weight: Tensor, self_weight: Tensor, cuts: list[int] | None = None, most: int = 0) -> Pairs:
-    count = len(weight)
-    return Pairs(torch.arange(count), weight, self_weight, cuts or [0, count], most or count)
+def _weigh(weight: Tensor, copies: Tensor) -> PairWeight:
+    """Every row with those before it."""
+    pairs = (weight * (weight.cumsum(0) - weight)).sum()
+    return PairWeight(float(weight.sum()), float(pairs + copies.sum()), float(copies.sum()))
+
+
+def _pairs(
+    weight: Tensor,
+    copies: Tensor,
+    cuts: list[int] | None = None,
+    first: int = 0,
+    last: int | None = None,
+    most: int = 0,
+) -> Pairs:
+    """Rows [first, last) of a batch whose rows weigh `weight`; parts lie between `cuts`."""
+    cuts, last = cuts or [0, len(weight)], len(weight) if last is None else last
+    parts = {begin: _weigh(weight[begin:end], copies[begin:end]) for begin, end in zip(cuts, cuts[1:], strict=False)}
+    own = [cut for cut in cuts if first <= cut <= last]
+    everywhere = _weigh(weight, copies)
+    return Pairs(
+        torch.arange(last - first),
+        weight[first:last],
+        [cut - first for cut in own],
+        [parts[begin] for begin in own[:-1]],
+        everywhere,
+        everywhere.scalars(),
+        sum(part.rows for part in parts.values() if part.pairs > 0),
+        most or last - first,
+    )
 
 
 def _rows(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -120,13 +147,12 @@ def _values_and_gradients(group: dist.ProcessGroup) -> list[tuple[float, np.ndar
     share = PARTS // world_size
     first, last = cuts[rank * share], cuts[(rank + 1) * share]
     most = max(cuts[(r + 1) * share] - cuts[r * share] for r in range(world_size))
-    own = [cut - first for cut in cuts[rank * share : (rank + 1) * share + 1]]
-    weight = (torch.rand(32, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 0.5)[first:last]
+    weight = torch.rand(32, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 0.5
     found: list[Any] = []
     for scope in ("global", "local"):
         for calibrated in (True, False):
             x, s = (rows[first:last].clone().requires_grad_() for rows in _rows(32))
-            pairs = _pairs(weight, weight / 3, own, most)
+            pairs = _pairs(weight, weight / 3, cuts, first, last, most)
             rows_group = group if world_size > 1 else None
             value = uniformity(x, pairs, 2.0, scope, rows_group, s if calibrated else None, CLAMP)
             value.backward()
@@ -175,17 +201,18 @@ class Step:
         remote = (item < 0) | (item >= items)
         halo = np.unique(item[remote])
         place = np.where(remote, items + np.searchsorted(halo, item), item)
-        used, count = np.unique(user, return_counts=True)
-        drawn = np.bincount(self.item, minlength=len(self.degree))[first_item : first_item + items]
-        kept, degree = np.flatnonzero(drawn), self.degree[first_item : first_item + items]
-        drawn, degree = drawn[kept], degree[kept]
-        own_parts = np.arange(PARTS // world_size + 1)
-        user_cuts = np.searchsorted(used, own_parts * USER_STRIDE)
-        item_cuts = np.searchsorted(kept, own_parts * ITEM_STRIDE)
+        occurring = np.bincount(self.user, minlength=PARTS * USER_STRIDE)
+        drawn = np.bincount(self.item, minlength=len(self.degree))
+        kept = np.flatnonzero(drawn[first_item : first_item + items])
 
-        def pairs(index: np.ndarray, weight: np.ndarray, again: np.ndarray, cuts: np.ndarray) -> Pairs:
-            weights = torch.from_numpy(weight.astype(float)), torch.from_numpy(again.astype(float))
-            return Pairs(torch.from_numpy(index), *weights, cuts.tolist(), max(users, items))
+        def pairs(count: np.ndarray, degree: np.ndarray, stride: int, first: int, size: int) -> Pairs:
+            """From how often every row of all ranks was drawn; [first, first + size) are this rank's."""
+            chosen = np.flatnonzero(count)
+            count, degree = torch.from_numpy(count[chosen]).double(), torch.from_numpy(degree[chosen]).double()
+            begin, end = np.searchsorted(chosen, [first, first + size]).tolist()
+            cuts = np.searchsorted(chosen, np.arange(PARTS + 1) * stride).tolist()
+            found = _pairs(count / degree, count * (count - 1) / 2 / degree**2, cuts, begin, end, most=size)
+            return replace(found, index=torch.from_numpy(chosen[begin:end] - first))
 
         requests = send_to_owners(halo + first_item, items, group)
         send = torch.from_numpy(requests.table[:, 0] - first_item)
@@ -199,9 +226,10 @@ class Step:
             items=torch.arange(items),
             positive_user=torch.from_numpy(user),
             positive_item=torch.from_numpy(place),
+            positive_weight=torch.full((len(user),), 1 / SIZE, dtype=torch.float64),
             exchange=Exchange(send, requests.received, requests.asked, rows_group),
-            user_pairs=pairs(used, count, count * (count - 1) / 2, user_cuts),
-            item_pairs=pairs(kept, drawn / degree, drawn * (drawn - 1) / 2 / degree**2, item_cuts),
+            user_pairs=pairs(occurring, np.ones(len(occurring)), USER_STRIDE, first_user, users),
+            item_pairs=pairs(drawn, self.degree, ITEM_STRIDE, first_item, items),
             item_inputs=torch.from_numpy(kept),
             input_share=1.0,
         )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EDGES = 4  # read at a time
+EDGES, WARPS = 8, 1  # edges read at a time; warps a row
 
 
 def triton_spmm(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
@@ -27,6 +27,7 @@ def triton_spmm(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor) -> T
             width,
             BLOCK=triton.next_power_of_2(width),
             EDGES=EDGES,
+            num_warps=WARPS,
         )
     return y
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from cm3_dist.config import Settings, TableOptimizer
 from cm3_dist.light_imports import light_imports
+from cm3_dist.model.local_rows import LocalRows, can_update
 from cm3_dist.model.table_plan import row_wise_plan
-from cm3_dist.model.whole_shard import WholeShard, can_update
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.errors import InputError
 from partition.layout import Manifest
@@ -75,25 +75,29 @@ class Tables(nn.Module):
         nobody = torch.empty(0, dtype=torch.int64, device=runtime.device)
         with light_imports():  # the first lookup of each collection plans its exchange, and imports what it checks with
             self.model(dict.fromkeys(collections, nobody))
-        state, optimizer = self.local_state(), settings.tables
-        self._whole = {
-            name: WholeShard(state[name], state.get(f"{name}.momentum1"), optimizer)
-            for name in (CHANNELS, ITEM_IDS)
-            if name in state and can_update(optimizer, runtime.device)
+        state, optimizer, first_user = self.local_state(), settings.tables, parts.start * manifest.user_stride
+        first = {CHANNELS: first_user, MIXING: first_user, ITEM_IDS: parts.start * manifest.item_stride}
+        self._local = {
+            name: LocalRows(state[name], state.get(f"{name}.momentum1"), optimizer, first[name])
+            for name in collections
+            if can_update(optimizer)
         }
 
     def forward(self, users: Tensor, mixed: Tensor, items: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too) and `items` [m] int64.
+        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too, distinct) and `items` [m] int64.
 
         `whole`: `users` and `items` are all rows of this rank, in order.
 
         Returns:
             Channels of `users` [n, C * d], mixing logits of `mixed` [b, C], and item-id rows [m, d] or None.
         """
-        direct = self._whole if whole else {}
         asked = {CHANNELS: users, MIXING: mixed, ITEM_IDS: items}
-        found = self.model({name: rows for name, rows in asked.items() if name not in direct})
-        found.update({name: shard() for name, shard in direct.items()})
+        if whole and self._local:
+            found = {
+                name: local.some(asked[name]) if name == MIXING else local.all() for name, local in self._local.items()
+            }
+        else:
+            found = self.model(asked)
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
     def local_state(self) -> dict[str, Tensor]:

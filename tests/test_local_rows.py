@@ -1,4 +1,4 @@
-"""Updating a whole shard at once does what FBGEMM's fused optimizers do row by row."""
+"""Updating rows where they lie does what FBGEMM's fused optimizers do row by row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cm3_dist.config import Machine, TableOptimizer
-from cm3_dist.model.whole_shard import can_update
+from cm3_dist.model.local_rows import can_update
 from cm3_dist.runtime import distributed
 from cm3_dist.trainer import Trainer
 from tests.small import prepare_small, small_settings
@@ -18,7 +18,7 @@ OPTIMIZERS = [("rowwise_adagrad", 0.1), ("adagrad", 0.1), ("sgd", 0.5)]
 
 
 @pytest.mark.parametrize(("name", "lr"), OPTIMIZERS)
-def test_whole_shards_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Path) -> None:
+def test_local_rows_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     settings = small_settings(
         prepared,
@@ -29,11 +29,11 @@ def test_whole_shards_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Pa
     )
     found: list[dict[str, Any]] = []
     with distributed(Machine(device="cpu", threads=1)) as runtime:
-        for whole in (True, False):
+        for local in (True, False):
             trainer = Trainer(settings, runtime)
-            assert set(trainer.model.tables._whole) == {"user_channels", "item_ids"}
-            if not whole:
-                trainer.model.tables._whole.clear()  # then every lookup is TorchRec's
+            assert set(trainer.model.tables._local) == {"user_channels", "user_mixing", "item_ids"}
+            if not local:
+                trainer.model.tables._local.clear()  # then every lookup is TorchRec's
             before = {key: value.clone() for key, value in trainer.model.tables.local_state().items()}
             steps = min(trainer.batches.steps, 5)
             for plan in trainer.planner.epoch(0, 0, steps):
@@ -47,8 +47,6 @@ def test_whole_shards_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Pa
 
 
 def test_what_is_left_to_fbgemm() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert can_update(TableOptimizer(), cpu)
-    assert not can_update(TableOptimizer(), gpu)
-    assert not can_update(TableOptimizer(weight_decay=1e-6), cpu)
-    assert not can_update(TableOptimizer(name="adam"), cpu)
+    assert can_update(TableOptimizer())
+    assert not can_update(TableOptimizer(weight_decay=1e-6))
+    assert not can_update(TableOptimizer(name="adam"))
