@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar, cast
 
@@ -12,24 +12,30 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """The same dataclasses, lists, tuples and dicts with every tensor changed; all else stays as it is."""
+def map_tensors(value: T, change: Callable[[Tensor], Tensor], leave: Collection[int] = ()) -> T:
+    """The same dataclasses, lists, tuples and dicts with every tensor changed; all else stays as it is.
+
+    `leave`: ids of objects not to look into: a step's plan shares most of its operators with every other plan.
+    """
+    if id(value) in leave:
+        return value
     if isinstance(value, Tensor):
         return cast(T, change(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return cast(T, replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}))
+        changed = {f.name: map_tensors(getattr(value, f.name), change, leave) for f in fields(value)}
+        return cast(T, replace(value, **changed))
     if isinstance(value, list | tuple):
-        return cast(T, type(value)(map_tensors(part, change) for part in value))
+        return cast(T, type(value)(map_tensors(part, change, leave) for part in value))
     if isinstance(value, dict):
-        return cast(T, {name: map_tensors(part, change) for name, part in value.items()})
+        return cast(T, {name: map_tensors(part, change, leave) for name, part in value.items()})
     return value
 
 
-def pinned(value: T, device: torch.device) -> T:
+def pinned(value: T, device: torch.device, leave: Collection[int] = ()) -> T:
     """In memory from which a GPU copies without the host waiting; as it is for the CPU."""
     if device.type == "cpu":
         return value
-    return map_tensors(value, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+    return map_tensors(value, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory(), leave)
 
 
 def to_device(value: T, device: torch.device) -> T:

@@ -53,6 +53,8 @@ class Planner:
         self._curve = Curve(settings.model.alpha)
         # Plans of one shape: rows of weight zero fill the batch's distinct users and items up to their largest number.
         self.padded = can_record(settings, mode, runtime)
+        # Ids of what all plans share, on the device since the start.
+        self.resident: set[int] = set()
         self._sampler: Sampler | None = None
         layers = propagation.user_item_layers
         self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
@@ -60,6 +62,10 @@ class Planner:
             self._whole = self._exact  # on the CPU, where steps are planned
             self._exact = to_device(self._exact, runtime.device)
             self._all = self._everything()
+            self.resident = {id(tensor) for tensor in (self._all.users, self._all.items)} | {id(self._all.features)}
+            for hop in self._exact.hops:
+                self.resident |= {id(hop), id(hop.user_from_item), id(hop.item_from_user)}
+            self.resident |= {id(layer) for layer in self._exact.similar}
         else:
             fanouts = propagation.fanouts * layers if len(propagation.fanouts) == 1 else propagation.fanouts
             choice = Fanouts(fanouts[:layers], [propagation.item_fanout] * propagation.item_item_layers)
@@ -81,7 +87,7 @@ class Planner:
         """The same, each made when it is asked for."""
         batches = self._batches.epoch(epoch, first_step)
         return (
-            pinned(self._plan(batch, epoch, step), self._runtime.device)
+            pinned(self._plan(batch, epoch, step), self._runtime.device, self.resident)
             for step, batch in zip(range(first_step, last_step), batches, strict=False)
         )
 
@@ -173,7 +179,8 @@ class Planner:
         everywhere[:3] = torch.tensor(sums, dtype=torch.float64).sum(0)
         everywhere[3] = sum(each.rows for each in within if each.pairs > 0)
         everywhere[4 + self._runtime.rank] = len(index)
-        dist.all_reduce(everywhere, group=self._runtime.planning)
+        if ranks > 1:
+            dist.all_reduce(everywhere, group=self._runtime.planning)
         row, square, copies, share, *lengths = everywhere.tolist()
         weight_of_all = PairWeight.of(row, square, copies)
         return Pairs(

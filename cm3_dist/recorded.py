@@ -8,7 +8,7 @@ buffers and the recorded kernels run on these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -42,15 +42,17 @@ class RecordedStep:
 
     Args:
         compute: a step, [k] results on the device. It must not wait for the device.
+        resident: ids of what all plans share (`Planner.resident`): it needs no buffers.
         record: makes, of a function, one that does the same work again; a CUDA graph unless a test has another.
     """
 
     def __init__(
         self,
         compute: Callable[[StepPlan], Tensor],
+        resident: Collection[int] = (),
         record: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
     ) -> None:
-        self._compute, self._record = compute, record or _cuda_graph
+        self._compute, self._resident, self._record = compute, resident, record or _cuda_graph
         self._steps = 0
         self._buffers: list[Tensor] = []
         self._replay: Callable[[], Tensor] | None = None
@@ -62,12 +64,12 @@ class RecordedStep:
 
     def __call__(self, plan: StepPlan, device: torch.device) -> Tensor:
         """The step's results, in memory of their own. `plan` as the planner made it, not yet on the device."""
-        tensors, elastic = _tensors(plan), _elastic(plan)
+        tensors, elastic = _tensors(plan, self._resident), _elastic(plan, self._resident)
         if self._replay is None or not self._fits(tensors, elastic):
             self._buffers = [_buffer(tensor, id(tensor) in elastic, device) for tensor in tensors]
             self._fill(tensors)
             waiting = iter(self._buffers)
-            fixed = map_tensors(plan, lambda _: next(waiting))
+            fixed = map_tensors(plan, lambda _: next(waiting), self._resident)
             self._replay = None  # frees the memory of the former recording
             self._replay = self._record(lambda: self._compute(fixed))
         else:
@@ -86,8 +88,11 @@ class RecordedStep:
 
     def _fill(self, tensors: list[Tensor]) -> None:
         for tensor, buffer in zip(tensors, self._buffers, strict=True):
-            if tensor is not buffer:
-                buffer[: len(tensor)].copy_(tensor, non_blocking=True)
+            if tensor is buffer:
+                continue
+            buffer[: len(tensor)].copy_(tensor, non_blocking=True)
+            if len(tensor) < len(buffer) and tensor.is_floating_point():
+                buffer[len(tensor) :].zero_()  # embedding_bag's last bag ends where its entries do
 
 
 def _cuda_graph(action: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -103,25 +108,27 @@ def _cuda_graph(action: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
-def _tensors(plan: object) -> list[Tensor]:
+def _tensors(plan: object, leave: Collection[int]) -> list[Tensor]:
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
         found.append(tensor)
         return tensor
 
-    map_tensors(plan, note)
+    map_tensors(plan, note, leave)
     return found
 
 
-def _elastic(value: object) -> set[int]:
+def _elastic(value: object, leave: Collection[int]) -> set[int]:
     """Ids of the tensors that may be shorter than their buffers: `indptr` says where a sparse matrix's entries end."""
+    if id(value) in leave:
+        return set()
     if isinstance(value, Csr):
         return {id(value.indices), id(value.values)}
     if is_dataclass(value):
-        return set().union(*(_elastic(getattr(value, field.name)) for field in fields(value)))
+        return set().union(*(_elastic(getattr(value, field.name), leave) for field in fields(value)))
     if isinstance(value, list | tuple):
-        return set().union(*map(_elastic, value))
+        return set().union(*(_elastic(part, leave) for part in value))
     return set()
 
 

@@ -73,7 +73,8 @@ class Trainer:
         dense = settings.dense
         self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
         compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
-        self.recorded = RecordedStep(compute) if can_record(settings, self.mode, runtime) else None
+        recordable = can_record(settings, self.mode, runtime)
+        self.recorded = RecordedStep(compute, self.planner.resident) if recordable else None
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)

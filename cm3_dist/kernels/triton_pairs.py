@@ -23,9 +23,11 @@ from torch import Tensor
 from cm3_dist.kernels.pairs import PairSum, Rows
 from partition.errors import InputError
 
-# Many rows keep the tensor cores busy with large blocks; few need small ones to spread over all multiprocessors.
-LARGE, SMALL = (128, 32, 8, 2), (64, 32, 4, 2)  # rows, columns, warps, stages
-MANY = 132 * 128  # rows: a large block for every multiprocessor of an H100 or H200
+# Rows, columns, warps, stages of a block, the fastest on an H200 first; smaller ones for less shared memory or more
+# channels. Many rows keep the tensor cores busy with large blocks, few must spread over all multiprocessors.
+MANY_BLOCKS = ((128, 32, 8, 3), (128, 32, 8, 2), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))
+FEW_BLOCKS = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))
+MANY = 96 * 128  # rows
 WIDTHS = (16, 32, 64, 128)  # of a channel
 MOST_CHANNELS = 4
 
@@ -55,7 +57,7 @@ def triton_pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple
     sums = own.x.new_empty(n)
     grad_x = own.x.new_empty(n, width)
     grad_fused = None if own.fused is None else torch.empty_like(own.fused)
-    block_rows, block_columns, warps, stages = LARGE if n >= MANY else SMALL
+    block_rows, block_columns, warps, stages = _block(n, split[0].shape[1], own.x.device)
     if n:
         _pairs[(triton.cdiv(n, block_rows),)](
             *mine,
@@ -84,6 +86,16 @@ def triton_pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple
     return PairSum(
         total, grad_x * (weight * (2 * t * factor)), None if grad_fused is None else grad_fused * (weight * (-2 * t))
     )
+
+
+def _block(n: int, width: int, device: torch.device) -> tuple[int, int, int, int]:
+    """The best block whose operands, high and low, fit this GPU's shared memory."""
+    blocks = MANY_BLOCKS if n >= MANY else FEW_BLOCKS
+    if device.type == "cpu":
+        return blocks[0]
+    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 1024
+    fitting = (block for block in blocks if (block[0] + block[3] * block[1]) * width * 4 <= room)
+    return next(fitting, blocks[-1])
 
 
 def _split(rows: Rows) -> tuple[Tensor, Tensor]:
