@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange
 from cm3_dist.graph.propagation import Propagation
+from cm3_dist.packing import Packed
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,4 @@ class StepPlan:
     item_pairs: Pairs
     item_inputs: Tensor  # [n of item_pairs] int64: position of those items among the ego items
     input_share: float  # nodes that enter the propagation, over all nodes (all ranks)
+    packed: Packed | None = None  # where the tensors of a padded plan lie

@@ -24,6 +24,7 @@ from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.graph.sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
+from cm3_dist.packing import pack
 from cm3_dist.placement import pinned, to_device
 from cm3_dist.plan import Inputs, Pairs, PairWeight, StepPlan
 from cm3_dist.recorded import can_record
@@ -87,9 +88,17 @@ class Planner:
         """The same, each made when it is asked for."""
         batches = self._batches.epoch(epoch, first_step)
         return (
-            pinned(self._plan(batch, epoch, step), self._runtime.device, self.resident)
+            self._ready(self._plan(batch, epoch, step))
             for step, batch in zip(range(first_step, last_step), batches, strict=False)
         )
+
+    def _ready(self, plan: StepPlan) -> StepPlan:
+        """In memory from which the device copies fast."""
+        device = self._runtime.device
+        if not self.padded:
+            return pinned(plan, device, self.resident)
+        moved, packed = pack(plan, self.resident, pin=device.type == "cuda")
+        return replace(moved, packed=packed)
 
     def _plan(self, batch: Batch, epoch: int, step: int) -> StepPlan:
         shard, planning = self._shard, self._runtime.planning

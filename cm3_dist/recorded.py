@@ -2,22 +2,20 @@
 
 A step of a small graph is some 370 kernels of a few microseconds each: launching them takes the host several times as
 long as they run. Exact propagation in one process has steps of one shape once its plans are padded (`Planner.padded`)
-but for the entries of two sparse matrices, which may be fewer than their buffers hold. So a plan is copied into fixed
-buffers and the recorded kernels run on these.
+but for the entries of a few sparse matrices, which may be fewer than their buffers hold. So a plan is copied into fixed
+buffers and the recorded kernels run on these; what has one shape travels in one piece of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor
 
 from cm3_dist.config import Settings
-from cm3_dist.graph.operators import Csr
 from cm3_dist.model.local_rows import can_update
-from cm3_dist.placement import map_tensors
+from cm3_dist.packing import Packed, Place, on_buffers
 from cm3_dist.plan import StepPlan
 from cm3_dist.runtime import Runtime
 
@@ -42,19 +40,23 @@ class RecordedStep:
 
     Args:
         compute: a step, [k] results on the device. It must not wait for the device.
-        resident: ids of what all plans share (`Planner.resident`): it needs no buffers.
+        resident: ids of what all plans share (`Planner.resident`).
+        device: of the buffers.
         record: makes, of a function, one that does the same work again; a CUDA graph unless a test has another.
     """
 
     def __init__(
         self,
         compute: Callable[[StepPlan], Tensor],
-        resident: Collection[int] = (),
+        resident: Collection[int],
+        device: torch.device,
         record: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
     ) -> None:
-        self._compute, self._resident, self._record = compute, resident, record or _cuda_graph
+        self._compute, self._resident, self._device, self._record = compute, resident, device, record or _cuda_graph
         self._steps = 0
-        self._buffers: list[Tensor] = []
+        self._places: list[Place] = []
+        self._fixed = torch.empty(0)
+        self._elastic: list[Tensor] = []
         self._replay: Callable[[], Tensor] | None = None
 
     def takes(self, plan: StepPlan) -> bool:
@@ -62,34 +64,32 @@ class RecordedStep:
         self._steps += 1
         return self._steps > WARM_UP and min(plan.user_pairs.everywhere.pairs, plan.item_pairs.everywhere.pairs) > 0
 
-    def __call__(self, plan: StepPlan, device: torch.device) -> Tensor:
-        """The step's results, in memory of their own. `plan` as the planner made it, not yet on the device."""
-        tensors, elastic = _tensors(plan, self._resident), _elastic(plan, self._resident)
-        if self._replay is None or not self._fits(tensors, elastic):
-            self._buffers = [_buffer(tensor, id(tensor) in elastic, device) for tensor in tensors]
-            self._fill(tensors)
-            waiting = iter(self._buffers)
-            fixed = map_tensors(plan, lambda _: next(waiting), self._resident)
+    def __call__(self, plan: StepPlan) -> Tensor:
+        """The step's results, in memory of their own."""
+        packed = plan.packed
+        assert packed is not None
+        if self._replay is None or not self._fits(packed):
             self._replay = None  # frees the memory of the former recording
+            self._places, self._fixed = packed.places, torch.empty_like(packed.fixed, device=self._device)
+            self._elastic = [
+                torch.zeros(int(len(tensor) * ROOM), dtype=tensor.dtype, device=self._device)
+                for tensor in packed.elastic
+            ]
+            self._fill(packed)
+            fixed = on_buffers(plan, self._resident, self._places, self._fixed, self._elastic)
             self._replay = self._record(lambda: self._compute(fixed))
         else:
-            self._fill(tensors)
+            self._fill(packed)
         return self._replay().clone()
 
-    def _fits(self, tensors: list[Tensor], elastic: set[int]) -> bool:
-        """Whether the plan's tensors can lie in the buffers; those on the device have to be the recorded ones."""
+    def _fits(self, packed: Packed) -> bool:
+        """Whether the plan's tensors can lie in the buffers."""
+        lengths = zip(packed.elastic, self._elastic, strict=True)
+        return packed.places == self._places and all(len(tensor) <= len(buffer) for tensor, buffer in lengths)
 
-        def fits(tensor: Tensor, buffer: Tensor) -> bool:
-            if tensor.is_cuda:
-                return tensor.data_ptr() == buffer.data_ptr()
-            return len(tensor) <= len(buffer) if id(tensor) in elastic else tensor.shape == buffer.shape
-
-        return all(map(fits, tensors, self._buffers))
-
-    def _fill(self, tensors: list[Tensor]) -> None:
-        for tensor, buffer in zip(tensors, self._buffers, strict=True):
-            if tensor is buffer:
-                continue
+    def _fill(self, packed: Packed) -> None:
+        self._fixed.copy_(packed.fixed, non_blocking=True)
+        for tensor, buffer in zip(packed.elastic, self._elastic, strict=True):
             buffer[: len(tensor)].copy_(tensor, non_blocking=True)
             if len(tensor) < len(buffer) and tensor.is_floating_point():
                 buffer[len(tensor) :].zero_()  # embedding_bag's last bag ends where its entries do
@@ -106,35 +106,3 @@ def _cuda_graph(action: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return result
 
     return replay
-
-
-def _tensors(plan: object, leave: Collection[int]) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(plan, note, leave)
-    return found
-
-
-def _elastic(value: object, leave: Collection[int]) -> set[int]:
-    """Ids of the tensors that may be shorter than their buffers: `indptr` says where a sparse matrix's entries end."""
-    if id(value) in leave:
-        return set()
-    if isinstance(value, Csr):
-        return {id(value.indices), id(value.values)}
-    if is_dataclass(value):
-        return set().union(*(_elastic(getattr(value, field.name), leave) for field in fields(value)))
-    if isinstance(value, list | tuple):
-        return set().union(*(_elastic(part, leave) for part in value))
-    return set()
-
-
-def _buffer(tensor: Tensor, elastic: bool, device: torch.device) -> Tensor:
-    """Room on the device for such a tensor; one that is there already stays where it is."""
-    if tensor.is_cuda:
-        return tensor
-    shape = (int(len(tensor) * ROOM), *tensor.shape[1:]) if elastic else tensor.shape
-    return torch.zeros(shape, dtype=tensor.dtype, device=device)

@@ -74,7 +74,7 @@ class Trainer:
         self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
         compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
         recordable = can_record(settings, self.mode, runtime)
-        self.recorded = RecordedStep(compute, self.planner.resident) if recordable else None
+        self.recorded = RecordedStep(compute, self.planner.resident, runtime.device) if recordable else None
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
@@ -84,7 +84,7 @@ class Trainer:
         if self.recorded is None or not self.recorded.takes(plan):
             return self._step(plan, timer)
         with timer("replay"):
-            return StepResult(*self.recorded(plan, self.runtime.device).unbind())
+            return StepResult(*self.recorded(plan).unbind())
 
     def _step(self, plan: StepPlan, timer: Timer) -> StepResult:
         """Kernel by kernel."""

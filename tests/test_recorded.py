@@ -43,7 +43,7 @@ def test_recorded_steps_walk_the_path_of_direct_ones(negatives: str, tmp_path: P
             if recorded:
                 trainer.planner.padded = True
                 compute = lambda plan, trainer=trainer: trainer._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
-                trainer.recorded = RecordedStep(compute, trainer.planner.resident, record)
+                trainer.recorded = RecordedStep(compute, trainer.planner.resident, runtime.device, record)
             values = [
                 trainer.step(plan).stacked()
                 for epoch in (0, 1)
