@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import fields, is_dataclass, replace
-from typing import TypeVar, cast
+from functools import cache
+from operator import is_
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,14 +23,23 @@ def map_tensors(value: T, change: Callable[[Tensor], Tensor], leave: Collection[
         return value
     if isinstance(value, Tensor):
         return cast(T, change(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: map_tensors(getattr(value, f.name), change, leave) for f in fields(value)}
-        return cast(T, replace(value, **changed))
     if isinstance(value, list | tuple):
-        return cast(T, type(value)(map_tensors(part, change, leave) for part in value))
+        parts = [map_tensors(part, change, leave) for part in value]
+        return value if all(map(is_, parts, value)) else cast(T, type(value)(parts))
     if isinstance(value, dict):
         return cast(T, {name: map_tensors(part, change, leave) for name, part in value.items()})
-    return value
+    changed = {}
+    for name in _field_names(cast(Hashable, type(value))):
+        before = getattr(value, name)
+        after = map_tensors(before, change, leave)
+        if after is not before:
+            changed[name] = after
+    return replace(value, **changed) if changed else value  # type: ignore[type-var]
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
 def pinned(value: T, device: torch.device, leave: Collection[int] = ()) -> T:

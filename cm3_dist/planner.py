@@ -63,7 +63,7 @@ class Planner:
             self._whole = self._exact  # on the CPU, where steps are planned
             self._exact = to_device(self._exact, runtime.device)
             self._all = self._everything()
-            self.resident = {id(tensor) for tensor in (self._all.users, self._all.items)} | {id(self._all.features)}
+            self.resident = {id(part) for part in (self._exact, self._all.users, self._all.items, self._all.features)}
             for hop in self._exact.hops:
                 self.resident |= {id(hop), id(hop.user_from_item), id(hop.item_from_user)}
             self.resident |= {id(layer) for layer in self._exact.similar}
@@ -220,14 +220,16 @@ class Planner:
     def _exact_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
         """All local rows enter, each in its own place; the batch's come out."""
         shard, chosen = self._shard, (torch.from_numpy(users), torch.from_numpy(items))
+        curve = self._curve(self._key(epoch, step), np.arange(shard.first_item, shard.first_item + shard.item_rows))
+        inputs = replace(self._all, mixed=chosen[0] + shard.first_user, curve=curve)
+        if self.padded:  # whole layers stay on the device, and cost a GPU less than planning others costs the host
+            return _Rows(inputs, *chosen, items, 1.0)
         few = restrict(self._whole, *chosen)
         # What stays whole is on the device already.
         hops, similar = list(self._exact.hops), list(self._exact.similar)
         if hops:
             hops[0] = replace(hops[0], users=few.hops[0].users, user_from_item=few.hops[0].user_from_item)
-        propagation = Propagation(hops, [*few.similar[:1], *similar[1:]])
-        curve = self._curve(self._key(epoch, step), np.arange(shard.first_item, shard.first_item + shard.item_rows))
-        inputs = replace(self._all, propagation=propagation, mixed=chosen[0] + shard.first_user, curve=curve)
+        inputs = replace(inputs, propagation=Propagation(hops, [*few.similar[:1], *similar[1:]]))
         return _Rows(inputs, None if few.hops else chosen[0], None if few.similar else chosen[1], items, 1.0)
 
     def _sampled_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:

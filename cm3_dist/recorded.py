@@ -1,9 +1,8 @@
 """A training step recorded once as a CUDA graph, and replayed with the plans that follow.
 
 A step of a small graph is some 370 kernels of a few microseconds each: launching them takes the host several times as
-long as they run. Exact propagation in one process has steps of one shape once its plans are padded (`Planner.padded`)
-but for the entries of a few sparse matrices, which may be fewer than their buffers hold. So a plan is copied into fixed
-buffers and the recorded kernels run on these; what has one shape travels in one piece of memory.
+long as they run. Exact propagation in one process has steps of one shape once its plans are padded (`Planner.padded`),
+so every plan is copied to the place of the recorded one, in one piece, and the same kernels run again.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from cm3_dist.config import Settings
 from cm3_dist.model.local_rows import can_update
-from cm3_dist.packing import Packed, Place, on_buffers
+from cm3_dist.packing import Packed, unpack, views_of
 from cm3_dist.plan import StepPlan
 from cm3_dist.runtime import Runtime
 
 WARM_UP = 3  # steps before the recording: libraries set themselves up, kernels are compiled
-ROOM = 1.25  # of a sparse matrix's buffers over the entries of the plan they are made for
 
 
 def can_record(settings: Settings, mode: str, runtime: Runtime) -> bool:
@@ -54,9 +52,7 @@ class RecordedStep:
     ) -> None:
         self._compute, self._resident, self._device, self._record = compute, resident, device, record or _cuda_graph
         self._steps = 0
-        self._places: list[Place] = []
-        self._fixed = torch.empty(0)
-        self._elastic: list[Tensor] = []
+        self._buffer = Packed(torch.empty(0), [])
         self._replay: Callable[[], Tensor] | None = None
 
     def takes(self, plan: StepPlan) -> bool:
@@ -68,31 +64,14 @@ class RecordedStep:
         """The step's results, in memory of their own."""
         packed = plan.packed
         assert packed is not None
-        if self._replay is None or not self._fits(packed):
+        if self._replay is None or packed.places != self._buffer.places:
             self._replay = None  # frees the memory of the former recording
-            self._places, self._fixed = packed.places, torch.empty_like(packed.fixed, device=self._device)
-            self._elastic = [
-                torch.zeros(int(len(tensor) * ROOM), dtype=tensor.dtype, device=self._device)
-                for tensor in packed.elastic
-            ]
-            self._fill(packed)
-            fixed = on_buffers(plan, self._resident, self._places, self._fixed, self._elastic)
+            self._buffer = Packed(packed.memory.to(self._device), packed.places)
+            fixed = unpack(plan, self._resident, views_of(self._buffer))
             self._replay = self._record(lambda: self._compute(fixed))
         else:
-            self._fill(packed)
+            self._buffer.memory.copy_(packed.memory, non_blocking=True)
         return self._replay().clone()
-
-    def _fits(self, packed: Packed) -> bool:
-        """Whether the plan's tensors can lie in the buffers."""
-        lengths = zip(packed.elastic, self._elastic, strict=True)
-        return packed.places == self._places and all(len(tensor) <= len(buffer) for tensor, buffer in lengths)
-
-    def _fill(self, packed: Packed) -> None:
-        self._fixed.copy_(packed.fixed, non_blocking=True)
-        for tensor, buffer in zip(packed.elastic, self._elastic, strict=True):
-            buffer[: len(tensor)].copy_(tensor, non_blocking=True)
-            if len(tensor) < len(buffer) and tensor.is_floating_point():
-                buffer[len(tensor) :].zero_()  # embedding_bag's last bag ends where its entries do
 
 
 def _cuda_graph(action: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -56,7 +56,7 @@ class Csr:
     def rows(self, index: Tensor) -> Csr:
         """The rows at `index` [n] int64, in that order; all columns stay."""
         indptr, place = row_places(self.indptr, index)
-        return Csr(indptr, self.indices[place], self.values[place], self.columns)
+        return Csr(indptr, self.indices.index_select(0, place), self.values.index_select(0, place), self.columns)
 
     @staticmethod
     def from_numpy(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, columns: int) -> Csr:
