@@ -145,6 +145,10 @@ class Evaluate(_Section):
     monitor: str = Field(
         default="recall@20", description="the validation metric of early stopping and of the best epoch"
     )
+    users: Positive | None = Field(
+        default=None, description="users ranked in a validation, a sample drawn by the seed; null: all"
+    )
+    test_users: Positive | None = Field(default=None, description="likewise in the test")
     user_block: Positive = Field(default=1024, description="users scored at a time")
     item_block: Positive = Field(default=8192, description="items scored at a time")
 

@@ -47,6 +47,7 @@ class Stream(IntEnum):
     NEIGHBOURS = 3
     CURVE = 4
     BASELINE = 5
+    EVALUATION = 6
 
 
 def key(stream: Stream, *words: int) -> int:

@@ -17,7 +17,7 @@ from cm3_dist.dense_adam import DenseAdam
 from cm3_dist.evaluate import evaluate
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.exchange import send_to_owners
-from cm3_dist.graph.shard import load_shard
+from cm3_dist.graph.shard import HeldOut, load_shard
 from cm3_dist.kernels import choose_kernels
 from cm3_dist.loss import cm3_loss
 from cm3_dist.model.cm3 import CM3
@@ -26,6 +26,7 @@ from cm3_dist.plan import StepPlan
 from cm3_dist.planner import Planner
 from cm3_dist.recorded import RecordedStep, can_record
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
+from cm3_dist.user_sample import sample_users
 from partition.errors import InputError
 from partition.layout import Manifest
 
@@ -70,6 +71,7 @@ class Trainer:
         )
         self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
         self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
+        self._sampled: dict[str, HeldOut] = {}
         dense = settings.dense
         self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
         compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
@@ -135,7 +137,7 @@ class Trainer:
 
     def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
         """Metrics of final rows on "validation" or "test". Collective."""
-        held_out, options = self.shard.held_out[split], self.settings.evaluate
+        held_out, options = self._held_out(split), self.settings.evaluate
         return evaluate(
             *rows,
             torch.from_numpy(held_out.users),
@@ -162,6 +164,17 @@ class Trainer:
         random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)
         everyone = torch.ones(shard.user_rows, 1, device=device)
         return {"popularity": self.rank((everyone, popularity), split), "random": self.rank(random, split)}
+
+    def _held_out(self, split: str) -> HeldOut:
+        """The users that are ranked, and what is held out for them."""
+        if split not in self._sampled:
+            options, held_out = self.settings.evaluate, self.shard.held_out[split]
+            count = options.users if split == "validation" else options.test_users
+            if count is not None:
+                seed = self.settings.train.seed
+                held_out = sample_users(held_out, self.shard.first_user, count, seed, self.runtime)
+            self._sampled[split] = held_out
+        return self._sampled[split]
 
     def _candidates(self, split: str) -> Tensor:
         """Local items that are ranked: all of them, or in a cold-start split the items held out for it."""
