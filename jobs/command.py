@@ -1,0 +1,26 @@
+"""How a command of this package starts: its arguments, and what the user can mend in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from partition.errors import InputError
+
+
+def command_line(main: Callable[..., Any]) -> None:
+    """Runs `main` on the command line; InputError and unreadable files become one line on stderr and exit code 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    sys.exit(2)
