@@ -14,7 +14,6 @@ from torch import Tensor
 from cm3_dist.batches import Batches
 from cm3_dist.config import Settings
 from cm3_dist.dense_adam import DenseAdam
-from cm3_dist.evaluate import evaluate
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.exchange import send_to_owners
 from cm3_dist.graph.shard import HeldOut, load_shard
@@ -24,6 +23,7 @@ from cm3_dist.model.cm3 import CM3
 from cm3_dist.placement import to_device
 from cm3_dist.plan import StepPlan
 from cm3_dist.planner import Planner
+from cm3_dist.ranking import evaluate
 from cm3_dist.recorded import RecordedStep, can_record
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
 from cm3_dist.user_sample import sample_users
@@ -134,6 +134,10 @@ class Trainer:
     def final_rows(self) -> tuple[Tensor, Tensor]:
         """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
         return self.model.final_rows(self.features, self._users, self._items, self.planner.inference())
+
+    def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""
+        return self.model.ego_rows(self.features, self._users, self._items)
 
     def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
         """Metrics of final rows on "validation" or "test". Collective."""

@@ -19,3 +19,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a small data set of 4 parts; not to be changed."""
+    from tests.small import finish_small
+
+    return finish_small(tmp_path_factory.mktemp("finished"))

@@ -70,7 +70,8 @@ def prepare_small(
     graph = build_item_graph(features, default_weights(list(features)), k)
     user, item = dataset.train()
     assignment = assign_parts(user, item, len(dataset.user_ids), len(dataset.item_ids), parts, method, seed=3)
-    write_prepared(dataset, graph, assignment, folder / "prepared", {}, {})
+    options = {"item_graph_k": k, "item_graph_weight": [], "cooccurrence_weight": 0.0}  # as in BuildOptions
+    write_prepared(dataset, graph, assignment, folder / "prepared", options, {})
     return folder / "prepared"
 
 
@@ -87,3 +88,14 @@ def small_settings(prepared: Path, run: Path, **sections: Any) -> Settings:
     for name, value in sections.items():
         base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
     return Settings.model_validate(base)
+
+
+def finish_small(folder: Path, dataset: Dataset | None = None, **sections: Any) -> Path:
+    """Prepares a small data set in `folder` and trains on it: a finished run."""
+    from cm3_dist.runtime import distributed
+    from cm3_dist.train import run
+
+    settings = small_settings(prepare_small(folder, dataset=dataset), folder / "run", **sections)
+    with distributed(settings.machine) as runtime:
+        run(settings, runtime, resume=False)
+    return settings.run.dir

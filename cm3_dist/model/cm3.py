@@ -56,22 +56,36 @@ class CM3(nn.Module):
         """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
         users, items = plan.inputs.propagation(ego.users, ego.items)
         users = users if plan.users is None else users.index_select(0, plan.users)
-        return self._mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
+        return self.mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
 
     @torch.no_grad()
     def final_rows(
         self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
+        users, items, mixing = self.ego_rows(features, parts_users, parts_items)
+        users, items = propagation(users, items)
+        return self.mix(users, mixing), items
+
+    @torch.no_grad()
+    def ego_rows(
+        self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of all local users and items before propagation, [., C * d] of unit channels, and the mixing logits."""
         looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items, True)
-        device, blocks = looked_up.device, []
+        blocks = []
         for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
-            block = {name: values.to(device) for name, values in features.gather(rows.numpy()).items()}
-            channels, fused = self.encoder(block, torch.full((len(rows),), 0.5, device=device))
-            ids = None if item_ids is None else item_ids[rows.to(device)]
-            blocks.append(self._items(channels, fused, ids))
-        users, items = propagation(self._unit(looked_up), torch.cat(blocks))
-        return self._mix(users, mixing), items
+            ids = None if item_ids is None else item_ids[rows.to(looked_up.device)]
+            blocks.append(self.encode(features.gather(rows.numpy()), looked_up.device, ids))
+        return self._unit(looked_up), torch.cat(blocks), mixing
+
+    @torch.no_grad()
+    def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
+        """Ego rows [n, C * d] of items for ranking, from features modality -> [n, d_m]: curve parameter 0.5."""
+        on_device = {name: values.to(device) for name, values in features.items()}
+        count = len(next(iter(features.values())))
+        channels, fused = self.encoder(on_device, torch.full((count,), 0.5, device=device))
+        return self._items(channels, fused, item_ids)
 
     def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
         shared = fused if item_ids is None else fused + item_ids
@@ -81,6 +95,7 @@ class CM3(nn.Module):
         """L2-normalises every channel."""
         return unit(rows, self.dim)
 
-    def _mix(self, rows: Tensor, logits: Tensor) -> Tensor:
+    def mix(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Multiplies every channel of user rows [n, C * d] by its share, the softmax of `logits` [n, C]."""
         weights = torch.softmax(logits, dim=1).unsqueeze(-1)
         return (rows.view(len(rows), -1, self.dim) * weights).view(len(rows), -1)

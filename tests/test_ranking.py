@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3_dist.evaluate import evaluate, top_k
 from cm3_dist.ragged import Ragged
+from cm3_dist.ranking import evaluate, top_k
 from cm3_dist.topk import top_columns
 from partition.errors import InputError
 from tests import reference as ref

@@ -1,0 +1,63 @@
+"""A finished run, opened to be used: its best checkpoint on any number of ranks, and its final rows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from cm3_dist.checkpoint import Checkpoints
+from cm3_dist.config import Settings
+from cm3_dist.runtime import Runtime, agree_on_error
+from cm3_dist.state import restore
+from cm3_dist.trainer import Trainer
+from partition.errors import InputError
+
+
+class FinishedRun:
+    """The model of a run. Every method is collective.
+
+    Raises:
+        InputError: no such checkpoint, or it does not fit the data, the settings or the number of ranks.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime, checkpoint: str = "best") -> None:
+        self.settings, self.runtime, self.folder = settings, runtime, settings.run.dir
+        self.trainer = Trainer(settings, runtime)
+        self.shard, self.manifest = self.trainer.shard, self.trainer.manifest
+        checkpoints = Checkpoints(self.folder / "checkpoints", settings.run.keep, runtime)
+        self.checkpoint = _checkpoint(checkpoints, checkpoint, runtime)
+        self.progress = restore(self.trainer, checkpoints, self.checkpoint)
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the C blocks of a row, in order."""
+        return [*(modality.name for modality in self.manifest.modalities), "fused"]
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Final rows of this rank's users and items, [., C * d] float32: their inner product is the score."""
+        return self.trainer.final_rows()
+
+    @cached_property
+    def item_ego(self) -> Tensor:
+        """This rank's item rows before propagation, [items, C * d]: unit modality channels, then the unit fused row."""
+        return self.trainer.ego_rows()[1]
+
+
+def _checkpoint(checkpoints: Checkpoints, name: str, runtime: Runtime) -> Path:
+    path = checkpoints.best() if name == "best" else checkpoints.newest()
+    if path is None:
+        raise InputError(f"{checkpoints.folder}: no checkpoint here; train until the first evaluation")
+    if name in ("best", "latest"):
+        return path
+    named = checkpoints.folder / name
+
+    def check() -> None:
+        if named.parent != checkpoints.folder or not named.is_dir():
+            there = ", ".join(sorted(found.name for found in checkpoints.folder.glob("step-????????")))
+            raise InputError(f"{named}: no such checkpoint; there are {there}")
+
+    agree_on_error(runtime, check)
+    return named
