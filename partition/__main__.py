@@ -162,28 +162,53 @@ def stats(
 @app.command()
 def synthetic(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write, as build reads it.")],
-    users: Annotated[int, typer.Option(min=1)] = 3_000,
-    items: Annotated[int, typer.Option(min=2)] = 1_500,
-    interactions: Annotated[int, typer.Option(min=1)] = 45_000,
-    clusters: Annotated[int, typer.Option(min=1, help="Tastes; a user has one to three of them.")] = 30,
-    modalities: Annotated[str, typer.Option(metavar="NAME:DIM,...", help="Features to make.")] = "image:64,text:32",
+    expand: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR_OR_FILE", help="Grow this data set, with its own structure, instead of planting one."
+        ),
+    ] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="3,000 unless --expand, which wants a number.")] = None,
+    items: Annotated[int | None, typer.Option(min=2, help="1,500, likewise.")] = None,
+    interactions: Annotated[int | None, typer.Option(min=1, help="45,000, likewise.")] = None,
+    clusters: Annotated[int | None, typer.Option(min=1, help="Tastes; a user has one to three of them. 30.")] = None,
+    modalities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:DIM[:float16],...",
+            help="Features to make, image:64,text:32; with --expand those to keep, reduced by PCA, by default all.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 2025,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier call.")] = False,
 ) -> None:
-    """Make a multimodal data set with planted tastes, of any size."""
-    from partition.synthetic import SyntheticOptions, parse_modalities, synthesise
+    """Make a multimodal data set of any size: with planted tastes, or grown from a real one."""
+    from partition.raw_tables import parse_modalities
 
-    options = SyntheticOptions(
-        output=output,
-        users=users,
-        items=items,
-        interactions=interactions,
-        clusters=clusters,
-        modalities=parse_modalities(modalities),
-        seed=seed,
-        overwrite=overwrite,
-    )
-    synthesise(options)
+    if expand is not None:
+        from partition.expand import ExpandOptions
+        from partition.expand import expand as run
+
+        if users is None or items is None or interactions is None:
+            raise InputError("--expand: give --users, --items and --interactions, the sizes to grow to")
+        if clusters is not None:
+            raise InputError("--clusters: tastes are planted only without --expand")
+        grown = parse_modalities(modalities) if modalities else {}
+        run(ExpandOptions(expand, output, users, items, interactions, grown, seed, overwrite))
+    else:
+        from partition.synthetic import SyntheticOptions, synthesise
+
+        options = SyntheticOptions(
+            output=output,
+            users=users or 3_000,
+            items=items or 1_500,
+            interactions=interactions or 45_000,
+            clusters=clusters or 30,
+            modalities=parse_modalities(modalities or "image:64,text:32"),
+            seed=seed,
+            overwrite=overwrite,
+        )
+        synthesise(options)
     print(f"Next: python -m partition build --input {output} --parts 4 --output prepared/{output.name}")
 
 

@@ -8,58 +8,36 @@ ranks far better than popularity does.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from partition import raw_tables
 from partition.errors import InputError
+from partition.raw_tables import BEGIN, INTERACTION_SCHEMA, SPAN, Width, item_schema, item_table, new_tables, numbered
 
-INTERACTIONS, ITEMS = "interactions.parquet", "items.parquet"
-ROW_GROUP = 1 << 20  # interactions, about
-ITEM_GROUP = 1 << 14
 LATENT = 16  # dimensions in which the clusters' centres lie
 LEAST = 5  # interactions of a user, where the average allows it
 ASTRAY = 0.1  # share of interactions that ignore the user's tastes
 TASTES = np.array([[1, 1, 1], [2 / 3, 1, 1], [6 / 11, 9 / 11, 1]])  # cumulative shares of one, two or three tastes
-BEGIN, SPAN = 1_577_836_800, 2 * 365 * 86_400  # timestamps: two years from 2020 on
 
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """What to make; `modalities` is name -> width."""
+    """What to make."""
 
     output: Path
     users: int = 3_000
     items: int = 1_500
     interactions: int = 45_000
     clusters: int = 30
-    modalities: dict[str, int] = field(default_factory=lambda: {"image": 64, "text": 32})
+    modalities: dict[str, Width] = field(default_factory=lambda: {"image": Width(64), "text": Width(32)})
     seed: int = 2025
     overwrite: bool = False
-
-
-def parse_modalities(text: str) -> dict[str, int]:
-    """Reads `NAME:DIM,NAME:DIM`.
-
-    Raises:
-        InputError: anything else, or a name twice.
-    """
-    modalities: dict[str, int] = {}
-    for entry in text.split(","):
-        match = re.fullmatch(r"([A-Za-z0-9_-]+):([1-9][0-9]*)", entry.strip())
-        if match is None or match[1] in modalities:
-            raise InputError(f"--modalities {text}: {entry.strip()!r}: expected NAME:DIM, each name once")
-        modalities[match[1]] = int(match[2])
-    return modalities
 
 
 def synthesise(options: SyntheticOptions) -> tuple[Path, Path]:
@@ -81,46 +59,27 @@ def synthesise(options: SyntheticOptions) -> tuple[Path, Path]:
         )
     if options.clusters > options.items:
         raise InputError(f"--clusters {options.clusters}: more than the {options.items} items")
-    targets = options.output / INTERACTIONS, options.output / ITEMS
-    for target in targets:
-        if target.exists() and not options.overwrite:
-            raise InputError(f"{target}: exists already; add --overwrite to replace it")
-    options.output.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(options.seed)
-    cluster = rng.permutation(np.arange(options.items) % options.clusters)
-    with _whole(targets[0]) as interactions, _whole(targets[1]) as items:
+    with new_tables(options.output, options.overwrite) as (interactions, items):
+        rng = np.random.default_rng(options.seed)
+        cluster = rng.permutation(np.arange(options.items) % options.clusters)
         _write_interactions(interactions, options, cluster, rng)
         _write_items(items, options, cluster, rng)
-    return targets
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A temporary name that becomes `target` when the block ends well."""
-    path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield path
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-        path.replace(target)
-    finally:
-        path.unlink(missing_ok=True)
+    return options.output / raw_tables.INTERACTIONS, options.output / raw_tables.ITEMS
 
 
 def _write_interactions(path: Path, options: SyntheticOptions, cluster: np.ndarray, rng: np.random.Generator) -> None:
     degree = _degrees(options, rng)
     taste = _Taste(cluster, (1.0 + rng.permutation(options.items)) ** -0.9, options.clusters)
-    step = max(1, ROW_GROUP * options.users // options.interactions)
-    schema = pa.schema([("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64())])
-    with pq.ParquetWriter(path, schema) as writer:
+    step = max(1, raw_tables.ROW_GROUP * options.users // options.interactions)
+    with pq.ParquetWriter(path, INTERACTION_SCHEMA) as writer:
         for first in tqdm(range(0, options.users, step), desc="interactions", unit="block", disable=None):
             user, item = taste.draw(degree[first : first + step], rng)
             columns = [
-                _ids("user", user + first, options.users),
-                _ids("item", item, options.items),
+                numbered("user", user + first, options.users),
+                numbered("item", item, options.items),
                 pa.array(BEGIN + rng.integers(SPAN, size=len(user))),
             ]
-            writer.write_table(pa.table(columns, schema), row_group_size=len(user))
+            writer.write_table(pa.table(columns, INTERACTION_SCHEMA), row_group_size=len(user))
 
 
 def _degrees(options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
@@ -171,24 +130,16 @@ class _Taste:
 
 def _write_items(path: Path, options: SyntheticOptions, cluster: np.ndarray, rng: np.random.Generator) -> None:
     centres = rng.standard_normal((options.clusters, LATENT))
-    views = {name: rng.standard_normal((LATENT, width)) for name, width in options.modalities.items()}
-    kinds = {name: pa.list_(pa.float32(), width) for name, width in options.modalities.items()}
-    schema = pa.schema([("item", pa.string()), *kinds.items()])
+    views = [rng.standard_normal((LATENT, width.dim)) for width in options.modalities.values()]
+    schema = item_schema(options.modalities)
     with pq.ParquetWriter(path, schema) as writer:
-        for first in tqdm(range(0, options.items, ITEM_GROUP), desc="items", unit="block", disable=None):
-            own = cluster[first : first + ITEM_GROUP]
+        for first in tqdm(range(0, options.items, raw_tables.ITEM_GROUP), desc="items", unit="block", disable=None):
+            own = cluster[first : first + raw_tables.ITEM_GROUP]
             latent = centres[own] + 0.5 * rng.standard_normal((len(own), LATENT))
-            columns = [_ids("item", first + np.arange(len(own)), options.items)]
-            for name, view in views.items():
+            rows = []
+            for view in views:
                 seen = latent @ view / np.sqrt(LATENT)
                 seen += 0.3 * rng.standard_normal(seen.shape)
-                columns.append(
-                    pa.FixedSizeListArray.from_arrays(pa.array(seen.astype(np.float32).ravel()), type=kinds[name])
-                )
-            writer.write_table(pa.table(columns, schema))
-
-
-def _ids(kind: str, number: np.ndarray, count: int) -> pa.Array:
-    """Ids such as user-000123."""
-    digits = pc.utf8_lpad(pa.array(number).cast(pa.string()), max(6, len(str(count - 1))), "0")
-    return pc.binary_join_element_wise(kind, digits, "-")
+                rows.append(seen)
+            ids = numbered("item", first + np.arange(len(own)), options.items)
+            writer.write_table(item_table(schema, ids, rows))

@@ -17,8 +17,9 @@ from partition.clean import evaluable, k_core, merge_duplicates, renumber
 from partition.dataset import TEST, TRAIN, VALIDATION, Dataset, Interactions
 from partition.errors import InputError
 from partition.features import reduce
+from partition.raw_tables import Width, parse_modalities
 from partition.split import split
-from partition.synthetic import SyntheticOptions, parse_modalities, synthesise
+from partition.synthetic import SyntheticOptions, synthesise
 
 USERS = ["u1", "u1", "u2", "u2", "u3", "u3"]
 ITEMS = ["b", "a", "c", "a", "b", "c"]
@@ -442,9 +443,9 @@ def test_users_without_training_are_kept_out_of_evaluation_and_counted(tmp_path:
 
 
 def test_synthetic_data(tmp_path: Path) -> None:
-    options = SyntheticOptions(tmp_path / "a", 400, 200, 4000, 8, {"image": 12, "text": 6}, seed=1)
+    options = SyntheticOptions(tmp_path / "a", 400, 200, 4000, 8, {"image": Width(12), "text": Width(6)}, seed=1)
     synthesise(options)
-    synthesise(SyntheticOptions(tmp_path / "b", 400, 200, 4000, 8, {"image": 12, "text": 6}, seed=1))
+    synthesise(SyntheticOptions(tmp_path / "b", 400, 200, 4000, 8, {"image": Width(12), "text": Width(6)}, seed=1))
     for name in ("interactions.parquet", "items.parquet"):
         assert pq.read_table(tmp_path / "a" / name).equals(pq.read_table(tmp_path / "b" / name))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["interactions.parquet", "items.parquet"]
@@ -469,13 +470,14 @@ def test_synthetic_data(tmp_path: Path) -> None:
 
 
 def test_synthetic_data_in_blocks_and_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("partition.synthetic.ROW_GROUP", 100)
-    monkeypatch.setattr("partition.synthetic.ITEM_GROUP", 7)
-    log, items = synthesise(SyntheticOptions(tmp_path, 50, 20, 500, 3, {"image": 4}, seed=1))
+    monkeypatch.setattr("partition.raw_tables.ROW_GROUP", 100)
+    monkeypatch.setattr("partition.raw_tables.ITEM_GROUP", 7)
+    log, items = synthesise(SyntheticOptions(tmp_path, 50, 20, 500, 3, {"image": Width(4, "float16")}, seed=1))
     assert pq.ParquetFile(log).num_row_groups == pq.ParquetFile(items).num_row_groups + 2 == 5
     rows = pq.read_table(log)
     assert len(set(zip(rows["user"].to_pylist(), rows["item"].to_pylist(), strict=True))) == 500  # half of all pairs
-    assert parse_modalities("image:64, text:32") == {"image": 64, "text": 32}
+    assert pq.read_schema(items).field("image").type == pa.list_(pa.float16(), 4)
+    assert parse_modalities("image:64, text:32:float16") == {"image": Width(64), "text": Width(32, "float16")}
 
 
 @pytest.mark.parametrize(
