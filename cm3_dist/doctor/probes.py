@@ -1,0 +1,130 @@
+"""One thing done for real, in a process of its own: a library that ends its process ends the probe, not the doctor.
+
+`python -m cm3_dist.doctor.probes NAME FOLDER DEVICE PARTS` prints what was done, marked SAID, or what was wrong, marked
+WRONG. `collective` and `lookup` run on several ranks, under torchrun.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cm3_dist.doctor.probing import SAID, WRONG
+
+USERS, ITEMS, INTERACTIONS = 120, 80, 1_600
+
+
+def gpu(folder: Path, device: str, parts: int) -> str:
+    """Names the GPUs as torch sees them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return f"torch {torch.__version__} sees no GPU"
+    facts = []
+    for index in range(count):
+        seen = torch.cuda.get_device_properties(index)
+        facts.append(f"{seen.name}, {seen.total_memory / 2**30:.0f} GiB, capability {seen.major}.{seen.minor}")
+    x = torch.ones(256, 256, device="cuda")
+    assert float((x @ x).sum()) == 256**3, "a matrix product on the GPU is wrong"
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    kinds = "; ".join(f"{facts.count(fact)} x {fact}" for fact in dict.fromkeys(facts))
+    return f"{count} GPU(s): {kinds}; CUDA {torch.version.cuda}, NCCL {nccl}"
+
+
+def partition(folder: Path, device: str, parts: int) -> str:
+    """Makes data, prepares it with METIS, verifies the result."""
+    from partition.build import BuildOptions, build
+    from partition.synthetic import SyntheticOptions, synthesise
+    from partition.verify import verify
+
+    synthesise(SyntheticOptions(folder / "data", USERS, ITEMS, INTERACTIONS, 4, {"image": 8, "text": 4}))
+    build(BuildOptions(input=[folder / "data"], output=folder / "prepared", parts=parts))
+    manifest = verify(folder / "prepared")
+    return f"{manifest.train:,} interactions cut into {manifest.num_parts} parts by METIS, and verified"
+
+
+def neighbours(folder: Path, device: str, parts: int) -> str:
+    """Draws neighbours with DGL, which refuses when its generator is not the one that runs repeat from."""
+    import numpy as np
+
+    from cm3_dist.graph.parts import SIMILAR, PartGraph
+    from partition.layout import read_manifest
+
+    manifest = read_manifest(folder / "prepared")
+    graph = PartGraph(folder / "prepared", manifest, 0)
+    offsets = np.arange(manifest.parts[0].items)
+    edges = graph.sample(SIMILAR, offsets, 3, seed=1)
+    return f"DGL drew {len(edges.source)} neighbours of {len(offsets)} items, reproducibly"
+
+
+def collective(folder: Path, device: str, parts: int) -> str:
+    """Sums a tensor over the ranks and exchanges rows, on the backend a run would take."""
+    import torch
+    import torch.distributed as dist
+
+    from cm3_dist.config import Machine
+    from cm3_dist.runtime import distributed
+
+    with distributed(Machine(device=device, timeout=60)) as runtime:  # type: ignore[arg-type]
+        total = torch.ones(1, device=runtime.device)
+        dist.all_reduce(total, group=runtime.group)
+        assert int(total) == runtime.world_size, f"all_reduce over {runtime.world_size} ranks gave {float(total)}"
+        sent = torch.full((runtime.world_size,), runtime.rank, device=runtime.device)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=runtime.group)
+        assert received.tolist() == list(range(runtime.world_size)), f"all_to_all_single gave {received.tolist()}"
+        return f"all_reduce and all_to_all_single over {runtime.world_size} rank(s), {dist.get_backend(runtime.group)}"
+
+
+def lookup(folder: Path, device: str, parts: int) -> str:
+    """Looks rows up in sharded TorchRec tables, sends a gradient back, and compares the rows after the update."""
+    import torch
+
+    from cm3_dist.config import Machine, Settings
+    from cm3_dist.graph.shard import own_parts
+    from cm3_dist.model.tables import CHANNELS, Tables
+    from cm3_dist.runtime import distributed
+    from partition.layout import read_manifest
+
+    machine, root = Machine(device=device, timeout=60), folder / "prepared"  # type: ignore[arg-type]
+    manifest = read_manifest(root)
+    with distributed(machine) as runtime:
+        own = own_parts(manifest, root, runtime.rank, runtime.world_size)
+        settings = Settings.model_validate({"model": {"dim": 8}, "tables": {"name": "sgd", "lr": 0.5}})
+        tables = Tables(manifest, own, settings, runtime)
+        first, last = own.start * manifest.user_stride, own.stop * manifest.user_stride
+        users = torch.arange(first, last, 3, device=runtime.device)
+        before = tables.local_state()[CHANNELS][users - first].clone()
+        rows, _, _ = tables(users, users, users[:0], False)
+        assert torch.equal(rows.detach(), before), "the rows looked up are not the table's"
+        rows.sum().backward()
+        after = tables.local_state()[CHANNELS][users - first]
+        torch.testing.assert_close(after, before - 0.5, msg="FBGEMM's fused update of the table is wrong")
+        return (
+            f"{manifest.user_rows} rows x {rows.shape[1]} sharded over {runtime.world_size} rank(s), read and updated"
+        )
+
+
+PROBES: dict[str, Callable[[Path, str, int], str]] = {
+    probe.__name__: probe for probe in (gpu, partition, neighbours, collective, lookup)
+}
+
+
+def main() -> None:
+    """Runs the probe that is named first."""
+    name, folder, device, parts = sys.argv[1:]
+    try:
+        said = PROBES[name](Path(folder), device, int(parts))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        print(f"{WRONG}{type(error).__name__}: {text[:400]}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if os.environ.get("RANK", "0") == "0":
+        print(SAID + said, flush=True)
+
+
+if __name__ == "__main__":
+    main()
