@@ -37,10 +37,11 @@ def gpu(folder: Path, device: str, parts: int) -> str:
 def partition(folder: Path, device: str, parts: int) -> str:
     """Makes data, prepares it with METIS, verifies the result."""
     from partition.build import BuildOptions, build
+    from partition.raw_tables import parse_modalities
     from partition.synthetic import SyntheticOptions, synthesise
     from partition.verify import verify
 
-    synthesise(SyntheticOptions(folder / "data", USERS, ITEMS, INTERACTIONS, 4, {"image": 8, "text": 4}))
+    synthesise(SyntheticOptions(folder / "data", USERS, ITEMS, INTERACTIONS, 4, parse_modalities("image:8,text:4")))
     build(BuildOptions(input=[folder / "data"], output=folder / "prepared", parts=parts))
     manifest = verify(folder / "prepared")
     return f"{manifest.train:,} interactions cut into {manifest.num_parts} parts by METIS, and verified"
