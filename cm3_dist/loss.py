@@ -21,6 +21,7 @@ from cm3_dist.kernels import chosen_kernels
 from cm3_dist.kernels.pairs import PairSum, Rows, pair_sum
 from cm3_dist.model.unit import unit
 from cm3_dist.plan import Pairs, PairWeight, StepPlan
+from cm3_dist.traffic import gathered, summed, traffic
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class _Uniformity(torch.autograd.Function):
             columns, first = _gather(rows, pairs.most, group)
             sums = _pair_sum(rows, columns, first, t, clamp)
             if group is not None:
-                dist.all_reduce(sums.total, group=group)
+                _sum(sums.total, group)
             # Scalars on the device: a recorded step takes those of every new batch.
             value, scale = _log_mean(sums.total, copies * pairs.scalars[0], pairs.scalars[1], pairs.everywhere)
             found = [(sums, scale)]
@@ -129,7 +130,7 @@ class _Uniformity(torch.autograd.Function):
                 value = value + share * term
                 found.append((sums, scale * share))
             if group is not None:
-                dist.all_reduce(value, group=group)
+                _sum(value, group)
         scaled = [(sums, scale.to(x.dtype)) for sums, scale in found]
         grad_fused = [sums.fused * scale for sums, scale in scaled if sums.fused is not None]
         ctx.save_for_backward(_joined([sums.x * scale for sums, scale in scaled]), _joined(grad_fused))
@@ -158,9 +159,16 @@ def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows
     packed = x.new_zeros(most, sum(widths))
     packed[: len(x)] = torch.cat([x, *([] if fused is None else [fused]), own.weight.unsqueeze(1)], dim=1)
     everything = x.new_empty(dist.get_world_size(group) * most, sum(widths))
+    traffic.add("loss rows", gathered(packed.nbytes, dist.get_world_size(group)))
     dist.all_gather_single(everything, packed, group=group)
     all_x, all_fused, all_weight = everything.split(widths, dim=1)
     return Rows(all_x, None if fused is None else all_fused, all_weight.squeeze(1)), dist.get_rank(group) * most
+
+
+def _sum(value: Tensor, group: dist.ProcessGroup) -> None:
+    """Over the ranks, in place."""
+    traffic.add("loss sums", summed(value.nbytes, dist.get_world_size(group)))
+    dist.all_reduce(value, group=group)
 
 
 def _log_mean(

@@ -29,6 +29,7 @@ from cm3_dist.placement import pinned, to_device
 from cm3_dist.plan import Inputs, Pairs, PairWeight, StepPlan
 from cm3_dist.recorded import can_record
 from cm3_dist.runtime import Runtime, Stream, key
+from cm3_dist.traffic import summed, traffic
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Planner:
         place = np.empty_like(positive)
         place[~remote] = np.searchsorted(items, positive[~remote] - shard.first_item)
         place[remote] = len(items) + np.searchsorted(halo, positive[remote])
-        exchange = plan_exchange(halo, shard.first_item, shard.item_rows, self._runtime.group, self._runtime.planning)
+        groups = self._runtime.group, self._runtime.planning
+        exchange = plan_exchange(halo, shard.first_item, shard.item_rows, "positive rows", *groups)
         return place, replace(exchange, send=torch.from_numpy(np.searchsorted(items, exchange.send.numpy())))
 
     def _item_weights(self, items: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +191,7 @@ class Planner:
         everywhere[3] = sum(each.rows for each in within if each.pairs > 0)
         everywhere[4 + self._runtime.rank] = len(index)
         if ranks > 1:
-            dist.all_reduce(everywhere, group=self._runtime.planning)
+            self._sum(everywhere)
         row, square, copies, share, *lengths = everywhere.tolist()
         weight_of_all = PairWeight.of(row, square, copies)
         return Pairs(
@@ -237,7 +239,7 @@ class Planner:
         assert self._sampler is not None
         shard, sample = self._shard, self._sampler.draw(users, items, epoch, step)
         total = torch.tensor(len(sample.users) + len(sample.items))
-        dist.all_reduce(total, group=self._runtime.planning)
+        self._sum(total)
         rows = sample.items + shard.first_item
         inputs = Inputs(
             sample.propagation,
@@ -250,6 +252,11 @@ class Planner:
         )
         share = int(total) / (shard.manifest.users + shard.manifest.items)
         return _Rows(inputs, None, None, np.arange(len(items)), share)
+
+    def _sum(self, values: Tensor) -> None:
+        """Over the ranks, in place."""
+        traffic.add("planning sums", summed(values.nbytes, self._runtime.world_size))
+        dist.all_reduce(values, group=self._runtime.planning)
 
     def _key(self, epoch: int, step: int) -> int:
         return key(Stream.CURVE, self._settings.train.seed, epoch, step)

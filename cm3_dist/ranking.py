@@ -15,6 +15,7 @@ from torch import Tensor
 from cm3_dist.metrics import NAMES, ranking_metrics
 from cm3_dist.ragged import Ragged
 from cm3_dist.topk import top_columns
+from cm3_dist.traffic import gathered, summed, traffic
 from partition.errors import InputError
 
 
@@ -67,6 +68,7 @@ def evaluate(
     )
     if group is not None:
         sums = sums.to(user_rows.device)
+        traffic.add("evaluation sums", summed(sums.nbytes, dist.get_world_size(group)))
         dist.all_reduce(sums, group=group)
     total = float(sums[-1])
     if total == 0:
@@ -93,6 +95,7 @@ def top_k(
     # One flag for all ranks: a rank that raised alone would leave the others in the next broadcast.
     bad = torch.stack([~torch.isfinite(user_rows).all(), ~torch.isfinite(item_rows).all()]).to(torch.int32)
     if group is not None:
+        traffic.add("evaluation sums", summed(bad.nbytes, dist.get_world_size(group)))
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
     if bad.any():
         raise FloatingPointError(f"evaluation: {'user' if bad[0] else 'item'} rows are not finite")
@@ -130,6 +133,8 @@ def _item_blocks(
             if group is not None:
                 block = block.contiguous() if owner == rank else torch.empty_like(block)
                 flags = kept.to(torch.uint8)
+                if owner == rank:
+                    traffic.add("ranked items", gathered(block.nbytes + flags.nbytes, world_size))
                 dist.broadcast(block, group_src=owner, group=group)
                 dist.broadcast(flags, group_src=owner, group=group)
                 kept = flags.bool()

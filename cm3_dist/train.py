@@ -89,6 +89,7 @@ def train_epochs(
 ) -> None:
     """Trains until the settings say stop, evaluating and saving as they say. Collective."""
     from cm3_dist.state import save
+    from cm3_dist.traffic import traffic
 
     settings, steps = trainer.settings, trainer.batches.steps
     limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
@@ -99,7 +100,7 @@ def train_epochs(
         plans = trainer.planner.epoch(epoch, first, last)
         while (plan := _next(plans, timer)) is not None:
             result = trainer.step(plan, timer)
-            scalars = trainer.rates() | {"graph/input_share": plan.input_share}
+            scalars = trainer.rates() | {"graph/input_share": plan.input_share} | traffic.scalars()
             monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, timer.take())
             progress.step += 1
         monitor.end_epoch()
@@ -109,7 +110,8 @@ def train_epochs(
             metrics = trainer.rank(trainer.final_rows(), "validation")
         better = progress.evaluated(epoch, metrics, settings.evaluate.monitor)
         monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
-        monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"]})
+        sent = sum(traffic.take().values()) / 2**20
+        monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"], "traffic/evaluate_mib": sent})
         save(trainer, checkpoints, progress, best=better)
 
 

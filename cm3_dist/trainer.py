@@ -26,6 +26,8 @@ from cm3_dist.planner import Planner
 from cm3_dist.ranking import evaluate
 from cm3_dist.recorded import RecordedStep, can_record
 from cm3_dist.runtime import Runtime, Stream, agree_on_error, generator
+from cm3_dist.traffic import summed as summed_bytes
+from cm3_dist.traffic import traffic
 from cm3_dist.user_sample import sample_users
 from partition.errors import InputError
 from partition.layout import Manifest
@@ -112,6 +114,7 @@ class Trainer:
         if table_gradient is not None:
             summed[-1] = torch.linalg.vector_norm(table_gradient).square()
         if self.runtime.rows_group is not None:
+            traffic.add("dense gradients", summed_bytes(summed.nbytes, self.runtime.world_size))
             dist.all_reduce(summed, group=self.runtime.rows_group)
         whole, norm, table_norm = summed[-2].clone(), self.dense.gradient.norm(), summed[-1].sqrt()
         self.dense.step()

@@ -227,7 +227,7 @@ class Step:
             positive_user=torch.from_numpy(user),
             positive_item=torch.from_numpy(place),
             positive_weight=torch.full((len(user),), 1 / SIZE, dtype=torch.float64),
-            exchange=Exchange(send, requests.received, requests.asked, rows_group),
+            exchange=Exchange(send, requests.received, requests.asked, rows_group, "positive rows"),
             user_pairs=pairs(occurring, np.ones(len(occurring)), USER_STRIDE, first_user, users),
             item_pairs=pairs(drawn, self.degree, ITEM_STRIDE, first_item, items),
             item_inputs=torch.from_numpy(kept),

@@ -19,14 +19,16 @@ from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.operators import Csr, Pull, Relation
 from cm3_dist.graph.propagation import Hop, Propagation
 from cm3_dist.graph.shard import Adjacency, Shard
+from cm3_dist.traffic import Kind
 
 
 def exact_propagation(
     shard: Shard, user_item_layers: int, item_item_layers: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
 ) -> Propagation:
     """The operator over all local rows. Collective (on `planning`); rows later travel on `group`."""
-    user_from_item = _pull(shard.user_from_item, shard.first_item, shard.item_rows, group, planning)
-    item_from_user = _pull(shard.item_from_user, shard.first_user, shard.user_rows, group, planning)
+    groups = group, planning
+    user_from_item = _pull(shard.user_from_item, shard.first_item, shard.item_rows, "user-item rows", *groups)
+    item_from_user = _pull(shard.item_from_user, shard.first_user, shard.user_rows, "user-item rows", *groups)
     hop = Hop(
         shard.user_rows,
         shard.item_rows,
@@ -34,7 +36,7 @@ def exact_propagation(
         Relation(item_from_user, user_from_item),
     )
     similar = (
-        Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, group, planning))
+        Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, "item-graph rows", *groups))
         if item_item_layers
         else None
     )
@@ -59,7 +61,9 @@ def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:
     return Propagation(hops, similar)
 
 
-def _pull(edges: Adjacency, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup) -> Pull:
+def _pull(
+    edges: Adjacency, first: int, own: int, kind: Kind, group: dist.ProcessGroup, planning: dist.ProcessGroup
+) -> Pull:
     """Columns: the `own` local rows from global row `first` on, then the remote sources, ascending by row."""
     local = edges.source - first
     remote = (local < 0) | (local >= own)
@@ -67,14 +71,14 @@ def _pull(edges: Adjacency, first: int, own: int, group: dist.ProcessGroup, plan
     columns = local.copy()
     columns[remote] = own + np.searchsorted(halo, edges.source[remote])
     matrix = Csr.from_numpy(edges.indptr, columns, edges.value, own + len(halo))
-    return Pull(matrix, plan_exchange(halo, first, own, group, planning))
+    return Pull(matrix, plan_exchange(halo, first, own, kind, group, planning))
 
 
 def plan_exchange(
-    halo: np.ndarray, first: int, own: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+    halo: np.ndarray, first: int, own: int, kind: Kind, group: dist.ProcessGroup, planning: dist.ProcessGroup
 ) -> Exchange:
     """Exchange of full local row sets: `halo` [n] int64 ascending global rows of others. Collective on `planning`."""
     requests = send_to_owners(halo, own, planning)
     alone = dist.get_world_size(planning) == 1
     send = torch.from_numpy(requests.table[:, 0] - first)
-    return Exchange(send, requests.received, requests.asked, None if alone else group)
+    return Exchange(send, requests.received, requests.asked, None if alone else group, kind)

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.traffic import Kind, to_others, traffic
+
 
 def send_to_owners(rows: np.ndarray, rows_per_rank: int, group: dist.ProcessGroup, *payload: np.ndarray) -> Requests:
     """Sends global rows (ascending, [n] int64) to the ranks that own them, each with its `payload` columns ([n] int64).
@@ -29,6 +31,8 @@ def send_to_owners(rows: np.ndarray, rows_per_rank: int, group: dist.ProcessGrou
     incoming = torch.empty_like(counts)
     dist.all_to_all_single(incoming, counts, group=group)
     received = torch.empty(int(incoming.sum()), table.shape[1], dtype=torch.int64)
+    rank = dist.get_rank(group)
+    traffic.add("ids", to_others([1] * world_size, rank, 8) + to_others(asked.tolist(), rank, 8 * table.shape[1]))
     dist.all_to_all_single(received, table, incoming.tolist(), asked.tolist(), group=group)
     return Requests(received.numpy(), asked.tolist(), incoming.tolist())
 
@@ -50,6 +54,7 @@ class Exchange:
     send_counts: list[int]
     receive_counts: list[int]
     group: dist.ProcessGroup | None  # None: one process, nothing to fetch
+    kind: Kind  # what its rows count as in `traffic`
 
     @property
     def received(self) -> int:
@@ -61,6 +66,7 @@ class Exchange:
         if self.group is None:
             return own.new_empty(0, own.shape[1])
         halo = own.new_empty(self.received, own.shape[1])
+        self._count(self.send_counts, own)
         dist.all_to_all_single(halo, own[self.send], self.receive_counts, self.send_counts, group=self.group)
         return halo
 
@@ -69,8 +75,12 @@ class Exchange:
         if self.group is None:
             return
         back = halo.new_empty(sum(self.send_counts), halo.shape[1])
+        self._count(self.receive_counts, halo)
         dist.all_to_all_single(back, halo.contiguous(), self.send_counts, self.receive_counts, group=self.group)
         own.index_add_(0, self.send, back)
+
+    def _count(self, counts: list[int], rows: Tensor) -> None:
+        traffic.add(self.kind, to_others(counts, dist.get_rank(self.group), rows.shape[1] * rows.itemsize))
 
 
 class _Fetch(torch.autograd.Function):

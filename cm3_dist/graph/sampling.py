@@ -19,6 +19,7 @@ from cm3_dist.graph.parts import ITEM, SIMILAR, USER, Edges
 from cm3_dist.graph.propagation import Hop, Propagation
 from cm3_dist.graph.shard import Shard
 from cm3_dist.runtime import Stream, key
+from cm3_dist.traffic import Kind
 from partition import layout
 
 
@@ -79,7 +80,8 @@ class Sampler:
             to_user = self._sources(layout.ITEM_TO_USER, u, users, fanout, (epoch, step, layer, 2))
             to_item = self._sources(layout.USER_TO_ITEM, i, items, fanout, (epoch, step, layer, 3))
             # Both directions reach out before either is compiled: the columns are those of the next, larger frontiers.
-            exchange_items, exchange_users = self._reach(i, to_user), self._reach(u, to_item)
+            exchange_items = self._reach(i, to_user, "user-item rows")
+            exchange_users = self._reach(u, to_item, "user-item rows")
             hops.append(
                 Hop(
                     users,
@@ -100,7 +102,7 @@ class Sampler:
         words: tuple[int, ...],
     ) -> Relation:
         edges = self._sources(relation, to, wanted, fanout, words)
-        return self._compile(edges, to, source, wanted, *self._reach(source, edges))
+        return self._compile(edges, to, source, wanted, *self._reach(source, edges, "item-graph rows"))
 
     def _sources(
         self, relation: tuple[str, str, str], to: _Frontier, wanted: int, fanout: int, words: tuple[int, ...]
@@ -119,7 +121,7 @@ class Sampler:
             *(np.concatenate([getattr(e, name) for e in drawn]) for name in ("destination", "source", "value"))
         )
 
-    def _reach(self, frontier: _Frontier, edges: Edges) -> tuple[np.ndarray, Exchange]:
+    def _reach(self, frontier: _Frontier, edges: Edges, kind: Kind) -> tuple[np.ndarray, Exchange]:
         """Adds the edges' sources to their owners' frontiers. Returns the halo (global rows) and how to fetch it."""
         local = edges.source - frontier.first
         remote = (local < 0) | (local >= len(frontier.position))
@@ -128,7 +130,8 @@ class Sampler:
         asked = requests.table[:, 0] - frontier.first
         frontier.add(np.concatenate([local[~remote], asked]))
         group = self._group if dist.get_world_size(self._planning) > 1 else None
-        return halo, Exchange(torch.from_numpy(frontier.position[asked]), requests.received, requests.asked, group)
+        send = torch.from_numpy(frontier.position[asked])
+        return halo, Exchange(send, requests.received, requests.asked, group, kind)
 
     def _compile(
         self, edges: Edges, to: _Frontier, source: _Frontier, wanted: int, halo: np.ndarray, exchange: Exchange

@@ -1,0 +1,95 @@
+"""What a rank really sends and holds, seen from outside the program's own counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from cm3_dist.config import Settings
+from cm3_dist.runtime import distributed
+from cm3_dist.traffic import traffic
+from cm3_dist.trainer import Trainer
+
+
+class Wire:
+    """Bytes handed to torch's collectives for other ranks, whoever calls them: the program or TorchRec."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def take(self) -> int:
+        sent, self.sent = self.sent, 0
+        return sent
+
+    def all_to_all(self, given: Any, splits: Any, group: Any) -> None:
+        rank, world = dist.get_rank(group), dist.get_world_size(group)
+        own = splits[rank] if splits else given.shape[0] // world
+        self.sent += (given.shape[0] - own) * (given.nbytes // max(given.shape[0], 1))
+
+    def all_reduce(self, tensor: Any, group: Any) -> None:
+        world = dist.get_world_size(group)
+        self.sent += -(-2 * tensor.nbytes * (world - 1) // world)
+
+    def all_gather(self, given: Any, group: Any) -> None:
+        self.sent += given.nbytes * (dist.get_world_size(group) - 1)
+
+    def broadcast(self, tensor: Any, source: int, group: Any) -> None:
+        if source == dist.get_rank(group):
+            self.sent += tensor.nbytes * (dist.get_world_size(group) - 1)
+
+
+@contextmanager
+def wire() -> Iterator[Wire]:
+    """Listens at torch.distributed."""
+    seen = Wire()
+    names = ("all_to_all_single", "all_reduce", "all_gather_single", "broadcast")
+    real: dict[str, Callable[..., Any]] = {name: getattr(dist, name) for name in names}
+
+    def all_to_all_single(output: Any, input: Any, *args: Any, group: Any = None, **named: Any) -> Any:
+        splits = named.get("input_split_sizes", args[1] if len(args) > 1 else None)
+        seen.all_to_all(input, splits, group)
+        return real["all_to_all_single"](output, input, *args, group=group, **named)
+
+    def all_reduce(tensor: Any, op: Any = dist.ReduceOp.SUM, group: Any = None, **named: Any) -> Any:
+        seen.all_reduce(tensor, group)
+        return real["all_reduce"](tensor, op, group=group, **named)
+
+    def all_gather_single(output: Any, given: Any, group: Any = None, **named: Any) -> Any:
+        seen.all_gather(given, group)
+        return real["all_gather_single"](output, given, group=group, **named)
+
+    def broadcast(tensor: Any, src: Any = None, group: Any = None, group_src: Any = None, **named: Any) -> Any:
+        seen.broadcast(tensor, group_src if src is None else src, group)
+        return real["broadcast"](tensor, src, group=group, group_src=group_src, **named)
+
+    try:
+        for replacement in (all_to_all_single, all_reduce, all_gather_single, broadcast):
+            setattr(dist, replacement.__name__, replacement)
+        yield seen
+    finally:
+        for name, function in real.items():
+            setattr(dist, name, function)
+
+
+def observed_traffic(settings: list[Settings], steps: int) -> list[list[dict[str, int]]]:
+    """On one rank: for each of the settings, bytes sent by kind in every step, then in an evaluation.
+
+    "on the wire" is the sum that was handed to torch.
+    """
+    found = []
+    with distributed(settings[0].machine) as runtime, wire() as seen:
+        for setting in settings:
+            trainer = Trainer(setting, runtime)
+            seen.take(), traffic.take()
+            counted = []
+            plans = trainer.planner.plans(0, 0, steps)
+            for _ in range(steps):
+                trainer.step(next(plans))
+                counted.append({**traffic.take(), "on the wire": seen.take()})
+            trainer.rank(trainer.final_rows(), "validation")
+            counted.append({**traffic.take(), "on the wire": seen.take()})
+            found.append(counted)
+    return found
