@@ -40,7 +40,9 @@ class Split(str, Enum):
 class PartMethod(str, Enum):
     """Choices of `--method`."""
 
+    auto = "auto"
     metis = "metis"
+    stream = "stream"
     random = "random"
 
 
@@ -108,7 +110,13 @@ def build(
         int,
         typer.Option(min=0, rich_help_panel=_GRAPH, help="Items above which neighbours are searched approximately."),
     ] = 200_000,
-    method: Annotated[PartMethod, typer.Option(rich_help_panel=_GRAPH, help="How parts are cut.")] = PartMethod.metis,
+    method: Annotated[
+        PartMethod,
+        typer.Option(
+            rich_help_panel=_GRAPH,
+            help="How parts are cut. auto: metis up to 20 million training interactions, stream above.",
+        ),
+    ] = PartMethod.auto,
 ) -> None:
     """Clean, split, cut into parts: from raw files to a prepared folder."""
     from partition.build import BuildOptions

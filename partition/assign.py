@@ -1,4 +1,4 @@
-"""Which part every user and item belongs to: DGL's METIS on the training graph, or at random."""
+"""Which part every user and item belongs to: METIS on the training graph, a streaming partitioner, or at random."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ import numpy as np
 import torch
 
 from partition.errors import InputError
+from partition.stream import stream_parts
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import of dgl writes a file into the home folder
 import dgl
+
+Method = Literal["auto", "metis", "stream", "random"]
+METIS_EDGES = 20_000_000  # interactions up to which `auto` takes METIS: some 5 GiB and 5 minutes there
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def assign_parts(
     users: int,
     items: int,
     parts: int,
-    method: Literal["metis", "random"] = "metis",
+    method: Method = "metis",
     seed: int = 0,
 ) -> Assignment:
     """Cuts the training graph into `parts` of nearly equal numbers of users and of items.
@@ -52,11 +56,12 @@ def assign_parts(
         users: number of users, those without training interactions included.
         items: number of items, likewise.
         parts: P.
-        method: `metis`, or `random` for equal shares whatever the edges.
-        seed: of `random`; METIS takes none.
+        method: `metis`; `stream` for graphs that it cannot hold; `auto`, the first up to METIS_EDGES interactions and
+            the second above; or `random` for equal shares whatever the edges.
+        seed: of `random` and `stream`; METIS takes none.
 
     Raises:
-        InputError: more parts than users or items, or METIS left a part without a user or an item.
+        InputError: more parts than users or items, or a part was left without a user or an item.
     """
     if parts > min(users, items):
         kind, count = ("users", users) if users < items else ("items", items)
@@ -66,20 +71,37 @@ def assign_parts(
     if method == "random":
         rng = np.random.default_rng(seed)
         return Assignment(_evenly(users, parts, rng), _evenly(items, parts, rng))
-    user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
-    trained_users, user_node = np.unique(user, return_inverse=True)
-    trained_items, item_node = np.unique(item, return_inverse=True)
-    part = _metis(user_node, item_node + len(trained_users), len(trained_users), len(trained_items), parts)
-    user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
+    method = chosen_method(method, len(user))
+    if method == "stream":
+        user_part, item_part = stream_parts(user, item, users, items, parts, seed)
+    else:
+        user_part, item_part = _by_metis(user, item, users, items, parts)
     for kind, column in (("user", user_part), ("item", item_part)):
         _level(column, parts)
         sizes = np.bincount(column, minlength=parts)
         if sizes.min() == 0:
             raise InputError(
-                f"--parts {parts}: METIS left part {sizes.argmin()} without any {kind}; "
+                f"--parts {parts}: --method {method} left part {sizes.argmin()} without any {kind}; "
                 "use fewer parts, or --method random"
             )
     return Assignment(user_part, item_part)
+
+
+def chosen_method(method: Method, interactions: int) -> Literal["metis", "stream", "random"]:
+    """What `auto` stands for with so many training interactions."""
+    if method == "auto":
+        return "metis" if interactions <= METIS_EDGES else "stream"
+    return method
+
+
+def _by_metis(user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of users and items; -1 for those without an interaction, which METIS does not see."""
+    user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
+    trained_users, user_node = np.unique(user, return_inverse=True)
+    trained_items, item_node = np.unique(item, return_inverse=True)
+    part = _metis(user_node, item_node + len(trained_users), len(trained_users), len(trained_items), parts)
+    user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
+    return user_part, item_part
 
 
 def _metis(user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int) -> np.ndarray:

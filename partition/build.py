@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from partition import layout
-from partition.assign import assign_parts
+from partition.assign import Method, assign_parts, chosen_method
 from partition.catalogue import resolve
 from partition.clean import evaluable, k_core, merge_duplicates, renumber
 from partition.dataset import TEST, TRAIN, VALIDATION, Dataset
@@ -25,7 +25,8 @@ from partition.errors import InputError
 from partition.features import load
 from partition.item_graph import build_item_graph, default_weights
 from partition.readers import Role, find, read_interactions
-from partition.split import Method, split
+from partition.split import Method as SplitMethod
+from partition.split import split
 from partition.write import write_prepared
 
 
@@ -51,7 +52,7 @@ class BuildOptions(BaseModel):
     item_graph_weight: list[str] = []  # NAME=W
     cooccurrence_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     approximate_above: int = Field(default=200_000, ge=0)
-    method: Literal["metis", "random"] = "metis"
+    method: Method = "auto"
     overwrite: bool = False
 
 
@@ -97,7 +98,8 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         with stages("parts") as say:
             assignment = assign_parts(user, item, users, items, options.parts, options.method, options.seed)
             inside = np.mean(assignment.user_part[user] == assignment.item_part[item])
-            say(f"{options.parts} by {options.method}, {inside:.0%} of the training interactions inside one")
+            method = chosen_method(options.method, len(user))
+            say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
         with stages("item graph") as say:
             graph = build_item_graph(
                 {name: features.values for name, features in dataset.features.items()},
@@ -255,8 +257,8 @@ def _named_number(text: str, option: str, modalities: Sequence[str]) -> tuple[st
         raise InputError(f"{option} {text}: {number!r} is not a number") from None
 
 
-def _method(wanted: str, labelled: bool) -> Method:
-    names: dict[str, Method] = {
+def _method(wanted: str, labelled: bool) -> SplitMethod:
+    names: dict[str, SplitMethod] = {
         "auto": "column" if labelled else "random",
         "column": "column",
         "random": "random",

@@ -62,7 +62,7 @@ def prepare_small(
     parts: int = 4,
     dataset: Dataset | None = None,
     k: int = 4,
-    method: Literal["metis", "random"] = "random",
+    method: Literal["metis", "stream", "random"] = "random",
 ) -> Path:
     """Writes a small data set as `folder`/prepared."""
     dataset = dataset or small_dataset()

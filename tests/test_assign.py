@@ -12,7 +12,7 @@ from partition.assign import assign_parts
 from partition.errors import InputError
 
 BABY = Path(__file__).parents[2] / "shared" / "data" / "baby" / "baby.inter"
-Method = Literal["metis", "random"]
+Method = Literal["metis", "stream", "random"]
 
 
 def clustered_graph(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -38,15 +38,36 @@ def test_metis_cuts_little_balances_and_repeats(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("still there\n", "")  # METIS and DGL are not heard
 
 
-def test_parts_have_equal_numbers_of_interactions() -> None:
+def test_streaming_cuts_little_balances_and_repeats() -> None:
+    user, item = clustered_graph()
+    first, again, other = (assign_parts(user, item, 250, 165, 4, "stream", seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.user_part, again.user_part)
+    np.testing.assert_array_equal(first.item_part, again.item_part)
+    assert (first.user_part != other.user_part).any()
+    assert np.mean(first.user_part[user] == first.item_part[item]) > 0.85
+    assert np.bincount(first.user_part).max() <= 1.06 * 250 / 4
+    assert np.bincount(first.item_part).max() <= 1.06 * 165 / 4
+    assert first.user_part.dtype == first.item_part.dtype == np.int32
+
+
+def test_auto_takes_metis_as_long_as_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, item = clustered_graph()
+    for limit, method in ((len(user), "metis"), (len(user) - 1, "stream")):
+        monkeypatch.setattr("partition.assign.METIS_EDGES", limit)
+        auto, named = (assign_parts(user, item, 250, 165, 4, name) for name in ("auto", method))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(auto.user_part, named.user_part)
+
+
+@pytest.mark.parametrize(("method", "most"), [("metis", 1.1), ("stream", 1.1)])
+def test_parts_have_equal_numbers_of_interactions(method: Method, most: float) -> None:
     """Blocks of very different activity: one block a part would be the smallest cut, and the worst balance."""
     user, item = clustered_graph()
     rng = np.random.default_rng(1)
     kept = rng.random(len(user)) < np.array([1, 0.3, 0.1, 0.1])[user % 4]
     user, item = user[kept], item[kept]
-    assignment = assign_parts(user, item, 240, 160, 4, "metis")
+    assignment = assign_parts(user, item, 240, 160, 4, method)
     for part in (assignment.user_part[user], assignment.item_part[item]):
-        assert np.bincount(part).max() <= 1.1 * len(user) / 4
+        assert np.bincount(part).max() <= most * len(user) / 4
 
 
 def test_random_parts_are_even_and_follow_the_seed() -> None:
@@ -58,14 +79,15 @@ def test_random_parts_are_even_and_follow_the_seed() -> None:
     assert np.ptp(np.bincount(one.item_part)) <= 1
 
 
-def test_nodes_without_interactions_level_the_parts() -> None:
+@pytest.mark.parametrize("method", ["metis", "stream"])
+def test_nodes_without_interactions_level_the_parts(method: Method) -> None:
     user, item = clustered_graph()
-    assignment = assign_parts(user, item, 400, 1000, 4, "metis")
+    assignment = assign_parts(user, item, 400, 1000, 4, method)
     assert np.ptp(np.bincount(assignment.user_part)) <= 1
     assert np.ptp(np.bincount(assignment.item_part)) <= 1
 
 
-@pytest.mark.parametrize("method", ["metis", "random"])
+@pytest.mark.parametrize("method", ["metis", "stream", "random"])
 def test_more_parts_than_nodes_are_refused(method: Method) -> None:
     pair = np.array([0, 1]), np.array([0, 1])
     with pytest.raises(InputError, match=r"--parts 4: more parts than users \(3\); use --parts 3 or fewer"):
@@ -77,7 +99,7 @@ def test_more_parts_than_nodes_are_refused(method: Method) -> None:
 def test_an_empty_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     user, item = clustered_graph()
     monkeypatch.setattr("partition.assign._metis", lambda user, item, users, items, parts: np.arange(users + items) % 3)
-    with pytest.raises(InputError, match="--parts 4: METIS left part 3 without any user; use fewer parts, or --method"):
+    with pytest.raises(InputError, match="--parts 4: --method metis left part 3 without any user; use fewer parts"):
         assign_parts(user, item, 240, 160, 4)
     assignment = assign_parts(user, item, 241, 161, 4)  # one idle node of each kind fills it
     assert np.bincount(assignment.user_part)[3] == np.bincount(assignment.item_part)[3] == 1
@@ -90,9 +112,10 @@ def test_as_many_parts_as_nodes() -> None:
 
 
 @pytest.mark.skipif(not BABY.is_file(), reason=f"{BABY} is not there")
-def test_baby_keeps_over_half_its_interactions_inside_parts() -> None:
+@pytest.mark.parametrize(("method", "least"), [("metis", 0.57), ("stream", 0.54)])
+def test_baby_keeps_over_half_its_interactions_inside_parts(method: Method, least: float) -> None:
     user, item, split = np.loadtxt(BABY, np.int64, skiprows=1, unpack=True)
     user, item = user[split == 0], item[split == 0]
-    assignment = assign_parts(user, item, 19445, 7050, 4)
-    assert np.mean(assignment.user_part[user] == assignment.item_part[item]) > 0.55
+    assignment = assign_parts(user, item, 19445, 7050, 4, method)
+    assert np.mean(assignment.user_part[user] == assignment.item_part[item]) > least
     assert 4 * np.bincount(assignment.user_part).max() / 19445 < 1.05

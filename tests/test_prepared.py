@@ -29,7 +29,7 @@ from partition.verify import verify
 from partition.write import write_prepared
 from tests.small import prepare_small, small_dataset
 
-Method = Literal["metis", "random"]
+Method = Literal["metis", "stream", "random"]
 
 
 def item_graph(dataset: Dataset) -> ItemGraph:
@@ -59,7 +59,7 @@ def same_pairs(user: np.ndarray, item: np.ndarray, dataset: Dataset, split: int)
     return sorted(zip(user, item, strict=True)) == sorted(zip(dataset.user[kept], dataset.item[kept], strict=True))
 
 
-@pytest.mark.parametrize("method", ["metis", "random"])
+@pytest.mark.parametrize("method", ["metis", "stream", "random"])
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_parts_put_together_are_the_data_set(parts: int, method: Method, tmp_path: Path) -> None:
     dataset = small_dataset(modalities=3)
