@@ -119,8 +119,8 @@ def build(
     ] = PartMethod.auto,
 ) -> None:
     """Clean, split, cut into parts: from raw files to a prepared folder."""
-    from partition.build import BuildOptions
     from partition.build import build as run
+    from partition.options import BuildOptions
 
     options = BuildOptions(
         input=[*input, *(more or [])],

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ def assign_parts(
     parts: int,
     method: Method = "metis",
     seed: int = 0,
+    scratch: Path | None = None,
 ) -> Assignment:
     """Cuts the training graph into `parts` of nearly equal numbers of users and of items.
 
@@ -59,6 +61,7 @@ def assign_parts(
         method: `metis`; `stream` for graphs that it cannot hold; `auto`, the first up to METIS_EDGES interactions and
             the second above; or `random` for equal shares whatever the edges.
         seed: of `random` and `stream`; METIS takes none.
+        scratch: folder in which METIS may keep a large graph meanwhile; the system's temporary folder by default.
 
     Raises:
         InputError: more parts than users or items, or a part was left without a user or an item.
@@ -75,7 +78,7 @@ def assign_parts(
     if method == "stream":
         user_part, item_part = stream_parts(user, item, users, items, parts, seed)
     else:
-        user_part, item_part = _by_metis(user, item, users, items, parts)
+        user_part, item_part = _by_metis(user, item, users, items, parts, scratch)
     for kind, column in (("user", user_part), ("item", item_part)):
         _level(column, parts)
         sizes = np.bincount(column, minlength=parts)
@@ -94,12 +97,16 @@ def chosen_method(method: Method, interactions: int) -> Literal["metis", "stream
     return method
 
 
-def _by_metis(user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def _by_metis(
+    user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int, scratch: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Parts of users and items; -1 for those without an interaction, which METIS does not see."""
     user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
     trained_users, user_node = np.unique(user, return_inverse=True)
     trained_items, item_node = np.unique(item, return_inverse=True)
-    part = _metis(user_node, item_node + len(trained_users), len(trained_users), len(trained_items), parts)
+    ends = user_node, item_node + len(trained_users)
+    with _working_in(scratch):
+        part = _metis(*ends, len(trained_users), len(trained_items), parts)
     user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
     return user_part, item_part
 
@@ -130,6 +137,18 @@ def _level(part: np.ndarray, parts: int) -> None:
     target = ascending[:reached].sum() + len(idle)
     level = target // reached + (np.arange(reached) < target % reached)
     part[idle] = np.repeat(order[:reached], level - ascending[:reached])
+
+
+@contextlib.contextmanager
+def _working_in(scratch: Path | None) -> Iterator[None]:
+    """METIS writes the coarser levels of a large graph into the working directory."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="metis.", dir=scratch) as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 @contextlib.contextmanager

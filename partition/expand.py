@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from partition.build import BuildOptions, Stages, read_dataset
 from partition.dataset import Dataset
 from partition.errors import InputError
+from partition.ingest import read_dataset
+from partition.options import BuildOptions
 from partition.raw_tables import (
     BEGIN,
     INTERACTION_SCHEMA,
@@ -34,6 +35,7 @@ from partition.raw_tables import (
     item_table,
     new_tables,
 )
+from partition.stages import Stages
 
 # P(column's bit | row's bit) at every level, and the activity of a row by its bit: blocks near each other share most.
 _TURN = np.array([[0.80, 0.20], [0.35, 0.65]])

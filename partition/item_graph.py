@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from partition.neighbours import nearest
 
 APPROXIMATE_ABOVE = 200_000
+Nearest = tuple[np.ndarray, float]  # neighbours [items, k] int64, recall
 COOCCURRENCE_WORK = 1 << 23  # pairs of interactions looked at in one block: some hundred MiB
 
 
@@ -42,6 +44,7 @@ def build_item_graph(
     cooccurrence_weight: float = 0.0,
     block: int = 4096,
     seed: int = 0,
+    keep: Callable[[str, Callable[[], Nearest]], Nearest] = lambda _, find: find(),
 ) -> ItemGraph:
     """Builds S: of every modality the k nearest items by cosine, the item itself among them, each weighted weight/k.
 
@@ -56,6 +59,7 @@ def build_item_graph(
         cooccurrence_weight: its weight before scaling.
         block: feature rows at a time.
         seed: of an approximate search and of the sample on which its recall is measured.
+        keep: gets a modality's name and the search for its neighbours, and returns what that returns, now or earlier.
 
     Source: CM3.md section 2.7; `partition.neighbours` says how ties, zero rows and duplicates are treated.
     """
@@ -68,7 +72,8 @@ def build_item_graph(
         if not weights[name]:
             continue
         approximate = items > approximate_above
-        neighbours, found = nearest(values, k, approximate=approximate, block=block, seed=seed, name=name)
+        find = partial(nearest, values, k, approximate=approximate, block=block, seed=seed, name=name)
+        neighbours, found = keep(name, find)
         recall = min(recall, found)
         matrix += _weighted(neighbours, weights[name] / total / k)
     if cooccurrence is not None and cooccurrence_weight:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from partition.dataset import TEST, VALIDATION, Dataset
 from partition.errors import InputError
 from partition.item_graph import ItemGraph
 from partition.part_files import Graph, Similar, write_graph, write_similar, write_table
+from partition.work import Work, sync
 
+_SIZES = "sizes.json"  # of a part, until the manifest has them
 FEATURE_BLOCK = 65_536  # rows copied at a time
 
 
@@ -60,6 +63,7 @@ def write_prepared(
     output: Path,
     settings: dict[str, Any],
     statistics: dict[str, float],
+    work: Work | None = None,
 ) -> None:
     """Writes `output`; a prepared folder of that name is replaced once the new one is whole.
 
@@ -70,6 +74,7 @@ def write_prepared(
         output: the folder.
         settings: the command, for the manifest.
         statistics: figures of earlier stages, for the manifest; those measured here are added.
+        work: where parts that were written are kept until all are.
 
     Raises:
         InputError: `output` is something else than a prepared folder or an empty one; it is left alone.
@@ -87,37 +92,49 @@ def write_prepared(
         kept = dataset.split == code
         held_out[split] = _grouped(users.row[dataset.user[kept]], items.row[dataset.item[kept]], users.stride, parts)
     degrees = {"user": _by_row(user_degree, users, parts), "item": _by_row(item_degree, items, parts)}
+
+    def write_part(target: Path, part: int) -> None:
+        target.mkdir(parents=True)
+        _write_nodes(target / layout.USERS, dataset.user_ids, user_degree, users.members[part])
+        _write_nodes(target / layout.ITEMS, dataset.item_ids, item_degree, items.members[part])
+        edges = _graph(part, users, items, by_user[part], by_item[part], degrees)
+        write_graph(target / layout.GRAPH, edges)
+        _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
+        for split, name in layout.HELD_OUT.items():
+            row, other = held_out[split][part]
+            write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
+        for name, features in dataset.features.items():
+            _write_features(target / layout.features_file(name), features.values, items.members[part])
+        sizes = layout.Part(
+            users=len(users.members[part]),
+            active_users=int((user_degree[users.members[part]] > 0).sum()),
+            items=len(items.members[part]),
+            active_items=int((item_degree[items.members[part]] > 0).sum()),
+            train=len(by_user[part][0]),
+            validation=len(held_out["validation"][part][0]),
+            test=len(held_out["test"][part][0]),
+            inner_edges=int((by_user[part][1] // items.stride == part).sum()),
+            halo_users=len(edges.row["user"]) - len(users.members[part]),
+            halo_items=len(edges.row["item"]) - len(items.members[part]),
+            digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
+        )
+        (target / _SIZES).write_text(sizes.model_dump_json(), encoding="utf-8")
+
     with replacing(output) as folder:
-        sizes = []
+        targets = [layout.part_dir(folder, part) for part in range(parts)]
+        targets[0].parent.mkdir(parents=True)
         for part in tqdm(range(parts), desc="writing parts", unit="part", disable=None):
-            target = layout.part_dir(folder, part)
-            target.mkdir(parents=True)
-            _write_nodes(target / layout.USERS, dataset.user_ids, user_degree, users.members[part])
-            _write_nodes(target / layout.ITEMS, dataset.item_ids, item_degree, items.members[part])
-            stored = _graph(part, users, items, by_user[part], by_item[part], degrees)
-            write_graph(target / layout.GRAPH, stored)
-            _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
-            for split, name in layout.HELD_OUT.items():
-                row, other = held_out[split][part]
-                write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
-            for name, features in dataset.features.items():
-                _write_features(target / layout.features_file(name), features.values, items.members[part])
-            own_items = by_user[part][1] // items.stride == part
-            sizes.append(
-                layout.Part(
-                    users=len(users.members[part]),
-                    active_users=int((user_degree[users.members[part]] > 0).sum()),
-                    items=len(items.members[part]),
-                    active_items=int((item_degree[items.members[part]] > 0).sum()),
-                    train=len(by_user[part][0]),
-                    validation=len(held_out["validation"][part][0]),
-                    test=len(held_out["test"][part][0]),
-                    inner_edges=int(own_items.sum()),
-                    halo_users=len(stored.row["user"]) - len(users.members[part]),
-                    halo_items=len(stored.row["item"]) - len(items.members[part]),
-                    digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
-                )
-            )
+            write = partial(write_part, part=part)
+            if work is None:
+                write(targets[part])
+            else:
+                work.result(targets[part].name, write)
+        sizes = []
+        for target in targets:
+            if work is not None:
+                (work.folder / target.name).rename(target)
+            sizes.append(layout.Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
+            (target / _SIZES).unlink()
         manifest = _manifest(dataset, graph, users, items, sizes, settings, statistics)
         text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
         (folder / layout.MANIFEST).write_text(text, encoding="utf-8")
@@ -137,26 +154,17 @@ def replacing(output: Path) -> Iterator[Path]:
     try:
         yield folder
         for path in [*folder.rglob("*"), folder]:
-            _sync(path)
+            sync(path)
         if output.exists():
             empty = output.is_dir() and not any(output.iterdir())
             if not empty and not (output / layout.MANIFEST).is_file():
                 raise InputError(f"{output}: exists and is not a prepared folder; choose another name")
             output.rename(previous)
         folder.rename(output)
-        _sync(output.parent)
+        sync(output.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _grouped(row: np.ndarray, other: np.ndarray, stride: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:

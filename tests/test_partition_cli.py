@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from partition import __main__ as command
+from partition.errors import InputError
 from partition.layout import Manifest, read_manifest
+from partition.work import work_folder
 
 ROOT = Path(__file__).parents[1]
 EDGES_IGNORED = ["--method", "random"]  # parts by METIS are compared where they are made
@@ -179,16 +182,62 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_a_crash_leaves_nothing(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_cut_off_goes_on(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut off at every stage in turn: no output yet, finished stages are not done again, the result is the same."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    arguments = ["build", "--input", made, "--parts", 2, "--features", "image", "--features", "text"]
+    assert run(monkeypatch, *arguments, "--output", whole) == 0
+
     def crash(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("partition.build.build_item_graph", crash)
-    monkeypatch.setattr(
-        sys, "argv", ["partition", "build", "--input", str(made), "--parts", "2", "--output", str(tmp_path / "out")]
-    )
-    with pytest.raises(RuntimeError, match="out of luck"):
-        command.main()
+    stages = [  # where it is cut off, and what an earlier try has done by then
+        ("partition.ingest.load", []),
+        ("partition.build.assign_parts", []),
+        ("partition.build.build_item_graph", ["data set"]),
+        ("partition.write._write_item_graph", ["data set", "parts"]),
+        ("partition.write._manifest", ["data set", "parts", "item graph"]),
+    ]
+    for place, kept in stages:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, crash)
+            patch.setattr(sys, "argv", ["partition", *map(str, arguments), "--output", str(out)])
+            with pytest.raises(RuntimeError, match="out of luck"):
+                command.main()
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0] for line in lines if line.endswith("from an earlier run")] == kept
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.work", "made", "whole"]
+    assert run(monkeypatch, *arguments, "--output", out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "out", "whole"]
+    manifests = [read_manifest(folder) for folder in (whole, out)]
+    assert manifests[0].parts == manifests[1].parts
+    assert set(manifests[0].statistics) == set(manifests[1].statistics)
+
+
+def test_work_of_another_command_or_of_changed_files_is_not_used(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(key: str, inputs: list[Path]) -> bool:
+        """Whether a stage was there already."""
+        found = []
+        with contextlib.suppress(RuntimeError), work_folder(tmp_path / "out", {"key": key}, inputs) as work:
+            found.append(work.has("stage"))
+            work.result("stage", lambda path: path.write_text("done"))
+            raise RuntimeError("out of luck")
+        return found[0]
+
+    assert [cut_off(key, [made]) for key in ("a", "a", "b", "b")] == [False, True, False, True]
+    (made / "items.parquet").touch()
+    assert not cut_off("b", [made])
+    assert cut_off("b", [made])
+    with (
+        work_folder(tmp_path / "out", {"key": "b"}, [made]),
+        pytest.raises(InputError, match="out: another command is preparing it"),
+        work_folder(tmp_path / "out", {"key": "b"}, [made]),
+    ):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 

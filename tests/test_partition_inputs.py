@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from partition import features as features_module
-from partition.build import BuildOptions, Stages, item_graph_weights, pca_dims, read_dataset
 from partition.clean import evaluable, k_core, merge_duplicates, renumber
 from partition.dataset import TEST, TRAIN, VALIDATION, Dataset, Interactions
 from partition.errors import InputError
 from partition.features import reduce
+from partition.ingest import read_dataset
+from partition.options import BuildOptions, item_graph_weights, pca_dims
 from partition.raw_tables import Width, parse_modalities
 from partition.split import split
+from partition.stages import Stages
 from partition.synthetic import SyntheticOptions, synthesise
 
 USERS = ["u1", "u1", "u2", "u2", "u3", "u3"]
@@ -422,7 +424,7 @@ def test_cold_items_have_no_training_interaction() -> None:
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    log, _ = synthesise(SyntheticOptions(folder, 40, 30, 300, 5, {"image": 4}, seed=1))
+    log, _ = synthesise(SyntheticOptions(folder, 40, 30, 300, 5, {"image": Width(4)}, seed=1))
     once = read(tmp_path, folder)
     rows = pq.read_table(log)
     pq.write_table(rows.take(pa.array(np.random.default_rng(0).permutation(rows.num_rows))), log)

@@ -36,7 +36,8 @@ def gpu(folder: Path, device: str, parts: int) -> str:
 
 def partition(folder: Path, device: str, parts: int) -> str:
     """Makes data, prepares it with METIS, verifies the result."""
-    from partition.build import BuildOptions, build
+    from partition.build import build
+    from partition.options import BuildOptions
     from partition.raw_tables import parse_modalities
     from partition.synthetic import SyntheticOptions, synthesise
     from partition.verify import verify

@@ -1,0 +1,114 @@
+"""From raw files to a clean, split data set with its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from partition import layout
+from partition.catalogue import resolve
+from partition.clean import evaluable, k_core, merge_duplicates, renumber
+from partition.dataset import TEST, TRAIN, VALIDATION, Dataset
+from partition.errors import InputError
+from partition.features import load
+from partition.options import BuildOptions, pca_dims
+from partition.readers import Role, find, read_interactions
+from partition.split import Method, split
+from partition.stages import Stages
+
+
+def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
+    """Everything up to the features.
+
+    Args:
+        options: the command.
+        work: folder for intermediate feature matrices; it has to stay as long as the data set is used.
+        stages: where to report.
+
+    Raises:
+        InputError: anything wrong with the input.
+    """
+    given: dict[Role, str | None] = {
+        "user": options.user_column,
+        "item": options.item_column,
+        "time": options.time_column,
+        "split": options.split_column,
+    }
+    with stages("read") as say:
+        found = find(options.input, given, options.name)
+        labels: Literal["column", "auto"] | None = options.split if options.split in ("column", "auto") else None
+        raw = read_interactions(found.interactions, given, labels, options.split == "leave-last-out")
+        inputs = resolve(found, raw, options.features, given)
+        say(f"{len(inputs.interactions):,} rows, {len(inputs.user_ids):,} users, {len(inputs.item_ids):,} items")
+    user_ids, item_ids, kept = inputs.user_ids, inputs.item_ids, None
+    with stages("clean") as say:
+        interactions, merged = merge_duplicates(inputs.interactions, len(item_ids))
+        counts = {"duplicates_merged": merged}
+        if options.kcore:
+            core = k_core(interactions, options.kcore)
+            if not len(core):
+                raise InputError(f"--kcore {options.kcore}: no interaction is left")
+            (kept_users, user), (kept, item) = renumber(core.user), renumber(core.item)
+            counts["kcore_dropped"] = len(interactions) - len(core)
+            counts["kcore_users_dropped"] = len(user_ids) - len(kept_users)
+            counts["kcore_items_dropped"] = len(item_ids) - len(kept)
+            user_ids, item_ids = user_ids.take(pa.array(kept_users)), item_ids.take(pa.array(kept))
+            interactions = replace(core, user=user, item=item)
+        say(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+    with stages("split") as say:
+        method = _method(options.split, interactions.split is not None)
+        label = split(interactions, method, options.seed)
+        if not (label == TRAIN).any():
+            raise raw.files[0].error("the training split is empty; --split random makes one", raw.split_column)
+        keep = evaluable(interactions.user, label)
+        counts["users_without_training"] = int(
+            (np.bincount(interactions.user[label == TRAIN], minlength=len(user_ids)) == 0).sum()
+        )
+        counts["heldout_dropped"] = int((~keep).sum())
+        interactions, label = interactions.take(keep), label[keep]
+        sizes = [f"{int((label == code).sum()):,}" for code in (TRAIN, VALIDATION, TEST)]
+        say(f"{method}: training {sizes[0]}, validation {sizes[1]}, test {sizes[2]}")
+        if counts["heldout_dropped"]:
+            say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
+    with stages("features") as say:
+        dims = pca_dims(options.pca, list(inputs.features))
+        features, shares = load(inputs.features, len(inputs.item_ids), kept, dims, work)
+        stages.statistics.update(shares)
+        widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
+        say(", ".join(f"{n} {before}" + (f" -> {d}" if d < before else "") for n, (before, d) in widths.items()))
+    with stages("digests") as say:
+        digests = {_short(path, inputs.files): layout.sha256(path) for path in inputs.files}
+        say(f"{len(digests)} input files")
+    return Dataset(
+        name=found.name,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        user=interactions.user,
+        item=interactions.item,
+        split=label,
+        split_method=method,
+        features=features,
+        counts=counts,
+        inputs=digests,
+    )
+
+
+def _method(wanted: str, labelled: bool) -> Method:
+    names: dict[str, Method] = {
+        "auto": "column" if labelled else "random",
+        "column": "column",
+        "random": "random",
+        "leave-last-out": "leave_last_out",
+        "cold-items": "cold_items",
+    }
+    return names[wanted]
+
+
+def _short(path: Path, all_paths: Sequence[Path]) -> str:
+    """The file's name alone, unless another input has the same."""
+    return path.name if sum(other.name == path.name for other in all_paths) == 1 else str(path)
