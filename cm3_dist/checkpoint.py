@@ -70,12 +70,12 @@ class Checkpoints:
         from cm3_dist.checkpoint_tensors import write_tensors  # imports DCP, which the first step need not wait for
 
         try:
-            write_tensors(temporary, {**sharded, **replicated}, self._runtime.planning)
+            write_tensors(temporary, {**sharded, **replicated}, self._runtime.control)
         except OSError as error:  # the same on all ranks
             raise _cannot_write(temporary, error) from error
         own = {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
         digests: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
-        dist.all_gather_object(digests, own, group=self._runtime.planning)
+        dist.all_gather_object(digests, own, group=self._runtime.control)
         files = {name: digest for found in digests for name, digest in sorted(found.items())}
         self._first_rank(lambda: self._commit(temporary, final, progress, files, best))
         return final
@@ -83,6 +83,21 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The last whole checkpoint."""
         return self._first_rank(self._newest)
+
+    def newest_first(self) -> list[Path]:
+        """All checkpoints that may be whole, those that count first."""
+        return self._first_rank(self._newest_first)
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with the files of a checkpoint or of the best one it refers to; None if nothing is."""
+        try:
+            record = self._first_rank(lambda: _read_json(path / PROGRESS))
+            best = None if record["best"] is None else self._first_rank(lambda: self._beside(path, record["best"]))
+            for folder in dict.fromkeys((path, best or path)):
+                agree_on_error(self._runtime, lambda folder=folder: self._check_files(folder))  # type: ignore[misc]
+        except InputError as error:
+            return str(error)
+        return None
 
     def best(self) -> Path | None:
         """The checkpoint of the best evaluation, as of the newest checkpoint."""
@@ -104,7 +119,7 @@ class Checkpoints:
         agree_on_error(self._runtime, lambda: self._check_files(path))
         wanted = {**sharded, **replicated}
         agree_on_error(self._runtime, lambda: check_fit(path, wanted))
-        read_tensors(path, wanted, self._runtime.planning)
+        read_tensors(path, wanted, self._runtime.control)
 
     def _first_rank(self, action: Callable[[], T]) -> T:
         """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
@@ -118,14 +133,14 @@ class Checkpoints:
                     raise _cannot_write(self.folder, error) from error
 
         agree_on_error(self._runtime, act)
-        dist.broadcast_object_list(result, group_src=0, group=self._runtime.planning)
+        dist.broadcast_object_list(result, group_src=0, group=self._runtime.control)
         answer: T = result[0]
         return answer
 
     def _check_keys(self, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
         """DCP would keep one of two tensors of the same name, without a word."""
         keys: list[list[str]] = [[] for _ in range(self._runtime.world_size)]
-        dist.all_gather_object(keys, list(sharded), group=self._runtime.planning)
+        dist.all_gather_object(keys, list(sharded), group=self._runtime.control)
         seen = set(replicated)
         for key in (key for own in keys for key in own):
             if key in seen:
@@ -164,6 +179,15 @@ class Checkpoints:
         if not pointer.is_file():
             return None
         return self._beside(pointer, pointer.read_text(encoding="utf-8").strip())
+
+    def _newest_first(self) -> list[Path]:
+        try:
+            newest = self._newest()
+        except InputError:
+            newest = None
+        steps = sorted((path for path in self.folder.glob("step-*") if path.suffix == ""), reverse=True)
+        # Those after the one that `latest` names never counted, or are of a course that the run left.
+        return sorted(steps, key=lambda path: newest is not None and path.name > newest.name)
 
     def _best(self) -> Path | None:
         newest = self._newest()

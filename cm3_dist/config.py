@@ -38,6 +38,10 @@ class Run(_Section):
         default=Path("runs/cm3"), description="settings, TensorBoard, metrics.json, steps.jsonl, checkpoints"
     )
     keep: Positive = Field(default=2, description="checkpoints kept besides the best one")
+    save_steps: Positive | None = Field(
+        default=None, description="save every so many steps, besides after evaluations; null: only then"
+    )
+    save_minutes: Rate | None = Field(default=None, description="save after so many minutes without a checkpoint")
     log_every: Positive = Field(default=1, description="steps between two points in TensorBoard")
 
 

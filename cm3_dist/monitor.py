@@ -102,7 +102,7 @@ class Monitor:
         if self._rank:
             return
         if kind is None:
-            self._flush()
+            self.flush()
         if self._bar is not None:
             self._bar.close()
         assert self._steps is not None
@@ -147,11 +147,11 @@ class Monitor:
             self._bar.update()
         lag = GPU_LAG if losses.is_cuda else 1
         if len(self._waiting) >= max(lag, self._settings.run.log_every):
-            self._flush()
+            self.flush()
 
     def end_epoch(self) -> None:
-        """Writes what is waiting and closes the bar. A checkpoint taken now finds every step before it on the disk."""
-        self._flush()
+        """Writes what is waiting and closes the bar."""
+        self.flush()
         if self._bar is None:
             return
         self._board.flush()
@@ -181,7 +181,12 @@ class Monitor:
             for tag, value in values.items():
                 self._board.add_scalar(tag, value, step - 1)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what is waiting, and waits for it. A checkpoint taken now finds every step before it on the disk.
+
+        Raises:
+            FloatingPointError: as `step`; so what is saved after a flush is sound.
+        """
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []

@@ -5,8 +5,6 @@ Planning moves node ids only, over a gloo group of its own, so that it overlaps 
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.ahead import Ahead
 from cm3_dist.batches import Batch, Batches
 from cm3_dist.config import Settings
 from cm3_dist.curve import Curve
@@ -77,13 +76,12 @@ class Planner:
         """The exact operator over all local rows, on the device."""
         return to_device(self._exact, self._runtime.device)
 
-    def epoch(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
+    def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.
 
-        The caller takes them all: a rank that stopped early would leave the others' planning threads waiting.
+        All ranks take the same number of them; with fewer than there are, each calls `close`.
         """
-        plans, depth = self.plans(epoch, first_step, last_step), self._settings.machine.prefetch
-        return _ahead(plans, depth) if depth else plans
+        return Ahead(self.plans(epoch, first_step, last_step), self._settings.machine.prefetch)
 
     def plans(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
         """The same, each made when it is asked for."""
@@ -284,22 +282,3 @@ def _sums(weight: np.ndarray, self_weight: np.ndarray) -> tuple[float, float, fl
     """Of w, w^2 and v."""
     weight = weight.astype(np.float64)
     return float(weight.sum()), float(np.dot(weight, weight)), float(self_weight.sum())
-
-
-def _ahead(plans: Iterator[StepPlan], depth: int) -> Iterator[StepPlan]:
-    """Runs `plans` in a thread, at most `depth` finished ones waiting; its exception is raised here."""
-    waiting: queue.Queue[StepPlan | BaseException | None] = queue.Queue(depth)
-
-    def work() -> None:
-        try:
-            for plan in plans:
-                waiting.put(plan)
-            waiting.put(None)
-        except BaseException as error:
-            waiting.put(error)
-
-    threading.Thread(target=work, name="planner", daemon=True).start()
-    while (plan := waiting.get()) is not None:
-        if isinstance(plan, BaseException):
-            raise plan
-        yield plan

@@ -14,9 +14,11 @@ class Progress:
     best_epoch: int = -1
     best_metrics: dict[str, float] = field(default_factory=dict)  # validation
     without_better: int = 0  # evaluations since the best
+    evaluated_at: int = 0  # steps done at the last evaluation: a run stopped between the two evaluates first
 
     def evaluated(self, epoch: int, metrics: dict[str, float], monitor: str) -> bool:
         """Takes note of a validation; True when it is the best so far. A tie is not better: the earlier epoch stays."""
+        self.evaluated_at = self.step
         if self.best_epoch >= 0 and metrics[monitor] <= self.best_metrics[monitor]:
             self.without_better += 1
             return False

@@ -38,6 +38,7 @@ def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).unlink(missing_ok=True)  # its presence says that the run is finished
         (folder / SETTINGS).write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None

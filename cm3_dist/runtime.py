@@ -19,18 +19,24 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from cm3_dist.config import Machine
+from cm3_dist.exits import BAD_INPUT, INTERRUPTED, Interrupted
 from partition.errors import InputError
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One rank. `group` carries rows and gradients; `planning` (always gloo) node ids, from a thread of its own."""
+    """One rank and its process groups, one for each thread and kind of traffic; all but `group` are gloo.
+
+    `group` carries rows and gradients; `planning` node ids, from a thread of its own; `control` what the main thread
+    agrees on: errors, checkpoints, when to stop.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     group: dist.ProcessGroup
     planning: dist.ProcessGroup
+    control: dist.ProcessGroup
 
     @property
     def rows_group(self) -> dist.ProcessGroup | None:
@@ -95,10 +101,11 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
-        planning = dist.new_group(backend="gloo", timeout=timeout)
+        planning, control = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
         assert dist.group.WORLD is not None
         assert planning is not None
-        yield Runtime(rank, world_size, device, dist.group.WORLD, planning)
+        assert control is not None
+        yield Runtime(rank, world_size, device, dist.group.WORLD, planning, control)
     finally:
         dist.destroy_process_group()
 
@@ -142,7 +149,7 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
     except InputError as caught:
         error = str(caught)
     errors: list[str | None] = [None] * runtime.world_size
-    dist.all_gather_object(errors, error, group=runtime.planning)
+    dist.all_gather_object(errors, error, group=runtime.control)
     first = next((text for text in errors if text is not None), None)
     if first is not None:
         raise InputError(first)
@@ -150,7 +157,7 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wraps a command's `main`: InputError becomes one line on stderr (from rank 0) and exit code 2.
+    """Wraps a command's `main`: one line on stderr (from rank 0) and exit code 2 for InputError, 75 for Interrupted.
 
     Any other exception is recorded for torchrun, which ends all ranks and shows the message of the first to fail.
     """
@@ -164,6 +171,10 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 time.sleep(1)  # torchrun ends the other ranks as soon as one ends: rank 0 speaks first
-            sys.exit(2)
+            sys.exit(BAD_INPUT)
+        except Interrupted as end:
+            if os.environ.get("RANK", "0") == "0":
+                print(end, file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
 
     return run

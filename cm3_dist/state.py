@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -30,6 +31,25 @@ def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best
     return checkpoints.save(*_state(trainer), record, step=progress.step, best=best)
 
 
+def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> Progress:
+    """Loads the newest checkpoint, or with `whole` the newest that is whole; none then is a start from nothing.
+
+    Raises:
+        InputError: as `restore`. Damaged checkpoints, with `whole`, are named on stderr and passed over.
+    """
+    if not whole:
+        return restore(trainer, checkpoints)
+    for path in checkpoints.newest_first():
+        damage = checkpoints.damage(path)
+        if damage is None:
+            return restore(trainer, checkpoints, path)
+        if trainer.runtime.rank == 0:
+            print(f"passed over: {damage}", file=sys.stderr, flush=True)
+    if trainer.runtime.rank == 0:
+        print(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning", file=sys.stderr, flush=True)
+    return Progress()
+
+
 def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
     """Loads `path`, by default the newest checkpoint, on any number of ranks. Collective.
 
@@ -43,7 +63,8 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
     record = checkpoints.peek(path)
     _same_run(trainer, path, record)
     checkpoints.load(path, sharded, replicated)
-    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+    known = {"evaluated_at": record["step"], **record}  # which version 0.1.0 did not save
+    return Progress(**{name: known[name] for name in Progress.__dataclass_fields__})
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

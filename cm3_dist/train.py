@@ -9,7 +9,10 @@ Settings are `key.sub=value`, over the YAML file given with --config, over the d
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import ExitStack
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3_dist.config import Settings, load_settings
+from cm3_dist.exits import Interrupted
 from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point
 
 if TYPE_CHECKING:
@@ -24,6 +28,15 @@ if TYPE_CHECKING:
     from cm3_dist.monitor import Monitor, PhaseTimer
     from cm3_dist.progress import Progress
     from cm3_dist.trainer import Trainer
+    from cm3_dist.watch import Watch
+
+
+class Resume(str, Enum):
+    """Which checkpoint a run goes on from."""
+
+    NEWEST = "newest"  # which must be whole
+    AUTO = "auto"  # the newest whole one, or none
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,8 +48,15 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue the run in run.dir from its newest checkpoint")
-    ] = False,
+        Resume | None,
+        typer.Option(
+            "--resume",
+            metavar="[auto]",
+            show_choices=False,
+            help="continue the run in run.dir from its newest checkpoint; with `--resume auto` from the newest one "
+            "that is whole, naming the damaged ones it passes over, and from the start if there is none",
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--settings", help="print all settings with their meaning, and exit")] = False,
 ) -> None:
     """Command line; the help text is above."""
@@ -50,31 +70,46 @@ def train(
         run(settings, runtime, resume)
 
 
-def run(settings: Settings, runtime: Runtime, resume: bool) -> dict[str, Any]:
-    """Trains, evaluates and writes the run folder. Collective. Returns the content of metrics.json."""
+def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = None) -> dict[str, Any]:
+    """Trains, evaluates and writes the run folder. Collective. Returns the content of metrics.json.
+
+    Args:
+        settings: of the run.
+        runtime: this rank.
+        resume: go on from the newest checkpoint (also as True), or from the newest whole one if there is any.
+
+    Raises:
+        InputError: settings, data, run folder or checkpoint are not fit for it.
+        Interrupted: a signal ended it; everything is saved.
+    """
     # Torch, TorchRec and DGL take seconds to import: settings and --help do not wait for them.
     from cm3_dist.checkpoint import Checkpoints
     from cm3_dist.monitor import Monitor, PhaseTimer
     from cm3_dist.progress import Progress
     from cm3_dist.report import print_result
     from cm3_dist.run_folder import open_run_folder, refuse_taken, write_result
-    from cm3_dist.state import restore
+    from cm3_dist.state import resume_from
     from cm3_dist.trainer import Trainer, check_splits
+    from cm3_dist.watch import Watch
 
     began, folder = time.time(), settings.run.dir
-    agree_on_error(runtime, lambda: refuse_taken(folder, resume))
-    trainer = Trainer(settings, runtime)
-    agree_on_error(runtime, lambda: check_splits(trainer.manifest))
-    checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep, runtime)
-    progress = restore(trainer, checkpoints) if resume else Progress()
-    plan = trainer.model.tables.plan
-    if runtime.rank == 0:
-        print(f"{trainer.describe()}\n{plan}", flush=True)
-    start = partial(open_run_folder, folder, settings, plan, runtime.world_size)
-    agree_on_error(runtime, start if runtime.rank == 0 else bool)
-    timer, steps = PhaseTimer(), trainer.batches.steps
-    with Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step) as monitor:
-        train_epochs(trainer, checkpoints, progress, monitor, timer)
+    agree_on_error(runtime, lambda: refuse_taken(folder, bool(resume)))
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(settings.run, runtime))
+        trainer = Trainer(settings, runtime)
+        agree_on_error(runtime, lambda: check_splits(trainer.manifest))
+        checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep, runtime)
+        progress = resume_from(trainer, checkpoints, whole=resume is Resume.AUTO) if resume else Progress()
+        plan, steps = trainer.model.tables.plan, trainer.batches.steps
+        if runtime.rank == 0:
+            print(f"{trainer.describe()}\n{plan}", flush=True)
+        start = partial(open_run_folder, folder, settings, plan, runtime.world_size)
+        agree_on_error(runtime, start if runtime.rank == 0 else bool)
+        monitor = stack.enter_context(
+            Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step)
+        )
+        timer = PhaseTimer()
+        train_epochs(trainer, checkpoints, progress, monitor, timer, watch)
         best = checkpoints.best()
         assert best is not None
         content = test_best(trainer, checkpoints, progress, monitor, best)
@@ -85,15 +120,40 @@ def run(settings: Settings, runtime: Runtime, resume: bool) -> dict[str, Any]:
 
 
 def train_epochs(
-    trainer: Trainer, checkpoints: Checkpoints, progress: Progress, monitor: Monitor, timer: PhaseTimer
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    monitor: Monitor,
+    timer: PhaseTimer,
+    watch: Watch,
 ) -> None:
-    """Trains until the settings say stop, evaluating and saving as they say. Collective."""
-    from cm3_dist.state import save
+    """Trains until the settings say stop, evaluating and saving as they say. Collective.
+
+    Raises:
+        Interrupted: a signal asked for it; everything is saved.
+    """
     from cm3_dist.traffic import traffic
 
     settings, steps = trainer.settings, trainer.batches.steps
     limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
-    while progress.step < limit and not progress.exhausted(settings.train.patience):
+
+    def keep(best: bool = False) -> Path:
+        from cm3_dist.state import save
+
+        monitor.flush()
+        with timer("save"):
+            path = save(trainer, checkpoints, progress, best=best)
+        monitor.scalars(progress.step, {"time/save": timer.take()["save"]})
+        watch.saved()
+        return path
+
+    while True:
+        if stop := watch.now():
+            raise Interrupted(stop, progress.step, keep().name)
+        if progress.step > progress.evaluated_at and _evaluates(settings, progress.step, steps, limit):
+            keep(best=_validate(trainer, progress, monitor, timer))
+        if progress.step >= limit or progress.exhausted(settings.train.patience):
+            return
         epoch, first = divmod(progress.step, steps)
         last = min(steps, first + limit - progress.step)
         monitor.begin_epoch(epoch, first)
@@ -103,16 +163,30 @@ def train_epochs(
             scalars = trainer.rates() | {"graph/input_share": plan.input_share} | traffic.scalars()
             monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, timer.take())
             progress.step += 1
+            verdict = watch.after_step(progress.step)
+            if verdict.stop:
+                plans.close()
+                break
+            if verdict.save:
+                keep()
         monitor.end_epoch()
-        if (epoch + 1) % settings.evaluate.every and progress.step < limit:
-            continue
-        with timer("evaluate"):
-            metrics = trainer.rank(trainer.final_rows(), "validation")
-        better = progress.evaluated(epoch, metrics, settings.evaluate.monitor)
-        monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
-        sent = sum(traffic.take().values()) / 2**20
-        monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"], "traffic/evaluate_mib": sent})
-        save(trainer, checkpoints, progress, best=better)
+
+
+def _evaluates(settings: Settings, step: int, steps: int, limit: int) -> bool:
+    """Whether an evaluation follows the first `step` steps."""
+    epoch, inside = divmod(step, steps)
+    return step == limit or (inside == 0 and epoch % settings.evaluate.every == 0)
+
+
+def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: PhaseTimer) -> bool:
+    """Evaluates on the validation split; whether it is the best so far. Collective."""
+    epoch = (progress.step - 1) // trainer.batches.steps
+    with timer("evaluate"):
+        metrics = trainer.rank(trainer.final_rows(), "validation")
+    better = progress.evaluated(epoch, metrics, trainer.settings.evaluate.monitor)
+    monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
+    monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"]})
+    return better
 
 
 def test_best(
@@ -145,7 +219,18 @@ def _next(plans: Any, timer: Any) -> Any:
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.train")
+    app(spell_out(sys.argv[1:]), prog_name="cm3_dist.train")
+
+
+def spell_out(arguments: list[str]) -> list[str]:
+    """Gives `--resume`, whose value may be left out, a value: what follows is one only if it is `auto`."""
+    spelt: list[str] = []
+    for argument in arguments:
+        if argument == "auto" and spelt and spelt[-1] == "--resume=newest":
+            spelt[-1] = "--resume=auto"
+        else:
+            spelt.append("--resume=newest" if argument == "--resume" else argument)
+    return spelt
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def holds(checkpoints: Checkpoints, runtime: Runtime, path: Path, seed: int) -> 
 def smaller(runtime: Runtime, world_size: int) -> Runtime:
     """The same process as one of fewer ranks. Every rank of `runtime` makes the groups; the first few use them."""
     ranks = list(range(world_size))
-    groups = [dist.new_group(ranks, backend="gloo") for _ in range(2)]
+    groups = [dist.new_group(ranks, backend="gloo") for _ in range(3)]
     return Runtime(runtime.rank, world_size, runtime.device, *groups)
 
 

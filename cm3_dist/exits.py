@@ -1,0 +1,22 @@
+"""How a command ends: the exit codes, and the exception of a run that a signal ended in good order."""
+
+from __future__ import annotations
+
+import signal
+
+DONE, BAD_INPUT = 0, 2
+INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: nothing is wrong, start it again with --resume
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """A run that saved and stopped because of a signal; `runtime.entry_point` exits with INTERRUPTED.
+
+    Args:
+        signal_number: what arrived first, on whichever rank.
+        step: steps done.
+        checkpoint: name of what was saved.
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} after {step} steps, saved as {checkpoint}; go on with --resume")
