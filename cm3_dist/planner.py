@@ -68,9 +68,8 @@ class Planner:
                 self.resident |= {id(hop), id(hop.user_from_item), id(hop.item_from_user)}
             self.resident |= {id(layer) for layer in self._exact.similar}
         else:
-            fanouts = propagation.fanouts * layers if len(propagation.fanouts) == 1 else propagation.fanouts
-            choice = Fanouts(fanouts[:layers], [propagation.item_fanout] * propagation.item_item_layers)
-            self._sampler = Sampler(shard, choice, settings.train.seed, runtime.group, runtime.planning)
+            choice, seed = Fanouts.of(propagation), settings.train.seed
+            self._sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning)
 
     def inference(self) -> Propagation:
         """The exact operator over all local rows, on the device."""

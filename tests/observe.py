@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -93,3 +97,53 @@ def observed_traffic(settings: list[Settings], steps: int) -> list[list[dict[str
             counted.append({**traffic.take(), "on the wire": seen.take()})
             found.append(counted)
     return found
+
+
+class Watch:
+    """Peaks of this process's anonymous memory, in MiB (see `memory_watch`)."""
+
+    def __init__(self) -> None:
+        path = Path(__file__).with_name("memory_watch.py")
+        command = [sys.executable, "-S", str(path), str(os.getpid())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def take(self) -> float:
+        """The peak since the last call."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def observed_memory(settings: Settings, steps: int) -> dict[str, float]:
+    """On one rank: MiB at the highest while it starts, loads, trains, evaluates and saves, as `cm3_dist.train` does."""
+    from cm3_dist.checkpoint import Checkpoints
+    from cm3_dist.progress import Progress
+    from cm3_dist.state import save
+
+    watch, peaks = Watch(), {}
+    try:
+        with distributed(settings.machine) as runtime:
+            import cm3_dist.checkpoint_tensors  # what training imports later counts as the process's
+
+            peaks["imported"] = watch.take()
+            trainer = Trainer(settings, runtime)
+            peaks["load"] = watch.take()
+            plans = trainer.planner.epoch(0, 0, steps)
+            for plan in plans:
+                trainer.step(plan)
+            del plan, plans
+            peaks["step"] = watch.take()
+            trainer.rank(trainer.final_rows(), "validation")
+            peaks["evaluate"] = watch.take()
+            save(trainer, Checkpoints(settings.run.dir / "checkpoints", 2, runtime), Progress(step=steps), best=True)
+            peaks["checkpoint"] = watch.take()
+    finally:
+        watch.close()
+    return peaks

@@ -87,7 +87,8 @@ def lookup(folder: Path, device: str, parts: int) -> str:
 
     from cm3_dist.config import Machine, Settings
     from cm3_dist.graph.shard import own_parts
-    from cm3_dist.model.tables import CHANNELS, Tables
+    from cm3_dist.model.tables import Tables
+    from cm3_dist.model.widths import CHANNELS
     from cm3_dist.runtime import distributed
     from partition.layout import read_manifest
 

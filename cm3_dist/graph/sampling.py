@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from cm3_dist.config import Propagation as PropagationSettings
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.operators import Csr, Pull, Relation
 from cm3_dist.graph.parts import ITEM, SIMILAR, USER, Edges
@@ -29,6 +30,13 @@ class Fanouts:
 
     user_item: list[int]
     similar: list[int]
+
+    @staticmethod
+    def of(settings: PropagationSettings) -> Fanouts:
+        """As the settings say: one number serves all layers."""
+        layers = settings.user_item_layers
+        fanouts = settings.fanouts * layers if len(settings.fanouts) == 1 else settings.fanouts
+        return Fanouts(fanouts[:layers], [settings.item_fanout] * settings.item_item_layers)
 
 
 class _Frontier:

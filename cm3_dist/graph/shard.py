@@ -106,8 +106,8 @@ def load_shard(root: Path, rank: int, world_size: int) -> Shard:
     is_item = np.zeros(len(item_degree), bool)
     for index, part in enumerate(parts):
         folder, sizes = layout.part_dir(root, part), manifest.parts[part]
-        user_degree[index * users :][: sizes.users] = _column(folder / layout.USERS, "train_degree")
-        item_degree[index * items :][: sizes.items] = _column(folder / layout.ITEMS, "train_degree")
+        user_degree[index * users :][: sizes.users] = column(folder / layout.USERS, "train_degree")
+        item_degree[index * items :][: sizes.items] = column(folder / layout.ITEMS, "train_degree")
         is_item[index * items :][: sizes.items] = True
     graphs = [PartGraph(root, manifest, part) for part in parts]
     first_user, first_item = parts.start * users, parts.start * items
@@ -138,13 +138,18 @@ def _adjacency(parts: list[Edges], first: int, rows: int) -> Adjacency:
 
 def _held_out(root: Path, parts: range, name: str, first_user: int) -> HeldOut:
     files = [layout.part_dir(root, part) / name for part in parts]
-    user = np.concatenate([_column(path, "user") for path in files]).astype(np.int64)
-    item = np.concatenate([_column(path, "item") for path in files]).astype(np.int64)
+    user = np.concatenate([column(path, "user") for path in files]).astype(np.int64)
+    item = np.concatenate([column(path, "item") for path in files]).astype(np.int64)
     users, group = np.unique(user, return_inverse=True)
     return HeldOut(users - first_user, Ragged.from_pairs(group, item, len(users)))
 
 
-def _column(path: Path, name: str) -> np.ndarray:
+def column(path: Path, name: str) -> np.ndarray:
+    """One column of an Arrow file.
+
+    Raises:
+        InputError: the file cannot be read, or has no such column.
+    """
     try:
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).read_all().column(name).to_numpy()

@@ -17,6 +17,7 @@ from cm3_dist.config import Settings, TableOptimizer
 from cm3_dist.light_imports import light_imports
 from cm3_dist.model.local_rows import LocalRows, can_update
 from cm3_dist.model.table_plan import row_wise_plan
+from cm3_dist.model.widths import CHANNELS, ITEM_IDS, MIXING, Widths, tables
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.errors import InputError
 from partition.layout import Manifest
@@ -29,7 +30,6 @@ with light_imports():
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.types import ShardingEnv
 
-CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
@@ -51,14 +51,8 @@ class Tables(nn.Module):
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
         self.parts = parts
-        self._channels = len(manifest.modalities) + 1
-        dim = settings.model.dim
-        mixing_width = -(-self._channels // 4) * 4  # TorchRec wants a multiple of 4; the rest stays unused
-        # All tables of a collection have one width, hence one collection each.
-        collections = {CHANNELS: _collection(CHANNELS, manifest.user_rows, self._channels * dim)}
-        collections[MIXING] = _collection(MIXING, manifest.user_rows, mixing_width)
-        if settings.model.item_ids:
-            collections[ITEM_IDS] = _collection(ITEM_IDS, manifest.item_rows, dim)
+        self._channels = Widths.of(manifest, settings).channels
+        collections = {name: _collection(name, *shape) for name, shape in tables(manifest, settings).items()}
         module = _Lookup(collections)
         set_gradient_division(False)
         sharder = EmbeddingCollectionSharder(fused_params=_fused(settings.tables, runtime.device))
