@@ -108,7 +108,7 @@ def export(
 
         everywhere(runtime, write)
         files: list[dict[str, dict[str, Any]]] = [{} for _ in range(runtime.world_size)]
-        dist.all_gather_object(files, found, group=runtime.planning)
+        dist.all_gather_object(files, found, group=runtime.control)
         listed = {name: entry for each in files for name, entry in each.items()}
         content = _manifest(run, dtype, modality_rows, dict(sorted(listed.items())))
         text = json.dumps(content, indent=1) + "\n"

@@ -120,5 +120,5 @@ def trained_users(run: FinishedRun, rows: np.ndarray | None) -> tuple[np.ndarray
 def _most(run: FinishedRun, count: int) -> int:
     """The largest `count` of any rank. Collective."""
     most = torch.tensor(count)
-    dist.all_reduce(most, dist.ReduceOp.MAX, group=run.runtime.planning)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=run.runtime.control)
     return int(most)

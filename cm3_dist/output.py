@@ -86,4 +86,4 @@ def everywhere(runtime: Runtime, action: Callable[[], object]) -> None:
             raise InputError(f"{error.filename or 'output'}: cannot be written: {error.strerror or error}") from error
 
     agree_on_error(runtime, act)
-    dist.barrier(group=runtime.planning)
+    dist.barrier(group=runtime.control)

@@ -118,7 +118,7 @@ def recommend(
         parts = [folder / f"{rank:05d}{out.suffix}" for rank in range(runtime.world_size)]
         on_rank_0(runtime, lambda: join(parts, folder / out.name))
     counts = torch.tensor([len(known), entries, len(untrained)])
-    dist.all_reduce(counts, group=runtime.planning)
+    dist.all_reduce(counts, group=runtime.control)
     return dict(zip(("users", "entries", "untrained"), counts.tolist(), strict=True))
 
 

@@ -80,13 +80,24 @@ def uniform_by_row(seed: int, rows: np.ndarray) -> np.ndarray:
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
+_open: list[Runtime] = []  # what this process has joined
+
+
 @contextmanager
 def distributed(machine: Machine) -> Iterator[Runtime]:
     """Joins the ranks that torchrun started (or stands alone without it) and leaves them at the end.
 
+    Inside another such block, as in a notebook that has a run open, it shares that one's ranks and device.
+
     Raises:
-        InputError: `machine.device` asks for a GPU that is not there.
+        InputError: `machine.device` asks for a GPU that is not there, or for another device than the block around.
     """
+    if _open:
+        device = _open[0].device
+        if machine.device not in ("auto", device.type):
+            raise InputError(f"machine.device={machine.device}: a run on {device.type} is open; close it first")
+        yield _open[0]
+        return
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = _device(machine, local_rank, local_world)
@@ -105,8 +116,10 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
         assert dist.group.WORLD is not None
         assert planning is not None
         assert control is not None
-        yield Runtime(rank, world_size, device, dist.group.WORLD, planning, control)
+        _open.append(Runtime(rank, world_size, device, dist.group.WORLD, planning, control))
+        yield _open[0]
     finally:
+        _open.clear()
         dist.destroy_process_group()
 
 

@@ -144,13 +144,13 @@ class Trainer:
 
     def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
         """Metrics of final rows on "validation" or "test". Collective."""
-        held_out, options = self._held_out(split), self.settings.evaluate
+        held_out, options = self.held_out(split), self.settings.evaluate
         return evaluate(
             *rows,
             torch.from_numpy(held_out.users),
             held_out.relevant,
             self.shard.seen(held_out.users),
-            self._candidates(split),
+            self.candidates(split),
             options.ks,
             user_block=options.user_block,
             item_block=options.item_block,
@@ -159,6 +159,10 @@ class Trainer:
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
         """What ranking by training popularity, and at random, reaches on the same protocol. Collective."""
+        return {name: self.rank(rows, split) for name, rows in self.baseline_rows().items()}
+
+    def baseline_rows(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Rows of users and items whose inner product ranks by popularity, and at random."""
         shard, device = self.shard, self.runtime.device
         popularity = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
         noise: dict[str, list[Tensor]] = {"user": [], "item": []}
@@ -170,9 +174,9 @@ class Trainer:
                 noise[kind].append(torch.from_numpy(rng.standard_normal((rows, 8), np.float32)))
         random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)
         everyone = torch.ones(shard.user_rows, 1, device=device)
-        return {"popularity": self.rank((everyone, popularity), split), "random": self.rank(random, split)}
+        return {"popularity": (everyone, popularity), "random": random}
 
-    def _held_out(self, split: str) -> HeldOut:
+    def held_out(self, split: str) -> HeldOut:
         """The users that are ranked, and what is held out for them."""
         if split not in self._sampled:
             options, held_out = self.settings.evaluate, self.shard.held_out[split]
@@ -183,7 +187,7 @@ class Trainer:
             self._sampled[split] = held_out
         return self._sampled[split]
 
-    def _candidates(self, split: str) -> Tensor:
+    def candidates(self, split: str) -> Tensor:
         """Local items that are ranked: all of them, or in a cold-start split the items held out for it."""
         if self.manifest.split != "cold_items":
             return torch.from_numpy(self.shard.is_item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,12 +91,18 @@ def small_settings(prepared: Path, run: Path, **sections: Any) -> Settings:
     return Settings.model_validate(base)
 
 
+def untrained_item() -> Dataset:
+    """The small data set with an item that has test interactions only."""
+    dataset = small_dataset()
+    return replace(dataset, split=np.where(dataset.item == ITEMS - 1, 2, dataset.split).astype(np.int8))
+
+
 def finish_small(folder: Path, dataset: Dataset | None = None, **sections: Any) -> Path:
     """Prepares a small data set in `folder` and trains on it: a finished run."""
     from cm3_dist.runtime import distributed
     from cm3_dist.train import run
 
-    settings = small_settings(prepare_small(folder, dataset=dataset), folder / "run", **sections)
+    settings = small_settings(prepare_small(folder, dataset=dataset or untrained_item()), folder / "run", **sections)
     with distributed(settings.machine) as runtime:
         run(settings, runtime, resume=False)
     return settings.run.dir

@@ -1,0 +1,58 @@
+"""Whether one ranking is better than another on the same users: a paired bootstrap over users."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.distributed as dist
+from tqdm import tqdm
+
+from cm3_dist.evaluation.task import Ranked
+from cm3_dist.finished import FinishedRun
+from cm3_dist.runtime import Stream, generator
+
+RESAMPLES = 1000
+
+
+def paired_bootstrap(
+    run: FinishedRun, ours: Ranked, theirs: Ranked, resamples: int = RESAMPLES, level: float = 0.95
+) -> dict[str, dict[str, float]]:
+    """Difference of the means, `ours` minus `theirs`, of every metric. Collective; only rank 0 gets the result.
+
+    Users are drawn with replacement, as many as there are; both rankings are averaged over the same draw. Source:
+    Sakai, "Evaluating evaluation metrics based on the bootstrap", 2006; the interval is the percentile one.
+
+    Args:
+        run: for its ranks and seed.
+        ours: per-user metrics of one ranking.
+        theirs: of the other, of the same users in the same order.
+        resamples: draws.
+        level: of the interval.
+
+    Returns:
+        Metric -> `difference`, `low` and `high` of its interval, and `p`, two-sided: twice the smaller share of draws
+        on one side of zero, at least 1 / resamples.
+    """
+    names = list(ours.metrics)
+    own = np.stack([(ours.metrics[name] - theirs.metrics[name]).numpy() for name in names], axis=1)
+    gathered: list[np.ndarray | None] | None = [None] * run.runtime.world_size if run.runtime.rank == 0 else None
+    dist.gather_object(own, gathered, dst=0, group=run.runtime.control)
+    if gathered is None:
+        return {}
+    difference = np.concatenate([part for part in gathered if part is not None])
+    rng = generator(Stream.EVALUATION, run.settings.train.seed, resamples)
+    means = np.empty((resamples, len(names)))
+    for number in tqdm(range(resamples), desc="bootstrap", unit="draw", disable=None, leave=False):
+        count = np.bincount(rng.integers(0, len(difference), len(difference)), minlength=len(difference))
+        means[number] = count @ difference / len(difference)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    one_side = np.minimum((means <= 0).mean(axis=0), (means >= 0).mean(axis=0))
+    return {
+        name: {
+            "difference": float(difference[:, column].mean()),
+            "low": float(low[column]),
+            "high": float(high[column]),
+            "p": float(min(1.0, max(2 * one_side[column], 1 / resamples))),
+        }
+        for column, name in enumerate(names)
+    }

@@ -1,0 +1,103 @@
+"""Accuracy by item popularity and by user activity: who is served, and with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cm3_dist.evaluation.task import Ranked, Task
+from cm3_dist.finished import FinishedRun
+from cm3_dist.metrics import hits
+
+GROUPS = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items or users whose number of training interactions lies in [low, high]."""
+
+    low: int
+    high: int
+
+    def holds(self, degree: np.ndarray) -> np.ndarray:
+        """[n] int64 -> [n] bool."""
+        return (degree >= self.low) & (degree <= self.high)
+
+    @property
+    def label(self) -> str:
+        """For a table."""
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,} to {self.high:,}"
+
+
+def groups(histogram: np.ndarray) -> list[Group]:
+    """Up to GROUPS groups of about equal size, cut where the degree changes; those without training come apart.
+
+    `histogram` [d + 1] int64: how many have each number of training interactions.
+    """
+    found = [Group(0, 0)] if histogram[0] else []
+    trained = histogram.copy()
+    trained[0] = 0
+    below, total, low = trained.cumsum(), int(trained.sum()), 1
+    for number in range(1, GROUPS + 1):
+        high = int(np.searchsorted(below, total * number / GROUPS))
+        if high >= low and total:
+            found.append(Group(low, high))
+            low = high + 1
+    return found
+
+
+def by_popularity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
+    """Per group of candidates: recall of the held-out items in it, mean over the users who have any, at every K.
+
+    Besides, the group's share of the candidates, of the held-out interactions and of the list entries at the largest K:
+    a fair ranking gives a group the share of what users want. Collective.
+    """
+    relevant = task.relevant
+    owner, item = relevant.row_ids().numpy(), relevant.values.numpy()
+    degree = task.item_degree
+    found = []
+    hit = hits(ranked.lists, relevant)
+    shown = ranked.lists.numpy()
+    shown_degree = np.where(shown >= 0, degree[shown], -1)
+    for group in groups(np.bincount(degree[task.is_candidate])):
+        wanted = np.bincount(owner[group.holds(degree[item])], minlength=len(task.users))
+        inside = torch.from_numpy(group.holds(shown_degree)) & hit
+        has = wanted > 0
+        recalls = [inside[:, :k].sum(1).numpy()[has] / wanted[has] for k in task.ks]
+        entries = int(group.holds(shown_degree).sum()), int((shown >= 0).sum())
+        sums = [float(recall.sum()) for recall in recalls]
+        sums += [float(has.sum()), float(wanted.sum()), float(len(item)), *map(float, entries)]
+        values = torch.tensor(sums, dtype=torch.float64)
+        dist.all_reduce(values, group=run.runtime.control)
+        *recall, users, held_out, all_held_out, own_entries, all_entries = values.tolist()
+        items = int((group.holds(degree) & task.is_candidate).sum())
+        found.append(
+            {
+                "training_interactions": [group.low, group.high],
+                "items": items,
+                "users": int(users),
+                "share_of_items": items / int(task.is_candidate.sum()),
+                "share_of_held_out": held_out / all_held_out,
+                "share_of_lists": own_entries / max(all_entries, 1),
+                **{f"recall@{k}": total / users if users else None for k, total in zip(task.ks, recall, strict=True)},
+            }
+        )
+    return found
+
+
+def by_activity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
+    """Per group of users, by their number of training interactions: all metrics. Collective."""
+    degree = run.shard.user_degree[task.users]
+    most = torch.tensor(int(degree.max(initial=0)))
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=run.runtime.control)
+    histogram = torch.from_numpy(np.bincount(degree, minlength=int(most) + 1))
+    dist.all_reduce(histogram, group=run.runtime.control)
+    found = []
+    for group in groups(histogram.numpy()):
+        metrics, users = ranked.means(run, group.holds(degree))
+        found.append({"training_interactions": [group.low, group.high], "users": users, **metrics})
+    return found
