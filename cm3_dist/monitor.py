@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cm3_dist.config import Settings
+from cm3_dist.failures import NotFiniteError
 from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
 
 GPU_LAG = 16  # steps that may be under way on a GPU before their values are read
@@ -76,6 +77,7 @@ class Monitor:
         self._steps_per_epoch = steps_per_epoch
         self._waiting: list[_Step] = []
         self._epoch, self._epoch_positives, self._epoch_began, self._last_loss = 0, 0, 0.0, float("nan")
+        self._epoch_sum, self._epoch_steps = torch.zeros(6, dtype=torch.float64), 0
         self._steps: TextIO | None = None
         self._bar: tqdm[Any] | None = None
         if rank:
@@ -113,6 +115,7 @@ class Monitor:
     def begin_epoch(self, epoch: int, first_step: int) -> None:
         """Starts the epoch's progress bar; on anything but a terminal there is none, and `end_epoch` prints a line."""
         self._epoch, self._epoch_positives, self._epoch_began = epoch, 0, time.perf_counter()
+        self._epoch_sum, self._epoch_steps = torch.zeros_like(self._epoch_sum), 0
         if self._rank == 0:
             bar = tqdm(
                 desc=f"epoch {epoch}",
@@ -139,7 +142,7 @@ class Monitor:
             phases: seconds per phase.
 
         Raises:
-            FloatingPointError: a loss term or gradient is not finite; names the term and the step.
+            NotFiniteError: a loss term or gradient is not finite; names the term, the step and the setting to change.
         """
         self._waiting.append(_Step(step, epoch, positives, losses.detach(), scalars, phases))
         self._epoch_positives += positives
@@ -175,6 +178,18 @@ class Monitor:
         tqdm.write(f"epoch {epoch:3d}  {split} {watched} {metrics[watched]:.4f}{note}", file=sys.stdout)
         sys.stdout.flush()
 
+    def epoch_means(self) -> dict[str, float] | None:
+        """Loss terms as means over this session's steps of the epoch; None without any, and on ranks above 0."""
+        if self._rank or not self._epoch_steps:
+            return None
+        return dict(zip(LOSSES, (self._epoch_sum / self._epoch_steps).tolist(), strict=False))
+
+    def warn(self, step: int, line: str) -> None:
+        """Shows a warning after `step` steps, on stderr and in TensorBoard."""
+        if self._rank == 0:
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+            self._board.add_text("warnings", line, step - 1)
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes values by tag, measured after `step` steps."""
         if self._rank == 0:
@@ -198,8 +213,10 @@ class Monitor:
                 self._write_step(entry, row)
             self._steps.flush()
             self._show(waiting[:sound], values[sound - 1, 0].item())
+            self._epoch_sum += values[:sound].sum(0)
+            self._epoch_steps += sound
         if sound < len(waiting):
-            raise FloatingPointError(_complaint(waiting[sound], values[sound].tolist()))
+            raise NotFiniteError(_complaint(waiting[sound], values[sound].tolist(), self._settings))
 
     def _write_step(self, entry: _Step, values: list[float]) -> None:
         assert self._steps is not None
@@ -227,12 +244,18 @@ class Monitor:
         self._bar.set_postfix({"loss": f"{loss:.4f}", "positives/s": f"{speed:,.0f}"}, refresh=False)
 
 
-def _complaint(entry: _Step, values: list[float]) -> str:
+def _complaint(entry: _Step, values: list[float], settings: Settings) -> str:
     """Names the first value of a step that is not finite. The total is bad whenever a term is, so it comes last."""
+    rates = {"tables.lr": settings.tables.lr, "dense.lr": settings.dense.lr}
     names = (*LOSSES, "the encoder's gradient", "the tables' gradient")
     index = next(i for i in (1, 2, 3, 4, 5, 0) if not math.isfinite(values[i]))
     where = f"step {entry.step} (epoch {entry.epoch})"
-    return f"{where}: {names[index]} is {values[index]}; the last checkpoint is kept"
+    # Users come from the tables, items and the dense gradient from the encoder.
+    suspects = list(rates) if index in (2, 5) else list(rates)[::-1]
+    mend = " or ".join(f"{name} (now {rates[name]:g})" for name in suspects)
+    if settings.model.encoder_precision != "float32":
+        mend += ", or model.encoder_precision=float32"
+    return f"{where}: {names[index]} is {values[index]}; the last checkpoint is kept; start again with a lower {mend}"
 
 
 def _table(settings: dict[str, Any], prefix: str = "") -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.failures import NotFiniteError
 from cm3_dist.metrics import NAMES, ranking_metrics
 from cm3_dist.ragged import Ragged
 from cm3_dist.topk import top_columns
@@ -48,7 +49,7 @@ def evaluate(
 
     Raises:
         InputError: no rank has a user to evaluate.
-        FloatingPointError: a row is not finite.
+        NotFiniteError: a row is not finite.
     """
     names = [f"{name}@{k}" for k in ks for name in NAMES]
     _, ranked = top_k(
@@ -98,7 +99,10 @@ def top_k(
         traffic.add("evaluation sums", summed(bad.nbytes, dist.get_world_size(group)))
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
     if bad.any():
-        raise FloatingPointError(f"evaluation: {'user' if bad[0] else 'item'} rows are not finite")
+        raise NotFiniteError(
+            f"evaluation: {'user' if bad[0] else 'item'} rows are not finite; start again with a lower "
+            f"{'tables.lr or dense.lr' if bad[0] else 'dense.lr or tables.lr'}"
+        )
     queries = user_rows[users.to(user_rows.device)]
     score = queries.new_full((len(users), k), -torch.inf)
     row = torch.full((len(users), k), -1, dtype=torch.int64, device=queries.device)

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from cm3_dist.config import Machine
 from cm3_dist.exits import BAD_INPUT, INTERRUPTED, Interrupted
+from cm3_dist.failures import OutOfMemoryError
 from partition.errors import InputError
 
 
@@ -170,7 +171,9 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wraps a command's `main`: one line on stderr (from rank 0) and exit code 2 for InputError, 75 for Interrupted.
+    """Wraps a command's `main`: one line on stderr and exit code 2 for InputError, 75 for Interrupted.
+
+    Rank 0 speaks for all, except where a rank's own memory ran out.
 
     Any other exception is recorded for torchrun, which ends all ranks and shows the message of the first to fail.
     """
@@ -180,7 +183,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemoryError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 time.sleep(1)  # torchrun ends the other ranks as soon as one ends: rank 0 speaks first

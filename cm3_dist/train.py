@@ -25,6 +25,7 @@ from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point
 
 if TYPE_CHECKING:
     from cm3_dist.checkpoint import Checkpoints
+    from cm3_dist.checkup import Checkup
     from cm3_dist.monitor import Monitor, PhaseTimer
     from cm3_dist.progress import Progress
     from cm3_dist.trainer import Trainer
@@ -66,7 +67,9 @@ def train(
 
         print_settings(settings)
         return
-    with distributed(settings.machine) as runtime:
+    from cm3_dist.failures import explained
+
+    with distributed(settings.machine) as runtime, explained(settings, runtime.rank):
         run(settings, runtime, resume)
 
 
@@ -84,6 +87,7 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
     """
     # Torch, TorchRec and DGL take seconds to import: settings and --help do not wait for them.
     from cm3_dist.checkpoint import Checkpoints
+    from cm3_dist.checkup import Checkup
     from cm3_dist.monitor import Monitor, PhaseTimer
     from cm3_dist.progress import Progress
     from cm3_dist.report import print_result
@@ -109,11 +113,16 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
             Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step)
         )
         timer = PhaseTimer()
-        train_epochs(trainer, checkpoints, progress, monitor, timer, watch)
+        checkup = Checkup(trainer, monitor)
+        train_epochs(trainer, checkpoints, progress, monitor, timer, watch, checkup)
         best = checkpoints.best()
         assert best is not None
         content = test_best(trainer, checkpoints, progress, monitor, best)
-    content |= {"seconds": time.time() - began, "seconds_by_phase": timer.total}
+    content |= {
+        "warnings": list(checkup.said.values()),
+        "seconds": time.time() - began,
+        "seconds_by_phase": timer.total,
+    }
     if runtime.rank == 0:
         print_result(content, write_result(folder, content), best)
     return content
@@ -126,6 +135,7 @@ def train_epochs(
     monitor: Monitor,
     timer: PhaseTimer,
     watch: Watch,
+    checkup: Checkup,
 ) -> None:
     """Trains until the settings say stop, evaluating and saving as they say. Collective.
 
@@ -151,7 +161,7 @@ def train_epochs(
         if stop := watch.now():
             raise Interrupted(stop, progress.step, keep().name)
         if progress.step > progress.evaluated_at and _evaluates(settings, progress.step, steps, limit):
-            keep(best=_validate(trainer, progress, monitor, timer))
+            keep(best=_validate(trainer, progress, monitor, timer, checkup))
         if progress.step >= limit or progress.exhausted(settings.train.patience):
             return
         epoch, first = divmod(progress.step, steps)
@@ -178,14 +188,19 @@ def _evaluates(settings: Settings, step: int, steps: int, limit: int) -> bool:
     return step == limit or (inside == 0 and epoch % settings.evaluate.every == 0)
 
 
-def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: PhaseTimer) -> bool:
+def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: PhaseTimer, checkup: Checkup) -> bool:
     """Evaluates on the validation split; whether it is the best so far. Collective."""
+    from cm3_dist.traffic import traffic
+
     epoch = (progress.step - 1) // trainer.batches.steps
     with timer("evaluate"):
-        metrics = trainer.rank(trainer.final_rows(), "validation")
+        rows = trainer.final_rows()
+        metrics = trainer.rank(rows, "validation")
+        checkup.look(progress.step, epoch, rows)
     better = progress.evaluated(epoch, metrics, trainer.settings.evaluate.monitor)
     monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
-    monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"]})
+    sent = sum(traffic.take().values()) / 2**20
+    monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"], "traffic/evaluate_mib": sent})
     return better
 
 

@@ -177,7 +177,7 @@ class Trainer:
         return {"popularity": (everyone, popularity), "random": random}
 
     def held_out(self, split: str) -> HeldOut:
-        """The users that are ranked, and what is held out for them."""
+        """This rank's users that are ranked, and what is held out for them. The first call is collective."""
         if split not in self._sampled:
             options, held_out = self.settings.evaluate, self.shard.held_out[split]
             count = options.users if split == "validation" else options.test_users

@@ -11,6 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cm3_dist.config import Settings
+from cm3_dist.failures import NotFiniteError
 from cm3_dist.monitor import LOSSES, Monitor, PhaseTimer
 from cm3_dist.report import print_result
 from cm3_dist.run_folder import open_run_folder, refuse_taken, truncate_after, write_result
@@ -140,28 +141,31 @@ def test_everything_is_on_the_disk_before_a_checkpoint_is(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("bad", "name"),
+    ("bad", "name", "mend"),
     [
-        ([0, 2], "user_uniformity is nan"),
-        ([0, 1, 3], "alignment is nan"),
-        ([0], "loss is nan"),
-        ([5], "the tables' gradient is nan"),
-        ([4], "the encoder's gradient is nan"),
+        ([0, 2], "user_uniformity is nan", "tables.lr"),
+        ([0, 1, 3], "alignment is nan", "dense.lr"),
+        ([0], "loss is nan", "dense.lr"),
+        ([5], "the tables' gradient is nan", "tables.lr"),
+        ([4], "the encoder's gradient is nan", "dense.lr"),
     ],
 )
-def test_values_that_are_not_finite_stop_every_rank(tmp_path: Path, rank: int, bad: list[int], name: str) -> None:
+def test_values_that_are_not_finite_stop_every_rank(
+    tmp_path: Path, rank: int, bad: list[int], name: str, mend: str
+) -> None:
     spoilt = values(7)
     spoilt[bad] = torch.nan
     with start(tmp_path, log_every=3, rank=rank) as monitor:
         train(monitor, 0, 7)
-        with pytest.raises(FloatingPointError, match=rf"^step 7 \(epoch 1\): {name}; the last checkpoint is kept$"):
+        expected = rf"^step 7 \(epoch 1\): {name}; the last checkpoint is kept; start again with a lower {mend} "
+        with pytest.raises(NotFiniteError, match=expected):
             monitor.step(7, 1, 100, spoilt, {}, {})
     if rank == 0:  # what led there is on record
         assert [line["step"] for line in lines(tmp_path / "steps.jsonl")] == list(range(7))
 
 
 def test_infinity_is_not_finite_either(tmp_path: Path) -> None:
-    with start(tmp_path) as monitor, pytest.raises(FloatingPointError, match="item_uniformity is -inf"):
+    with start(tmp_path) as monitor, pytest.raises(NotFiniteError, match="item_uniformity is -inf"):
         monitor.step(0, 0, 100, torch.tensor([0.0, 0, 0, -torch.inf, 0, 0]), {}, {})
 
 

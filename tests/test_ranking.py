@@ -217,8 +217,8 @@ def test_ranks_find_the_same(alone: Found, ranks: list[Any], world_size: int) ->
 def test_every_rank_hears_of_a_bad_row(ranks: list[Any], world_size: int) -> None:
     for messages in [rank[world_size][1] for rank in ranks[:world_size]] + [_refusals(None)]:
         assert messages == [
-            "FloatingPointError: evaluation: user rows are not finite",
-            "FloatingPointError: evaluation: item rows are not finite",
+            "NotFiniteError: evaluation: user rows are not finite; start again with a lower tables.lr or dense.lr",
+            "NotFiniteError: evaluation: item rows are not finite; start again with a lower dense.lr or tables.lr",
             "InputError: evaluation: no user has a held-out interaction to rank",
         ]
 

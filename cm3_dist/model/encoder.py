@@ -40,12 +40,19 @@ class ItemEncoder(nn.Module):
 
         Modality channels are not normalised; fused rows have norm 1.
         """
-        channels, points = [], []
-        for name, values in features.items():
-            x = values.to(self._low or curve.dtype)
-            channels.append(self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x))))
-            points.append(unit(self._linear(self.point[name], x).to(curve.dtype)))
-        return [channel.to(curve.dtype) for channel in channels], bezier(points, curve)
+        inputs = {name: values.to(self._low or curve.dtype) for name, values in features.items()}
+        channels = [
+            self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x))).to(curve.dtype)
+            for name, x in inputs.items()
+        ]
+        return channels, bezier(list(self.points(inputs, curve.dtype).values()), curve)
+
+    def points(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Control points of the curve, modality -> [n, d] of norm 1; features as in `forward`, result in `dtype`."""
+        return {
+            name: unit(self._linear(self.point[name], values.to(self._low or dtype)).to(dtype))
+            for name, values in features.items()
+        }
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear)
