@@ -130,7 +130,7 @@ def observed_memory(settings: Settings, steps: int) -> dict[str, float]:
     watch, peaks = Watch(), {}
     try:
         with distributed(settings.machine) as runtime:
-            import cm3_dist.checkpoint_tensors  # what training imports later counts as the process's
+            import cm3_dist.checkpoint_tensors  # noqa: F401 - what training imports later counts as the process's
 
             peaks["imported"] = watch.take()
             trainer = Trainer(settings, runtime)
