@@ -21,7 +21,6 @@ from cm3_dist.evaluation.task import Ranked, Task, rank, task
 from cm3_dist.finished import FinishedRun
 from cm3_dist.runtime import distributed
 from partition.errors import InputError
-from tests.ranks import run_ranks
 from tests.refusals import refusal
 
 EVERYTHING: dict[str, Any] = {"by": ("popularity", "activity"), "baselines": "popularity,random,ease,item-knn"}
@@ -44,19 +43,6 @@ def test_the_metrics_are_those_of_the_run(finished_run: Path, content: dict[str,
     assert content["rankings"]["CM3"]["accuracy"] == pytest.approx(expected["test"], abs=1e-12)
     for name in ("popularity", "random"):
         assert content["rankings"][name]["accuracy"] == pytest.approx(expected["baselines"][name], abs=1e-12)
-
-
-def test_two_ranks_find_the_same(finished_run: Path, content: dict[str, Any]) -> None:
-    found = run_ranks(_evaluate, 2, finished_run, EVERYTHING)[0]
-    assert _flat(found) == pytest.approx(_flat(content), abs=1e-9)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for name, each in value.items() for k, v in _flat(each, f"{prefix}/{name}").items()}
-    if isinstance(value, list):
-        return {k: v for number, each in enumerate(value) for k, v in _flat(each, f"{prefix}/{number}").items()}
-    return {prefix: value}
 
 
 def test_slices_share_out_everything(content: dict[str, Any]) -> None:

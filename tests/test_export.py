@@ -17,7 +17,6 @@ from cm3_dist.finished import FinishedRun
 from cm3_dist.runtime import distributed
 from partition.errors import InputError
 from partition.layout import read_manifest as read_prepared
-from tests.ranks import run_ranks
 from tests.refusals import refusal
 
 
@@ -86,8 +85,8 @@ def _lists(ragged: Any) -> list[list[int]]:
     return [ragged.values[a:b].tolist() for a, b in zip(ends, ends[1:])]
 
 
-def test_two_ranks_in_float16_write_the_same(finished_run: Path, exported: Path, tmp_path: Path) -> None:
-    run_ranks(_export, 2, finished_run, tmp_path / "out", {"dtype": "float16"})
+def test_float16(finished_run: Path, exported: Path, tmp_path: Path) -> None:
+    _export(finished_run, tmp_path / "out", {"dtype": "float16"})
     for kind in ("users", "items"):
         ours, theirs = _table(exported, kind), _table(tmp_path / "out", kind)
         assert theirs.schema.field("embedding").type.value_type == pa.float16()

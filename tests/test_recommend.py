@@ -19,7 +19,6 @@ from cm3_dist.metrics import ranking_metrics
 from cm3_dist.own_ids import OwnIds
 from cm3_dist.recommend import main, recommend
 from cm3_dist.runtime import distributed
-from tests.ranks import run_ranks
 from tests.refusals import refusal
 
 
@@ -64,12 +63,11 @@ def test_lists_are_the_ranking_of_evaluation(finished_run: Path, everyone: Path)
     assert {name: float(values.mean()) for name, values in metrics.items()} == pytest.approx(expected, abs=1e-12)
 
 
-def test_two_ranks_and_small_blocks_write_the_same(
+def test_small_blocks_write_the_same(
     finished_run: Path, everyone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_ranks(_recommend, 2, finished_run, [(tmp_path / "two.jsonl", {}), (tmp_path / "two.parquet", {})])
     monkeypatch.setattr(lists_module, "USERS_AT_A_TIME", 7)
-    _recommend(finished_run, [(tmp_path / "blocks.parquet", {})])
+    _recommend(finished_run, [(tmp_path / "blocks.parquet", {}), (tmp_path / "blocks.jsonl", {})])
     expected = _lists(everyone)
     for path in tmp_path.iterdir():
         found = _lists(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ TITLES = {"map": "MAP", "ndcg": "NDCG", "popularity_lift": "popularity lift", "g
 
 def show(content: dict[str, Any]) -> None:
     """Prints to stdout."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     rankings = content["rankings"]
     which = ", items without training only" if content["cold"] else ", full ranking"
     console.print(
