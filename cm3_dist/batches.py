@@ -41,7 +41,8 @@ class Batches:
         edges, stride = shard.user_from_item, manifest.user_stride
         self._user = np.repeat(np.arange(shard.user_rows), np.diff(edges.indptr))
         self._starts = edges.indptr[np.arange(len(shard.parts) + 1) * stride]  # a part's positives are contiguous
-        self._keys = self._user * np.int64(manifest.item_rows) + edges.source  # ascending: (user, item) interacted
+        if negatives != "in_batch":  # (user, item) that interacted, ascending
+            self._keys = self._user * np.int64(manifest.item_rows) + edges.source
         self._active = np.array([part.active_items for part in manifest.parts], np.int64)
         full = np.flatnonzero(np.diff(edges.indptr) >= self._active.sum())
         if negatives != "in_batch" and len(full):

@@ -72,12 +72,7 @@ class _Propagate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_u: Tensor, grad_i: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         operator: Propagation = ctx.operator
-        if operator.similar:
-            direct, s = grad_i, grad_i
-            for rows, relation in operator.similar:
-                s = relation.adjoint(s)
-                direct = _spread(direct, rows, s.shape)
-            grad_i = s.add_(direct)
+        grad_i = _through_similar(operator, grad_i)
         wanted_u, wanted_i = (operator.hops[0].users, operator.hops[0].items) if operator.hops else (None, None)
         total_u, total_i = _spread(grad_u, wanted_u, ctx.shapes[0]), _spread(grad_i, wanted_i, ctx.shapes[1])
         for hop in operator.hops:
@@ -85,6 +80,17 @@ class _Propagate(torch.autograd.Function):
             total_u[: len(grad_u)] += grad_u
             total_i[: len(grad_i)] += grad_i
         return total_u, total_i, None
+
+
+def _through_similar(operator: Propagation, grad: Tensor) -> Tensor:
+    """The adjoint of the item-item layers. A function of its own, so that nothing of it outlives it."""
+    if not operator.similar:
+        return grad
+    direct, s = grad, grad
+    for rows, relation in operator.similar:
+        s = relation.adjoint(s)
+        direct = _spread(direct, rows, s.shape)
+    return s.add_(direct)
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:

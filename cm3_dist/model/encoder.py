@@ -42,7 +42,10 @@ class ItemEncoder(nn.Module):
         """
         inputs = {name: values.to(self._low or curve.dtype) for name, values in features.items()}
         channels = [
-            self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x))).to(curve.dtype)
+            # In place: the backward pass needs the result only, and these are the widest rows of a step.
+            self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x), inplace=True)).to(
+                curve.dtype
+            )
             for name, x in inputs.items()
         ]
         return channels, bezier(list(self.points(inputs, curve.dtype).values()), curve)
