@@ -45,7 +45,7 @@ def nearest_items(run: FinishedRun, row: int, k: int, by: str = ALL) -> list[dic
     """
     asked = _fetch(run, row)
     items, shard, dim = run.rows[1], run.shard, run.settings.model.dim
-    there = torch.from_numpy(shard.is_item)
+    there = torch.from_numpy(shard.is_item).clone()
     if shard.first_item <= row < shard.first_item + shard.item_rows:
         there[row - shard.first_item] = False
     whole, channel = unit(asked.final.unsqueeze(0))[0], unit(asked.final.view(1, -1), dim)[0].view(-1, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from partition import layout
+from partition.errors import InputError
 from partition.part_files import node_schema, read_table
 from partition.tables import TableFile
 
@@ -60,6 +62,23 @@ class OwnIds:
                 known = place.drop_null().to_numpy()
                 rows[known] = number * self._stride + chunk_start + offset
         return rows
+
+    def rows(self, ids: Sequence[str | int] | np.ndarray | pa.Array) -> np.ndarray:
+        """Global rows [n] int64 of ids in the data's own type, distinct or not.
+
+        Raises:
+            InputError: an id of another type, or one that the data does not have.
+        """
+        try:
+            wanted = pa.array(ids, self.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise InputError(f"{self.kind} ids: those of {self._root} are of type {self.type}, all of them") from None
+        distinct = wanted.unique()
+        rows = self.find(distinct)
+        if (rows < 0).any():
+            unknown = distinct[int(np.argmax(rows < 0))].as_py()
+            raise InputError(f"{self.kind} {unknown!r} is not among the {self.kind}s of {self._root}")
+        return rows[pc.index_in(wanted, value_set=distinct).to_numpy()]
 
     def cast(self, ids: pa.Array, file: TableFile, column: str) -> pa.Array:
         """`ids` as read from a file, in the data's own type.

@@ -81,24 +81,31 @@ def uniform_by_row(seed: int, rows: np.ndarray) -> np.ndarray:
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-_open: list[Runtime] = []  # what this process has joined
+_joined: list[Runtime] = []  # one entry a block that is open; all the same
 
 
 @contextmanager
 def distributed(machine: Machine) -> Iterator[Runtime]:
     """Joins the ranks that torchrun started (or stands alone without it) and leaves them at the end.
 
-    Inside another such block, as in a notebook that has a run open, it shares that one's ranks and device.
+    Blocks that overlap, as in a notebook that has two runs open, share ranks and device; the last one to end leaves.
 
     Raises:
-        InputError: `machine.device` asks for a GPU that is not there, or for another device than the block around.
+        InputError: `machine.device` asks for a GPU that is not there, or for another device than an open block has.
     """
-    if _open:
-        device = _open[0].device
-        if machine.device not in ("auto", device.type):
-            raise InputError(f"machine.device={machine.device}: a run on {device.type} is open; close it first")
-        yield _open[0]
-        return
+    if _joined and machine.device not in ("auto", _joined[0].device.type):
+        there = _joined[0].device.type
+        raise InputError(f"machine.device={machine.device}: a run on {there} is open in this process; close it first")
+    _joined.append(_joined[0] if _joined else _join(machine))
+    try:
+        yield _joined[0]
+    finally:
+        _joined.pop()
+        if not _joined:
+            dist.destroy_process_group()
+
+
+def _join(machine: Machine) -> Runtime:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = _device(machine, local_rank, local_world)
@@ -112,16 +119,11 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    try:
-        planning, control = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
-        assert dist.group.WORLD is not None
-        assert planning is not None
-        assert control is not None
-        _open.append(Runtime(rank, world_size, device, dist.group.WORLD, planning, control))
-        yield _open[0]
-    finally:
-        _open.clear()
-        dist.destroy_process_group()
+    planning, control = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    assert dist.group.WORLD is not None
+    assert planning is not None
+    assert control is not None
+    return Runtime(rank, world_size, device, dist.group.WORLD, planning, control)
 
 
 def _keep_freed_memory() -> None:

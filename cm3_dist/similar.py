@@ -62,12 +62,11 @@ def similar(run: FinishedRun, item: str | int, k: int = 10, by: str = "all") -> 
     if by not in (ALL, *run.channels):
         raise InputError(f"--by {by}: there are {ALL}, {', '.join(run.channels)}")
     ids = OwnIds(run.shard.root, run.manifest, "item")
-    try:
-        row = int(ids.find(pa.array([item]).cast(ids.type))[0])
-    except pa.ArrowInvalid:
-        raise InputError(f"item {item!r}: the item ids of the data are whole numbers") from None
-    if row < 0:
-        raise InputError(f"item {item!r} is not among the items of {run.shard.root}")
+    if isinstance(item, str) and ids.type == pa.int64():
+        if not item.lstrip("-").isdigit():
+            raise InputError(f"item {item!r}: the item ids of the data are whole numbers")
+        item = int(item)
+    row = int(ids.rows([item])[0])
     return nearest_items(run, row, k, by)
 
 

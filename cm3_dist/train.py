@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -248,5 +249,16 @@ def spell_out(arguments: list[str]) -> list[str]:
     return spelt
 
 
+class _Callable(ModuleType):
+    """`from cm3_dist import train` finds this module once it has been imported, and calls it like the function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from cm3_dist.api import train
+
+        return train(*args, **kwargs)
+
+
 if __name__ == "__main__":
     entry_point(main)()
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -73,7 +73,7 @@ def test_item_graph_and_features(opened: FinishedRun) -> None:
 
 
 def test_refusals_and_output(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'5' is not among the items" in refusal(main, [str(finished_run), "--item", "5"], capsys)
+    assert "item 5 is not among the items" in refusal(main, [str(finished_run), "--item", "5"], capsys)
     assert "whole numbers" in refusal(main, [str(finished_run), "--item", "x"], capsys)
     assert "there are all, image, text, fused" in refusal(
         main, [str(finished_run), "--item", "1003", "--by", "sound"], capsys
