@@ -107,3 +107,39 @@ def test_refusals(finished_run: Path, exported: Path, tmp_path: Path, capsys: py
     assert not list(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="cannot be read; an export is made"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_index_finds_what_exact_search_finds(finished_run: Path, tmp_path: Path, kind: str) -> None:
+    import faiss
+
+    content = _export(finished_run, tmp_path / "out", {"index": kind})
+    assert content == read_manifest(tmp_path / "out")
+    assert content["index"]["kind"] == kind
+    index = faiss.read_index(str(tmp_path / "out/index/items.faiss"))
+    ids = np.array(pq.read_table(tmp_path / "out/index/ids.parquet")["id"].to_pylist())
+    items, users = _table(tmp_path / "out", "items"), _table(tmp_path / "out", "users")
+    trained = users["train_degree"].to_numpy() > 0
+    rows = _rows(users)[trained].astype(np.float32)
+    found = ids[index.search(rows, 20)[1]]
+    exact = np.array(items["id"].to_pylist())[np.argsort(-(rows @ _rows(items).T), axis=1)[:, :20]]
+    overlap = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, exact, strict=True)])
+    assert overlap >= 0.99
+    assert content["index"]["recall@20"] == pytest.approx(overlap, abs=1e-3)
+    assert content["index"]["queries"] == trained.sum()
+
+
+def test_an_approximate_index_searches_wider_until_it_is_good_enough(tmp_path: Path) -> None:
+    """Rows without any structure, the worst case: the first width would not do."""
+    from cm3_dist.vector_index import IVF_SEARCH, build_index
+
+    rng = np.random.default_rng(0)
+    for kind, count in (("users", 200), ("items", 6000)):
+        (tmp_path / kind).mkdir()
+        flat = pa.array(rng.standard_normal(count * 16).astype(np.float32))
+        lists = pa.FixedSizeListArray.from_arrays(flat, 16)
+        table = pa.table({"id": np.arange(count), "train_degree": np.ones(count, np.int64), "embedding": lists})
+        pq.write_table(table, tmp_path / kind / "part-00000.parquet")
+    found = build_index(tmp_path, "ivf", 16, seed=0)
+    assert found["recall@20"] >= 0.99
+    assert found["nprobe"] > IVF_SEARCH
