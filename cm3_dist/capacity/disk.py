@@ -1,0 +1,64 @@
+"""Bytes on disk, and how long preparation takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cm3_dist.capacity.sizes import RankLoad
+from cm3_dist.config import Settings
+from cm3_dist.model.widths import dense_weights
+from partition import layout
+from partition.layout import Manifest
+
+INT32, INT64, FLOAT = 4, 8, 4
+TEXT_ID = 16  # an id that is text, about
+# Seconds of one process on two cores, measured on synthetic data: an interaction to read, clean, split, cut with METIS
+# and write; an item's neighbour search, by the catalogue's size (exact) or not (approximate); a feature value to copy.
+PREPARE_EDGE, PREPARE_PAIR, PREPARE_ITEM, PREPARE_VALUE = 9e-6, 1.6e-10, 1.2e-3, 4e-9
+
+
+def checkpoint_bytes(
+    manifest: Manifest, settings: Settings, table_bytes: tuple[float, float], world_size: int
+) -> float:
+    """One checkpoint: tables, their optimizer's state, the encoder with two moments."""
+    return world_size * sum(table_bytes) + 3 * FLOAT * dense_weights(manifest, settings)
+
+
+def prepared_bytes(manifest: Manifest, loads: list[RankLoad]) -> dict[str, float]:
+    """A prepared folder by kind of file. `loads` of as many ranks as there are parts, or fewer for an estimate."""
+    ids = {"int64": INT64, "string": TEXT_ID}
+    edges = sum(load.user_from_item.edges + load.item_from_user.edges for load in loads)
+    similar = sum(load.similar.edges for load in loads)
+    nodes = sum(load.part_nodes - load.items - load.similar.halo.received for load in loads)
+    width = sum(modality.dim * np.dtype(modality.dtype).itemsize for modality in manifest.modalities)
+    return {
+        "graph": 2 * INT64 * edges + (INT64 + INT32) * nodes,
+        "item graph": (INT64 + FLOAT) * similar + INT64 * manifest.items,
+        "features": float(width * manifest.items),
+        "held-out": 2.0 * INT64 * (manifest.validation + manifest.test),
+        "ids": (ids[manifest.user_id_type] + INT64) * manifest.users
+        + (ids[manifest.item_id_type] + INT64) * manifest.items,
+    }
+
+
+def folder_bytes(root: Path, manifest: Manifest) -> dict[str, float]:
+    """The same of a folder that is there."""
+    kinds = {layout.GRAPH: "graph", layout.ITEM_GRAPH: "item graph", layout.USERS: "ids", layout.ITEMS: "ids"}
+    kinds |= dict.fromkeys(layout.HELD_OUT.values(), "held-out")
+    kinds |= {layout.features_file(modality.name): "features" for modality in manifest.modalities}
+    sizes = dict.fromkeys(kinds.values(), 0.0)
+    for part in range(manifest.num_parts):
+        for name, kind in kinds.items():
+            sizes[kind] += (layout.part_dir(root, part) / name).stat().st_size
+    return sizes
+
+
+def preparation_seconds(manifest: Manifest, approximate_above: int = 200_000) -> float:
+    """One process on two cores."""
+    interactions = manifest.train + manifest.validation + manifest.test
+    values = sum(modality.dim for modality in manifest.modalities) * manifest.items
+    pairs = manifest.items**2 * sum(modality.dim for modality in manifest.modalities)
+    search = PREPARE_PAIR * pairs if manifest.items <= approximate_above else PREPARE_ITEM * manifest.items
+    return PREPARE_EDGE * interactions + search + PREPARE_VALUE * values
