@@ -54,9 +54,9 @@ def run(
 
 
 def command(point: Point, ranks: int, threads: int | None = None) -> list[str]:
-    """The command that trains a point, from its newest checkpoint if there is one."""
+    """The command that trains a point, from its newest whole checkpoint if there is one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    resume = ["--resume"] if point.state() == "started" else []
+    resume = ["--resume", "auto"] if point.state() == "started" else []
     few = [f"machine.threads={threads}"] if threads and point.settings.machine.threads is None else []
     return [sys.executable, *launcher, "-m", "cm3_dist.train", *point.arguments(), *few, *resume]
 
