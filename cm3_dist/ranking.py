@@ -19,6 +19,8 @@ from cm3_dist.topk import top_columns
 from cm3_dist.traffic import gathered, summed, traffic
 from partition.errors import InputError
 
+METRIC_BLOCK = 16_384  # users whose metrics are reckoned at a time
+
 
 def evaluate(
     user_rows: Tensor,
@@ -63,10 +65,11 @@ def evaluate(
         item_block=item_block,
         group=group,
     )
-    metrics = ranking_metrics(ranked.cpu(), relevant, ks) if len(users) else {}
-    sums = torch.tensor(
-        [float(metrics[name].sum()) if metrics else 0.0 for name in names] + [len(users)], dtype=torch.float64
-    )
+    sums = torch.tensor([0.0] * len(names) + [len(users)], dtype=torch.float64)
+    # A user's hits and gains at every place take several times the memory of its list.
+    for some in torch.arange(len(users)).split(METRIC_BLOCK):
+        metrics = ranking_metrics(ranked[some.to(ranked.device)].cpu(), relevant.rows(some), ks)
+        sums[:-1] += torch.stack([metrics[name].sum() for name in names])
     if group is not None:
         sums = sums.to(user_rows.device)
         traffic.add("evaluation sums", summed(sums.nbytes, dist.get_world_size(group)))

@@ -13,6 +13,7 @@ from cm3_dist.config import Settings
 from cm3_dist.kernels.pairs import COLUMNS, ROWS
 from cm3_dist.model.local_rows import can_update
 from cm3_dist.model.widths import Widths
+from cm3_dist.ranking import METRIC_BLOCK
 from partition.layout import Manifest
 
 FLOAT, INT64 = 4, 8
@@ -119,23 +120,24 @@ def evaluation_live(manifest: Manifest, settings: Settings, load: RankLoad) -> L
     live.add("evaluation: final rows", items, widths.row)
     layer = Relation(users, 0, load.user_from_item.halo), Relation(items, 0, load.item_from_user.halo)
     exact = RankStep(0, 0, 0, 0, [layer[0]] * 2, [layer[1]] * 2, [], users, items, layer[0].halo, 0, 0)
-    propagation = _forward(exact)
+    propagation = (users, items, *_forward(exact))  # of one channel at a time
     samples = {"validation": options.users, "test": options.test_users}
     ranked = max(ranked_users(manifest, sample, split, load) for split, sample in samples.items())
-    k = max(options.ks)
+    k, seen = max(options.ks), load.user_from_item.edges * ranked / max(load.users, 1)
     block, columns = min(options.user_block, ranked), min(options.item_block, items)
-    ranking = ranked * (widths.row + 18 * k) + block * columns * 1.5
-    ranking += users * widths.row + items * widths.row
-    if sum(propagation) * widths.row >= ranking:
+    ranking = Live()
+    ranking.add("evaluation: final rows", users, widths.row)
+    ranking.add("evaluation: ranked users", ranked, widths.row)
+    ranking.add("evaluation: what they have seen", seen, 3 * INT64 / FLOAT)
+    ranking.add("evaluation: best items", ranked, k * (1 + INT64 / FLOAT))
+    ranking.add("evaluation: metrics", min(ranked, METRIC_BLOCK), k * 8 * INT64 / FLOAT)
+    ranking.add("evaluation: scores", block, columns, 1.5)  # and what finding the best of them takes
+    if sum(propagation) * widths.dim * FLOAT >= sum(ranking.named.values()):
         for rows in propagation:
-            live.add("evaluation: propagation", rows, widths.row)
-    else:
-        live.add("evaluation: final rows", users, widths.row)
-        live.add("evaluation: final rows", items, widths.row)
-        live.add("evaluation: ranked users", ranked, widths.row)
-        live.add("evaluation: best items and metrics", ranked, (FLOAT + 8 * INT64) / FLOAT * k)
-        live.add("evaluation: scores", block, columns, 1.5)  # and what finding the best of them takes
-    return live
+            live.add("evaluation: propagation", rows, widths.dim)
+        return live
+    named = {name: live.named.get(name, 0) + found for name, found in ranking.named.items()}
+    return Live(live.named | named, live.small + ranking.small)
 
 
 def ranked_users(manifest: Manifest, sample: int | None, split: str, load: RankLoad) -> float:

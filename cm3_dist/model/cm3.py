@@ -64,7 +64,12 @@ class CM3(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
         users, items, mixing = self.ego_rows(features, parts_users, parts_items)
-        users, items = propagation(users, items)
+        # Channel by channel, in place: the operator takes columns apart, and the rows of other ranks, which can be most
+        # of the graph's, are then never here in all their channels.
+        for begin in range(0, users.shape[1], self.dim):
+            channel = slice(begin, begin + self.dim)
+            parts = users[:, channel].contiguous(), items[:, channel].contiguous()
+            users[:, channel], items[:, channel] = propagation(*parts)
         return self.mix(users, mixing), items
 
     @torch.no_grad()
