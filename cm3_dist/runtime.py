@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +171,16 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
     if first is not None:
         raise InputError(first)
     return result
+
+
+def peak_memory(runtime: Runtime) -> dict[str, list[float]]:
+    """Most memory that each rank's process, and its tensors on a GPU, have taken so far, in MiB. Collective."""
+    own = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if runtime.device.type == "cuda":
+        own["cuda"] = torch.cuda.max_memory_allocated() / 2**20
+    ranks: list[dict[str, float]] = [{} for _ in range(runtime.world_size)]
+    dist.all_gather_object(ranks, own, group=runtime.planning)
+    return {kind: [round(rank[kind], 1) for rank in ranks] for kind in own}
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], None]:

@@ -22,7 +22,7 @@ import typer
 
 from cm3_dist.config import Settings, load_settings
 from cm3_dist.exits import Interrupted
-from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point
+from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point, peak_memory
 
 if TYPE_CHECKING:
     from cm3_dist.checkpoint import Checkpoints
@@ -224,6 +224,9 @@ def test_best(
         "steps": progress.step,
         "world_size": trainer.runtime.world_size,
         "parts": trainer.manifest.num_parts,
+        "data": trainer.manifest.name,
+        "split": trainer.manifest.split,
+        "peak_memory_mib": peak_memory(trainer.runtime),
     }
 
 

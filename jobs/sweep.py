@@ -26,6 +26,7 @@ import yaml
 
 from cm3_dist.config import Settings, load_settings
 from cm3_dist.run_folder import METRICS, SETTINGS
+from jobs.collect import flat
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")
@@ -61,7 +62,7 @@ class Point:
         """
         if not (self.folder / SETTINGS).exists():
             return "new"
-        there, wanted = _flat(load_settings(self.folder / SETTINGS, []).plain()), _flat(self.settings.plain())
+        there, wanted = flat(load_settings(self.folder / SETTINGS, []).plain()), flat(self.settings.plain())
         for key, value in wanted.items():
             if not key.startswith(UNHELD) and there[key] != value:
                 raise InputError(
@@ -153,7 +154,7 @@ def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise InputError(f"{path}: {where}: expected settings, as in {{train.epochs: 20}}")
-    return _flat(value)
+    return flat(value)
 
 
 def _variants(path: Path, points: Any, base: Path | None) -> list[tuple[str, Path | None, dict[str, Any]]]:
@@ -208,12 +209,3 @@ def _override(setting: tuple[str, Any]) -> str:
     key, value = setting
     plain = isinstance(value, str) and yaml.safe_load(value) == value
     return f"{key}={value if plain else json.dumps(value)}"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted settings by dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        found |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found

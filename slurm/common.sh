@@ -9,11 +9,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}               # the trainer sets it
 # Everything said from now on goes to a file of this job, appended to when the job was requeued.
 log_to() {
     mkdir -p "$(dirname "$1")"
-    local first
-    first=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *StdOut=//p')
     echo "log: $1"
     exec >> "$1" 2>&1
-    [[ "$first" != */slurm-*.out ]] || rm -f "$first"      # Slurm's own file, which held only the line above
+    # Slurm's own file, by its default name, held no more than the line above.
+    rm -f "slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.out"
     echo "== job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T'), $SLURM_JOB_NODELIST"
 }
 

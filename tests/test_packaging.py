@@ -192,7 +192,7 @@ def test_wheel_carries_every_module_and_job_file(tmp_path: Path) -> None:
     with ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {path for name in PACKAGES for path in (source / name).rglob("*.py")}
-    expected |= set((source / "jobs").rglob("*.yaml"))
+    expected |= {path for kind in ("*.yaml", "*.jinja") for path in (source / "jobs").rglob(kind)}
     assert held == {path.relative_to(source).as_posix() for path in expected}
 
 
