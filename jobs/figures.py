@@ -69,7 +69,8 @@ def _lines(groups: list[Group], title: str, x: str, y: str, curve: Any, mode: st
 
 def _html(figure: Any, title: str, x: str, y: str) -> str:
     figure.update_layout(**LAYOUT, title=title)
-    figure.update_xaxes(title=x)
+    few = x == "epoch" and max((value for trace in figure.data for value in trace.x), default=0) <= 10
+    figure.update_xaxes(title=x, dtick=1 if few else None)
     figure.update_yaxes(title=y)
     html: str = figure.to_html(
         full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
