@@ -139,6 +139,8 @@ class Run:
         exclude_seen: bool = True,
         exclude_held_out: bool = False,
         items: Ids | None = None,
+        new_items: Folder | None = None,
+        new_users: Folder | None = None,
     ) -> pa.Table:
         """Top-k lists: columns user, rank, item, score; `.to_pandas()` makes a frame of it.
 
@@ -147,21 +149,31 @@ class Run:
             k: length of a list.
             exclude_seen: leave out training items, as evaluation does.
             exclude_held_out: leave out validation and test items as well.
-            items: own ids of the items that may be recommended; None for all.
+            items: own ids of the items of the catalogue that may be recommended; None for all.
+            new_items: table or folder of items without interactions, by their features: recommended as well.
+            new_users: table of user and item ids of users whom training never saw: lists for them, instead of `users`.
 
         Raises:
-            InputError: an unknown id, or a user without a training interaction.
+            InputError: an unknown id, a user without a training interaction, or new items or users that do not fit.
         """
-        from cm3_dist.lists import chosen_items, trained_users, user_lists
+        from cm3_dist.lists import Catalogue, chosen_items, new_user_lists, trained_users, user_lists
+        from cm3_dist.new_files import read_new_users
+        from cm3_dist.recommend import candidates
 
         run = self._open()
-        user_rows, item_rows = (self._rows(kind, ids) for kind, ids in (("user", users), ("item", items)))
-        known, untrained = trained_users(run, user_rows)
-        if users is not None and len(untrained):
-            name = self._ids("user").take(untrained[:1] + run.shard.first_user)[0].as_py()
-            raise InputError(f"user {name!r} has no training interaction, so its row means nothing")
-        candidates = chosen_items(run, item_rows)
-        blocks = user_lists(run, known, candidates, k, seen=exclude_seen, held_out=exclude_held_out)
+        new = candidates(run, None, Path(new_items)).new if new_items is not None else None
+        catalogue = Catalogue(chosen_items(run, self._rows("item", items)), new)
+        if new_users is not None:
+            if users is not None:
+                raise InputError("users and new_users: ask for one of them at a time")
+            strangers = read_new_users(Path(new_users), run, None if new is None else new.ids)
+            blocks = new_user_lists(run, strangers, catalogue, k, seen=exclude_seen)
+        else:
+            known, untrained = trained_users(run, self._rows("user", users))
+            if users is not None and len(untrained):
+                name = self._ids("user").take(untrained[:1] + run.shard.first_user)[0].as_py()
+                raise InputError(f"user {name!r} has no training interaction, so its row means nothing")
+            blocks = user_lists(run, known, catalogue, k, seen=exclude_seen, held_out=exclude_held_out)
         tables = [block.table() for block in blocks]
         types = {"user": self._ids("user").type, "rank": pa.int32(), "item": self._ids("item").type}
         return pa.concat_tables(tables) if tables else pa.schema({**types, "score": pa.float32()}).empty_table()

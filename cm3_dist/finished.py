@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.checkpoint import Checkpoints
@@ -13,6 +16,15 @@ from cm3_dist.runtime import Runtime, agree_on_error
 from cm3_dist.state import restore
 from cm3_dist.trainer import Trainer
 from partition.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What lies between ego and final rows, for those who join later (`cm3_dist.newcomers`)."""
+
+    items: Tensor | None  # [items, C * d] E + A E + ... + A^(L-1) E: what the last layer gives to users; None if L = 0
+    similar: list[Tensor]  # R, S R, ..., one for each item-item layer: what that layer gives to items
+    mixing: Tensor  # [C] the trained users' mean logits
 
 
 class FinishedRun:
@@ -39,6 +51,25 @@ class FinishedRun:
     def rows(self) -> tuple[Tensor, Tensor]:
         """Final rows of this rank's users and items, [., C * d] float32: their inner product is the score."""
         return self.trainer.final_rows()
+
+    @cached_property
+    def layers(self) -> Layers:
+        """This rank's rows of the layers before the last."""
+        with torch.no_grad():
+            users, items, mixing = self.trainer.ego_rows()
+            operator = self.trainer.planner.inference()
+            u, i, before = users, items, None
+            for hop in reversed(operator.hops):
+                before = i
+                u, i = hop.user_from_item.forward(i).add_(users), hop.item_from_user.forward(u).add_(items)
+            similar: list[Tensor] = []
+            for _, relation in operator.similar:
+                similar.append(i if not similar else relation.forward(similar[-1]))
+        trained = torch.from_numpy(self.shard.user_degree > 0).to(mixing.device)
+        total = torch.cat([mixing[trained].sum(0), trained.sum().reshape(1).to(mixing)])
+        if self.runtime.rows_group is not None:
+            dist.all_reduce(total, group=self.runtime.rows_group)
+        return Layers(before, similar, total[:-1] / total[-1])
 
     @cached_property
     def item_ego(self) -> Tensor:

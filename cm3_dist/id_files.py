@@ -45,6 +45,11 @@ def read_ids(path: Path, own: OwnIds) -> IdFile:
     column = file.names[0] if len(file.names) == 1 else column_of(file, own.kind, {})
     if column is None:
         raise _no_column(file, own.kind)
+    return read_column(file, column, own)
+
+
+def read_column(file: TableFile, column: str, own: OwnIds) -> IdFile:
+    """The same for a column that is known."""
     return _read(file, [(column, own)])[0]
 
 

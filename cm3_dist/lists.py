@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cm3_dist.finished import FinishedRun
 from cm3_dist.graph.exchange import send_to_owners
+from cm3_dist.new_files import NewUsers
+from cm3_dist.newcomers import NewItems, place_users
 from cm3_dist.own_ids import OwnIds
 from cm3_dist.ragged import Ragged
 from cm3_dist.ranking import top_k
@@ -38,40 +40,100 @@ class Lists:
         return pa.table(columns, names=["user", "rank", "item", "score"])
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """What may be recommended."""
+
+    known: Tensor  # [local items] bool
+    new: NewItems | None = None
+
+
 def user_lists(
-    run: FinishedRun, users: np.ndarray, candidates: Tensor, k: int, *, seen: bool, held_out: bool
+    run: FinishedRun, users: np.ndarray, catalogue: Catalogue, k: int, *, seen: bool, held_out: bool
 ) -> Iterator[Lists]:
     """Lists of local user rows `users` [n] int64, ascending. Collective: all ranks yield equally often.
 
     Args:
         run: the model.
         users: whose; a rank may have none.
-        candidates: [local items] bool: items that may be recommended.
+        catalogue: items that may be recommended.
         k: length of a list, less where there are fewer candidates.
         seen: leave out what the user has in training.
         held_out: leave out what the user has in validation and test.
     """
-    rows, options = run.rows, run.settings.evaluate
-    ids = OwnIds(run.shard.root, run.manifest, "user"), OwnIds(run.shard.root, run.manifest, "item")
+    ids = OwnIds(run.shard.root, run.manifest, "user")
     for begin in range(0, _most(run, len(users)), USERS_AT_A_TIME):
         some = users[begin : begin + USERS_AT_A_TIME]
-        score, row = top_k(
-            *rows,
-            torch.from_numpy(some),
-            left_out(run, some, seen, held_out),
-            candidates,
-            k,
-            user_block=options.user_block,
-            item_block=options.item_block,
-            group=run.runtime.rows_group,
+        known = left_out(run, some, seen, held_out)
+        names = ids.take(some + run.shard.first_user)
+        yield _lists(run, names, run.rows[0], some, known, _nothing(len(some)), catalogue, k)
+
+
+def new_user_lists(run: FinishedRun, users: NewUsers, catalogue: Catalogue, k: int, *, seen: bool) -> Iterator[Lists]:
+    """Lists of users that training never saw, dealt to the ranks block by block. Collective.
+
+    Args:
+        run: the model.
+        users: all of them, on every rank.
+        catalogue: items that may be recommended; the new items are those that the users' lists mean.
+        k: length of a list.
+        seen: leave out the items of the user's list.
+    """
+    known, rank, ranks = run.manifest.item_rows, run.runtime.rank, run.runtime.world_size
+    for begin in range(0, len(users.ids), USERS_AT_A_TIME):
+        end = min(begin + USERS_AT_A_TIME, len(users.ids))
+        inside = (users.owner >= begin) & (users.owner < end)
+        owner, item = users.owner[inside] - begin, users.item[inside]
+        rows = place_users(run, owner, item, end - begin, catalogue.new)
+        share = -(-(end - begin) // ranks)
+        own = np.arange(min(rank * share, end - begin), min((rank + 1) * share, end - begin))
+        old, new = (
+            Ragged.from_pairs(owner[part], item[part] - shift, end - begin).rows(own) if seen else _nothing(len(own))
+            for part, shift in ((item < known, 0), (item >= known, known))
         )
-        there = (row >= 0).cpu().numpy()
-        yield Lists(
-            ids[0].take(some + run.shard.first_user),
-            ids[1].take(row.cpu().numpy()[there]),
-            score.cpu().numpy()[there].astype(np.float32, copy=False),
-            there.sum(axis=1),
-        )
+        yield _lists(run, users.ids.take(pa.array(own + begin)), rows, own, old, new, catalogue, k)
+
+
+def _lists(
+    run: FinishedRun,
+    names: pa.Array,
+    rows: Tensor,
+    users: np.ndarray,
+    without: Ragged,
+    without_new: Ragged,
+    catalogue: Catalogue,
+    k: int,
+) -> Lists:
+    """Lists of the rows `users` of `rows`; `without`: what each does not get, of the catalogue and of the new items."""
+    options = run.settings.evaluate
+    blocks = {"user_block": options.user_block, "item_block": options.item_block}
+    group, wanted = run.runtime.rows_group, torch.from_numpy(users)
+    score, row = top_k(rows, run.rows[1], wanted, without, catalogue.known, k, group=group, **blocks)
+    if new := catalogue.new:
+        more, place = top_k(rows, new.rows, wanted, without_new, new.candidates, k, group=group, **blocks)
+        score = torch.cat([score, more], 1)
+        row = torch.cat([row, torch.where(place >= 0, place + run.manifest.item_rows, -1)], 1)
+        order = score.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        score, row = score.gather(1, order), row.gather(1, order)
+    found = row.cpu().numpy()
+    there = found >= 0
+    scores = score.cpu().numpy()[there].astype(np.float32, copy=False)
+    return Lists(names, _item_ids(run, found[there], catalogue.new), scores, there.sum(axis=1))
+
+
+def _item_ids(run: FinishedRun, rows: np.ndarray, new: NewItems | None) -> pa.Array:
+    """Own ids of global rows; from `manifest.item_rows` on they are positions among the new items."""
+    ids, known = OwnIds(run.shard.root, run.manifest, "item"), rows < run.manifest.item_rows
+    if new is None:
+        return ids.take(rows)
+    both = [ids.take(rows[known]), new.ids.take(pa.array(rows[~known] - run.manifest.item_rows))]
+    place = np.empty(len(rows), np.int64)
+    place[known], place[~known] = np.arange(known.sum()), known.sum() + np.arange((~known).sum())
+    return pa.concat_arrays(both).take(pa.array(place))
+
+
+def _nothing(users: int) -> Ragged:
+    return Ragged.from_numpy(np.zeros(users + 1, np.int64), np.empty(0, np.int64))
 
 
 def left_out(run: FinishedRun, users: np.ndarray, seen: bool, held_out: bool) -> Ragged:

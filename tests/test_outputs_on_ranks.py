@@ -29,6 +29,9 @@ def _everything(folder: Path, out: Path) -> dict[str, Any]:
         export(run, out / "rows", modality_rows=True)
         recommend(run, out / "all.parquet")
         recommend(run, out / "all.jsonl", exclude_held_out=True)
+        newcomers = {"new_items": out.parent / "new.parquet"}
+        recommend(run, out / "new-items.jsonl", **newcomers)
+        recommend(run, out / "new-users.jsonl", **newcomers, new_users=out.parent / "new.csv")
         return {
             "similar": [similar(run, item, 7, by) for item in (1000, 1033) for by in ("all", "text")],
             "evaluate": evaluate(
@@ -43,9 +46,14 @@ def _everything(folder: Path, out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[dict[str, Any], Path]]:
-    found = {}
+    found, base = {}, tmp_path_factory.mktemp("outputs")
+    rng = np.random.default_rng(0)
+    lists = {name: list(rng.standard_normal((5, width))) for name, width in (("image", 12), ("text", 8))}
+    pq.write_table(pa.table({"item": [7, 3, 9, 1, 5], **lists}), base / "new.parquet")
+    (base / "new.csv").write_text("user,item\n" + "".join(f"x{n},{1000 + n * 3 % 60}\nx{n},{n}\n" for n in (1, 3, 5)))
     for world_size in (1, 2):
-        out = tmp_path_factory.mktemp(f"on-{world_size}")
+        out = base / f"on-{world_size}"
+        out.mkdir()
         answer = _everything(finished_run, out) if world_size == 1 else run_ranks(_everything, 2, finished_run, out)[0]
         found[world_size] = answer, out
     return found
@@ -71,8 +79,13 @@ def test_lists(results: dict[int, tuple[dict[str, Any], Path]]) -> None:
     for column in ("user", "rank", "item"):
         assert tables[0][column].to_pylist() == tables[1][column].to_pylist(), column
     np.testing.assert_allclose(tables[1]["score"].to_numpy(), tables[0]["score"].to_numpy(), rtol=1e-4)
-    lines = [(results[world_size][1] / "all.jsonl").read_text().splitlines() for world_size in (1, 2)]
-    assert [json.loads(line)["items"] for line in lines[1]] == [json.loads(line)["items"] for line in lines[0]]
+    for name in ("all", "new-items", "new-users"):
+        texts = [(results[world_size][1] / f"{name}.jsonl").read_text() for world_size in (1, 2)]
+        one, two = ([json.loads(line) for line in text.splitlines()] for text in texts)
+        assert [line["user"] for line in one] == [line["user"] for line in two]
+        assert [line["items"] for line in one] == [line["items"] for line in two], name
+    assert any(item < 10 for line in one for item in line["items"])  # new items among them
+    assert [line["user"] for line in one] == ["x1", "x3", "x5"]
 
 
 def test_rows(results: dict[int, tuple[dict[str, Any], Path]]) -> None:
