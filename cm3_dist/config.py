@@ -214,7 +214,7 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         InputError: unreadable or non-mapping YAML, an unknown key (with the nearest right one) or a bad value.
     """
     tree: dict[str, Any] = {} if config is None else _read_yaml(config)
-    where = {key: str(config) for key in _leaves(tree)}
+    where = {key: str(config) for key in flat(tree)}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -256,11 +256,12 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        found += _leaves(value, f"{key}.") if isinstance(value, dict) else [key]
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return found
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cm3_dist.config import Settings
+from cm3_dist.dashboard import hparams_summaries, layout
 from cm3_dist.failures import NotFiniteError
 from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
 
@@ -94,6 +95,9 @@ class Monitor:
         self._process = psutil.Process()
         self._board.add_text("settings", _table(settings.plain()), resumed_at)
         self._board.add_text("sharding plan", "```\n" + plan + "\n```", resumed_at)
+        self._board.add_custom_scalars(layout(settings))
+        for summary in hparams_summaries(settings):
+            self._board.file_writer.add_summary(summary)
 
     def __enter__(self) -> Monitor:
         return self

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from cm3_dist.config import flat
 from cm3_dist.run_folder import EVALUATIONS, METRICS, SETTINGS, STEPS
 from partition.errors import InputError
 
@@ -148,12 +149,3 @@ def _command(folder: Path) -> str:
     ranks = note.split(" ")[0] if note else "1"
     launcher = "python" if ranks == "1" else f"torchrun --nproc_per_node={ranks}"
     return f"{launcher} -m cm3_dist.train {arguments}".strip()
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found

@@ -24,9 +24,8 @@ from typing import Any, Literal
 
 import yaml
 
-from cm3_dist.config import Settings, load_settings
+from cm3_dist.config import Settings, flat, load_settings
 from cm3_dist.run_folder import METRICS, SETTINGS
-from jobs.collect import flat
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")
