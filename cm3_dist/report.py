@@ -32,5 +32,6 @@ def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
         f"metrics      {metrics}\n"
         f"checkpoint   {best}\n"
         f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}\n"
+        f"use it       python -m cm3_dist.recommend {folder} --out lists.parquet\n"
         f"train on     python -m cm3_dist.train --config {settings} --resume train.epochs={more}"
     )
