@@ -1,6 +1,7 @@
 """How TensorBoard shows a run: its settings in the HParams tab, and curves that belong together in one chart.
 
-The HParams tab compares the runs below one --logdir: a sweep's folder gives a row a point, with these metrics.
+The HParams tab compares the runs below one --logdir: a sweep's folder gives a row a point. Which columns it shows, a
+run cannot know; jobs.report writes that into the folder of the sweep.
 """
 
 from __future__ import annotations
@@ -27,13 +28,23 @@ def compared_metrics(settings: Settings) -> list[str]:
     return [f"metrics-{split}/{name}" for split in ("test", "validation") for name in ordered]
 
 
-def hparams_summaries(settings: Settings) -> list[Any]:
-    """What opens a run's row in the HParams tab: the columns, and this run's values."""
+def session_start(settings: Settings) -> Any:
+    """What opens a run's row in the HParams tab: its values."""
     from torch.utils.tensorboard.summary import hparams
 
-    metrics = dict.fromkeys(compared_metrics(settings), 0.0)
-    experiment, start, _ = hparams(hyper_parameters(settings), metrics)
-    return [experiment, start]
+    return hparams(hyper_parameters(settings), {})[1]
+
+
+def experiment(runs: list[Settings]) -> Any:
+    """The tab's columns: the settings in which `runs` differ, and recall and NDCG, the watched metric first.
+
+    Without this summary TensorBoard offers every setting and every curve.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    rows = [hyper_parameters(settings) for settings in runs]
+    differing = {key: value for key, value in rows[0].items() if any(row.get(key) != value for row in rows)}
+    return hparams(differing or rows[0], dict.fromkeys(compared_metrics(runs[0]), 0.0))[0]
 
 
 def layout(settings: Settings) -> dict[str, dict[str, list[Any]]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cm3_dist.config import Settings
-from cm3_dist.dashboard import hparams_summaries, layout
+from cm3_dist.dashboard import layout, session_start
 from cm3_dist.failures import NotFiniteError
 from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
 
@@ -96,8 +96,7 @@ class Monitor:
         self._board.add_text("settings", _table(settings.plain()), resumed_at)
         self._board.add_text("sharding plan", "```\n" + plan + "\n```", resumed_at)
         self._board.add_custom_scalars(layout(settings))
-        for summary in hparams_summaries(settings):
-            self._board.file_writer.add_summary(summary)
+        self._board.file_writer.add_summary(session_start(settings))
 
     def __enter__(self) -> Monitor:
         return self

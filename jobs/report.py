@@ -9,8 +9,10 @@ every run's command.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +20,16 @@ from typing import Annotated, Any
 import typer
 
 from cm3_dist import __version__
+from cm3_dist.config import load_settings
+from cm3_dist.dashboard import experiment
+from cm3_dist.run_folder import SETTINGS
 from jobs.collect import Run, collect, write_table
 from jobs.command import command_line
 from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities
 from partition.errors import InputError
 
 SHOWN = 12  # metrics in the leaderboard
+COMPARISON = "tensorboard"  # folder for TensorBoard beside a sweep's run folders
 
 
 def report(
@@ -51,6 +57,8 @@ def report(
     page = _render(title or f"CM3: {', '.join(path.name for path in runs)}", sections, len(found), unfinished)
     write_table(found, table)
     _write(page, output)
+    for root in runs:
+        _columns(root)
     print(f"{len(found)} runs, {len(unfinished)} not finished\npage   {output}\ntable  {table}")
 
 
@@ -138,6 +146,21 @@ def _run(run: Run, metric: str) -> dict[str, Any]:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _columns(root: Path) -> None:
+    """Tells TensorBoard's HParams tab which columns compare the runs of a sweep's folder."""
+    settings = [load_settings(path, []) for path in sorted(root.glob(f"*/{SETTINGS}"))]
+    if len(settings) < 2:
+        return
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    shutil.rmtree(root / COMPARISON, ignore_errors=True)
+    writer = EventFileWriter(str(root / COMPARISON))
+    writer.add_event(Event(summary=experiment(settings)))
+    writer.close()
 
 
 def _write(text: str, path: Path) -> None:

@@ -11,6 +11,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from cm3_dist.config import Machine
+from cm3_dist.dashboard import experiment
 from cm3_dist.runtime import distributed
 from cm3_dist.train import run
 from tests.small import prepare_small, small_settings
@@ -32,18 +33,24 @@ def plugin(events: EventAccumulator, tag: str) -> Any:
     return plugin_data_pb2.HParamsPluginData.FromString(content)
 
 
-def test_hparams_hold_the_settings_and_metrics_that_exist(events: EventAccumulator) -> None:
+def test_hparams_hold_the_settings(events: EventAccumulator) -> None:
     started = plugin(events, "_hparams_/session_start_info").session_start_info.hparams
     assert started["loss.gamma"].number_value == 0.4
     assert started["negatives"].string_value == "in_batch"
     assert started["model.item_ids"].bool_value is False
     assert started["propagation.fanouts"].string_value == "[10]"
     assert not [name for name in started if name.startswith(("run.", "machine."))]
-    experiment = plugin(events, "_hparams_/experiment").experiment
-    tags = [info.name.tag for info in experiment.metric_infos]
+
+
+def test_columns_are_what_differs_and_metrics_that_exist(events: EventAccumulator, tmp_path: Path) -> None:
+    one = small_settings(tmp_path, tmp_path / "one")
+    two = small_settings(tmp_path, tmp_path / "two", loss={"gamma": 0.4}, train={"seed": 7}, machine={"threads": 2})
+    content = experiment([one, two]).value[0].metadata.plugin_data.content
+    found = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+    assert {info.name for info in found.hparam_infos} == {"loss.gamma", "train.seed"}
+    tags = [info.name.tag for info in found.metric_infos]
     assert tags[0] == "metrics-test/recall@20"
     assert set(tags) <= set(events.Tags()["scalars"])
-    assert {info.name for info in experiment.hparam_infos} == set(started)
 
 
 def test_the_layout_groups_curves_that_exist(events: EventAccumulator, tmp_path: Path) -> None:

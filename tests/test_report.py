@@ -117,6 +117,9 @@ def test_table_and_page(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "&#39;data.path=a b&#39;" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)  # nothing is fetched
     assert sorted(path.name for path in study.iterdir() if path.is_file()) == ["report.html", "report.parquet"]
+    assert call(monkeypatch, study) == 0  # again, over the first
+    (events,) = (study / "tensorboard").iterdir()
+    assert "train.seed" in events.read_bytes().decode(errors="replace")  # a column of the HParams tab
 
 
 @pytest.mark.parametrize(
