@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from cm3_dist.exits import INTERRUPTED
 from jobs.command import command_line
 from jobs.expand import Into, Overrides, SweepFile
 from jobs.sweep import Point, read_sweep
@@ -108,7 +109,10 @@ class _Runner:
         seconds = f"after {time.monotonic() - began:.0f} s"
         if process.returncode:
             self._failed.append(f"{point.name} (exit {process.returncode}, {self._log(point)})")
-            tqdm.write(f"{point.name}: failed with exit code {process.returncode} {seconds}", file=sys.stdout)
+            outcome = (
+                "interrupted, saved" if process.returncode == INTERRUPTED else f"failed, exit {process.returncode}"
+            )
+            tqdm.write(f"{point.name}: {outcome} {seconds}", file=sys.stdout)
         else:
             tqdm.write(f"{point.name}: done {seconds}", file=sys.stdout)
         sys.stdout.flush()

@@ -9,10 +9,13 @@
 set -euo pipefail
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 into=${CM3_INTO:-${CM3_RUNS:-runs}/$(basename "$1" .yaml)}
+name="cm3-sweep $into" # two jobs must not write the same run folders
+queued=$(squeue --me --noheader --format=%F --name="$name" | sort -u | paste -sd ' ')
+[ -z "$queued" ] || { echo "error: $into: job $queued is in the queue already; wait for it, or scancel $queued" >&2; exit 2; }
 if [ -n "${CM3_SETUP:-}" ]; then eval "$CM3_SETUP"; fi
 todo=$(${CM3_PYTHON:-.venv/bin/python} -m jobs.expand "$@" --into "$into" --todo)
 if [ -n "$todo" ]; then
-    sweep=$(sbatch --parsable --array="$todo${CM3_LIMIT:+%$CM3_LIMIT}" ${CM3_SBATCH:-} slurm/sweep.sbatch "$@")
+    sweep=$(sbatch --parsable --job-name="$name" --array="$todo${CM3_LIMIT:+%$CM3_LIMIT}" ${CM3_SBATCH:-} slurm/sweep.sbatch "$@")
     sweep=${sweep%%;*}
     echo "sweep   job $sweep, points $todo; logs $into/slurm/$sweep/"
 fi

@@ -136,6 +136,11 @@ def test_a_sweep_goes_on_where_it_was_stopped(slurm: Slurm) -> None:
     job = slurm(*submit).split()[2].rstrip(",")
     logs = into / "slurm" / job
     slurm.until(logs / "1.log", "epoch   2  validation")
+    twice = subprocess.run(
+        submit, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert twice.returncode == 2
+    assert f"error: {into}: job {job} is in the queue already" in twice.stderr
     slurm("scancel", f"{job}_1")
     slurm.wait(job)
     done = (into / "short" / "metrics.json").stat().st_mtime_ns
