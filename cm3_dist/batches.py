@@ -38,11 +38,11 @@ class Batches:
         manifest = shard.manifest
         self.steps = max(1, -(-manifest.train // batch_size))  # an epoch's
         self.batch_size = manifest.train / self.steps  # mean, over all ranks
-        edges, stride = shard.user_from_item, manifest.user_stride
-        self._user = np.repeat(np.arange(shard.user_rows), np.diff(edges.indptr))
+        edges, stride = shard.interactions, manifest.user_stride
+        self._user = np.repeat(np.arange(shard.user_rows, dtype=np.int32), np.diff(edges.indptr))
         self._starts = edges.indptr[np.arange(len(shard.parts) + 1) * stride]  # a part's positives are contiguous
-        if negatives != "in_batch":  # (user, item) that interacted, ascending
-            self._keys = self._user * np.int64(manifest.item_rows) + edges.source
+        if negatives != "in_batch":  # ascending: (user, item) interacted
+            self._keys = self._user * np.int64(manifest.item_rows) + edges.item
         self._active = np.array([part.active_items for part in manifest.parts], np.int64)
         full = np.flatnonzero(np.diff(edges.indptr) >= self._active.sum())
         if negatives != "in_batch" and len(full):
@@ -77,9 +77,9 @@ class Batches:
         for part, order in zip(self._shard.parts, orders, strict=True):
             begin, end = _cut(len(order), step, self.steps)
             chosen = order[begin:end]
-            user = self._user[chosen]
+            user = self._user[chosen].astype(np.int64)
             users.append(user)
-            positives.append(self._shard.user_from_item.source[chosen])
+            positives.append(self._shard.interactions.item[chosen].astype(np.int64))
             if self._negatives != "in_batch":
                 negatives.append(self._draw(user, part, generator(Stream.NEGATIVES, self._seed, epoch, step, part)))
         empty = np.empty(0, np.int64)

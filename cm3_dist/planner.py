@@ -57,11 +57,9 @@ class Planner:
         # Ids of what all plans share, on the device since the start.
         self.resident: set[int] = set()
         self._sampler: Sampler | None = None
-        layers = propagation.user_item_layers
-        self._exact = exact_propagation(shard, layers, propagation.item_item_layers, runtime.group, runtime.planning)
         if mode == "exact":
-            self._whole = self._exact  # on the CPU, where steps are planned
-            self._exact = to_device(self._exact, runtime.device)
+            self._whole = self._operator(adjoint=True)  # on the CPU, where steps are planned
+            self._exact = to_device(self._whole, runtime.device)
             self._all = self._everything()
             self.resident = {id(part) for part in (self._exact, self._all.users, self._all.items, self._all.features)}
             for hop in self._exact.hops:
@@ -72,8 +70,15 @@ class Planner:
             self._sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning)
 
     def inference(self) -> Propagation:
-        """The exact operator over all local rows, on the device."""
-        return to_device(self._exact, self._runtime.device)
+        """The exact operator over all local rows, on the device. Collective; in sampled mode made anew each time."""
+        if self._sampler is None:
+            return self._exact
+        return to_device(self._operator(adjoint=False), self._runtime.device)
+
+    def _operator(self, adjoint: bool) -> Propagation:
+        propagation, runtime = self._settings.propagation, self._runtime
+        layers = propagation.user_item_layers, propagation.item_item_layers
+        return exact_propagation(self._shard, *layers, runtime.group, runtime.planning, adjoint=adjoint)
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -63,8 +63,6 @@ class Trainer:
         self.shard = agree_on_error(runtime, lambda: load_shard(settings.data.path, runtime.rank, runtime.world_size))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
-        if self.mode == "exact":  # nobody draws neighbours: the parts' own edges are not needed beside the shard's
-            self.shard = replace(self.shard, graphs=[])
         choose_kernels(settings.machine.kernels, runtime.device.type)
         self.features = agree_on_error(
             runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)

@@ -175,7 +175,7 @@ def test_a_gpu_keeps_tables_and_rows_on_the_device() -> None:
     prediction = plan.expected()
     places = {item.name: item.place for item in prediction.memory}
     assert places["tables"] == places["propagation"] == "device"
-    assert places["graph: adjacency"] == places["plans ahead"] == "host"
+    assert places["graph: parts"] == places["plans ahead"] == "host"
     assert prediction.device > prediction.checkpoint / 8
     assert not prediction.short()
 

@@ -19,9 +19,9 @@ from partition.layout import Manifest
 
 Place = Literal["host", "device"]
 Phase = Literal["always", "load", "step", "evaluation"]
-INT64, FLOAT, MIB = 8, 4, 2**20
+INT64, INT32, FLOAT, MIB = 8, 4, 4, 2**20
 EDGE = INT64 + FLOAT  # of a CSR matrix: index and value
-PART_EDGE = 2 * INT64 + FLOAT  # of a part: source, destination, value
+PART_EDGE = INT32 + FLOAT  # of a part: source, value
 # Anonymous memory of a process before it loads anything (Python, torch, TorchRec), and what its first steps add: thread
 # stacks, buffers of the matrix products, DGL where neighbours are drawn.
 PROCESS, WARM, DGL = 333 * MIB, 5 * MIB, 10 * MIB
@@ -61,20 +61,20 @@ def rank_memory(
         Item("table optimizer", table_bytes[1], place, "always"),
         Item("encoder and its optimizer", dense, place, "always"),
         Item("features, resident", load.item_rows * stored if mode == "exact" else 0, place, "always"),
-        Item("graph: adjacency", _adjacency(load), "host", "always"),
-        Item("graph: operator", _operator(load), "host", "always"),
-        Item("graph: parts, for sampling", _parts(load) if mode == "sampled" else 0, "host", "always"),
+        Item("graph: parts", _parts(load), "host", "always"),
+        # In sampled mode the exact operator is made for an evaluation, without the item graph's transpose.
+        Item("graph: operator", _operator(load, mode), "host", "always" if mode == "exact" else "evaluation"),
         Item("positives and their order", _batches(load, settings), "host", "always"),
         Item("row numbers and degrees", 3 * INT64 * (load.user_rows + load.item_rows), "host", "always"),
         Item("held-out interactions", _held_out(load), "host", "always"),
-        Item("loading the parts", _loading(load), "host", "load"),
+        Item("loading the parts", _loading(load, mode), "host", "load"),
         Item("plans ahead", (settings.machine.prefetch + 2) * plan_bytes(manifest, mode, load, step), "host", "step"),
         Item("planning", _planning(mode, load, step), "host", "step"),
         *(Item(name, size, place, "step") for name, size in live.named.items()),
         *(Item(name, size, place, "evaluation") for name, size in ranked.named.items()),
     ]
     if place == "device" and mode == "exact":
-        items.append(Item("operator on the device", _operator(load) + _values(load), place, "always"))
+        items.append(Item("operator on the device", _operator(load, mode), place, "always"))
     if place == "device":
         items.append(Item("plan on the device", plan_bytes(manifest, mode, load, step), place, "step"))
     else:
@@ -125,40 +125,36 @@ def _relations(load: RankLoad) -> list[Relation]:
     return [load.user_from_item, load.item_from_user, load.similar]
 
 
-def _adjacency(load: RankLoad) -> float:
-    return sum(EDGE * relation.edges + INT64 * relation.rows for relation in _relations(load))
+def _edges(load: RankLoad) -> float:
+    return sum(relation.edges for relation in _relations(load))
 
 
-def _values(load: RankLoad) -> float:
-    return sum(FLOAT * relation.edges + INT64 * relation.rows for relation in _relations(load))
-
-
-def _operator(load: RankLoad) -> float:
-    """Columns beside the adjacency's values, the item graph's transpose, who sends which rows."""
-    columns = sum(INT64 * relation.edges for relation in _relations(load))
+def _operator(load: RankLoad, mode: str) -> float:
+    """The exact operator: CSR matrices, who sends which rows, and for training the item graph's transpose."""
+    matrices = sum(EDGE * relation.edges + INT64 * relation.rows for relation in _relations(load))
     sent = sum(INT64 * relation.halo.sent for relation in _relations(load))
     transpose = EDGE * load.similar.edges + INT64 * (load.similar.rows + load.similar.halo.received)
-    return columns + sent + transpose
+    return matrices + sent + (transpose if mode == "exact" else 0)
 
 
 def _parts(load: RankLoad) -> float:
-    """The parts' own edges and DGL's numbers of them."""
-    edges = sum(relation.edges for relation in _relations(load))
-    return (PART_EDGE + INT64) * edges + INT64 * (load.part_nodes + 2 * (load.user_rows + 2 * load.item_rows))
+    """The parts' own edges and row numbers, and what each user interacted with."""
+    starts = INT64 * (2 * load.user_rows + 2 * load.item_rows)
+    return PART_EDGE * _edges(load) + INT64 * load.part_nodes + starts + INT32 * load.user_from_item.edges
 
 
-def _loading(load: RankLoad) -> float:
+def _loading(load: RankLoad, mode: str) -> float:
     """All parts' edges, and one relation being sorted: its ends, their concatenation, the order and the result."""
-    relations = _relations(load)
-    edges = sum(relation.edges for relation in relations)
+    relations = _relations(load) if mode == "exact" else [load.user_from_item]
     widest = max(relation.edges for relation in relations)
-    return PART_EDGE * edges + INT64 * load.part_nodes + EDGE * (edges - widest) + 7 * INT64 * widest
+    made = EDGE * (_edges(load) - widest) if mode == "exact" else 0
+    return _parts(load) + made + 7 * INT64 * widest
 
 
 def _batches(load: RankLoad, settings: Settings) -> float:
     """Every positive's user, an epoch's order, and (user, item) keys where negatives are drawn."""
-    arrays = 2 if settings.negatives == "in_batch" else 3
-    return arrays * INT64 * load.user_from_item.edges
+    arrays = INT32 + INT64 + (0 if settings.negatives == "in_batch" else INT64)
+    return arrays * load.user_from_item.edges
 
 
 def _held_out(load: RankLoad) -> float:

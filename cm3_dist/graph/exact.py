@@ -17,30 +17,44 @@ from torch import Tensor
 
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.graph.operators import Csr, Pull, Relation
+from cm3_dist.graph.parts import SIMILAR
 from cm3_dist.graph.propagation import Hop, Propagation
 from cm3_dist.graph.shard import Adjacency, Shard
 from cm3_dist.traffic import Kind
+from partition import layout
 
 
 def exact_propagation(
-    shard: Shard, user_item_layers: int, item_item_layers: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+    shard: Shard,
+    user_item_layers: int,
+    item_item_layers: int,
+    group: dist.ProcessGroup,
+    planning: dist.ProcessGroup,
+    *,
+    adjoint: bool = True,
 ) -> Propagation:
-    """The operator over all local rows. Collective (on `planning`); rows later travel on `group`."""
+    """The operator over all local rows. Collective (on `planning`); rows later travel on `group`.
+
+    Without `adjoint` there is no backward pass through the item graph, whose transpose takes as much memory as itself.
+    """
     groups = group, planning
-    user_from_item = _pull(shard.user_from_item, shard.first_item, shard.item_rows, "user-item rows", *groups)
-    item_from_user = _pull(shard.item_from_user, shard.first_user, shard.user_rows, "user-item rows", *groups)
+    user_from_item = _pull(
+        shard.adjacency(layout.ITEM_TO_USER), shard.first_item, shard.item_rows, "user-item rows", *groups
+    )
+    item_from_user = _pull(
+        shard.adjacency(layout.USER_TO_ITEM), shard.first_user, shard.user_rows, "user-item rows", *groups
+    )
     hop = Hop(
         shard.user_rows,
         shard.item_rows,
         Relation(user_from_item, item_from_user),
         Relation(item_from_user, user_from_item),
     )
-    similar = (
-        Relation.of(_pull(shard.similar, shard.first_item, shard.item_rows, "item-graph rows", *groups))
-        if item_item_layers
-        else None
-    )
-    return Propagation([hop] * user_item_layers, [(shard.item_rows, similar)] * item_item_layers if similar else [])
+    similar = []
+    if item_item_layers:
+        pull = _pull(shard.adjacency(SIMILAR), shard.first_item, shard.item_rows, "item-graph rows", *groups)
+        similar = [(shard.item_rows, Relation.of(pull) if adjoint else Relation.forward_only(pull))]
+    return Propagation([hop] * user_item_layers, similar * item_item_layers)
 
 
 def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:

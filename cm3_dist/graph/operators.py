@@ -122,3 +122,12 @@ class Relation:
     def of(pull: Pull) -> Relation:
         """With the adjoint made by transposing; a symmetric operator needs none (see `graph.exact`)."""
         return Relation(pull, Push(pull.matrix.transposed(), pull.exchange))
+
+    @staticmethod
+    def forward_only(pull: Pull) -> Relation:
+        """For inference: the adjoint raises RuntimeError."""
+        return Relation(pull, _no_adjoint)
+
+
+def _no_adjoint(x: Tensor) -> Tensor:
+    raise RuntimeError("this operator was made without its adjoint; no gradient passes through it")

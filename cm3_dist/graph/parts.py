@@ -52,13 +52,16 @@ class PartGraph:
         self._relations = {SIMILAR: _similar(folder / layout.ITEM_GRAPH, self._first[ITEM])}
         for relation, (source, destination) in stored.edges.items():  # sorted by destination, then source
             value = root_degree[relation[0]][source] * root_degree[relation[2]][destination]
-            rows, own = stored.row[relation[0]], sizes[relation[2]]
-            self._relations[relation] = _Relation(source, destination, value.astype(np.float32), rows, own)
+            indptr = np.zeros(sizes[relation[2]] + 1, np.int64)
+            np.cumsum(np.bincount(destination, minlength=len(indptr) - 1), out=indptr[1:])
+            rows = stored.row[relation[0]]
+            self._relations[relation] = _Relation.of(indptr, source, value.astype(np.float32), rows)
 
     def edges(self, relation: tuple[str, str, str]) -> Edges:
         """All in-edges of one relation; destinations are global rows."""
         stored = self._relations[relation]
-        return Edges(stored.destination + self._first[relation[2]], stored.row[stored.source], stored.value)
+        destination = np.repeat(np.arange(len(stored.degree)), stored.degree)
+        return Edges(destination + self._first[relation[2]], stored.row[stored.source], stored.value)
 
     @cached_property
     def _graphs(self) -> dict[tuple[str, str, str], Any]:
@@ -77,9 +80,10 @@ class PartGraph:
     def _draw(self, relation: tuple[str, str, str], offsets: np.ndarray, fanout: int, seed: int) -> Edges:
         dgl, stored = _dgl(), self._relations[relation]
         dgl.seed(seed % 2**31)  # the C++ side takes an int32
-        drawn = dgl.sampling.sample_neighbors(self._graphs[relation], {relation[2]: torch.from_numpy(offsets)}, fanout)
+        nodes = torch.from_numpy(offsets.astype(stored.source.dtype, copy=False))
+        drawn = dgl.sampling.sample_neighbors(self._graphs[relation], {relation[2]: nodes}, fanout)
         edge = drawn.edata[dgl.EID].numpy()
-        to, value = stored.destination[edge], stored.value[edge]
+        to, value = np.searchsorted(stored.indptr, edge, side="right") - 1, stored.value[edge]
         if fanout != -1:
             degree = stored.degree[to]
             value = (value * (degree / np.minimum(degree, fanout))).astype(np.float32)
@@ -88,18 +92,23 @@ class PartGraph:
 
 @dataclass(frozen=True)
 class _Relation:
-    """In-edges of a part's own nodes of one kind, sorted by destination, then source."""
+    """In-edges of a part's own nodes of one kind, as CSR."""
 
-    source: np.ndarray  # [n] int64 node number: own nodes in offset order, then the halo, ascending by row
-    destination: np.ndarray  # [n] int64 offset
+    indptr: np.ndarray  # [own + 1] int64
+    source: np.ndarray  # [n] int32 or int64 node number: own nodes in offset order, then the halo, ascending by row
     value: np.ndarray  # [n] float32
     row: np.ndarray  # [source nodes] int64 global row
-    own: int  # destination nodes
+
+    @classmethod
+    def of(cls, indptr: np.ndarray, source: np.ndarray, value: np.ndarray, row: np.ndarray) -> _Relation:
+        """With node numbers as short as they may be."""
+        kind = np.int32 if max(len(row), len(source)) < 2**31 else np.int64
+        return cls(indptr, source.astype(kind), value, row)
 
     @cached_property
     def degree(self) -> np.ndarray:
         """[own] int64: in-edges in this relation."""
-        return np.bincount(self.destination, minlength=self.own)
+        return np.diff(self.indptr)
 
 
 def _similar(path: Path, first: int) -> _Relation:
@@ -110,20 +119,21 @@ def _similar(path: Path, first: int) -> _Relation:
     halo = np.unique(stored.neighbour[remote])
     position = stored.neighbour - first
     position[remote] = len(own) + np.searchsorted(halo, stored.neighbour[remote])
-    destination = np.repeat(np.arange(len(own)), np.diff(stored.indptr))
-    return _Relation(position, destination, stored.weight, np.concatenate([own, halo]), len(own))
+    return _Relation.of(stored.indptr, position, stored.weight, np.concatenate([own, halo]))
 
 
 def _graph(relation: tuple[str, str, str], stored: _Relation) -> Any:
-    """The edges as compressed columns.
+    """The edges as compressed columns; the sources are in the same memory.
 
     Left to itself DGL would sort them, in an order that depends on the number of threads; and a draw picks by position.
     """
     # The item graph's destinations are sources too, and its graph has them all.
-    sizes = {relation[2]: stored.own} | {relation[0]: len(stored.row)}
-    indptr = np.zeros(sizes[relation[2]] + 1, np.int64)
-    np.cumsum(np.bincount(stored.destination, minlength=sizes[relation[2]]), out=indptr[1:])
-    columns = torch.from_numpy(indptr), torch.from_numpy(stored.source), torch.arange(len(stored.source))
+    sizes = {relation[2]: len(stored.degree)} | {relation[0]: len(stored.row)}
+    kind = stored.source.dtype
+    indptr = np.full(sizes[relation[2]] + 1, len(stored.source), kind)
+    indptr[: len(stored.indptr)] = stored.indptr
+    no_ids = torch.from_numpy(np.empty(0, kind))  # an edge's number is its place
+    columns = torch.from_numpy(indptr), torch.from_numpy(stored.source), no_ids
     return _dgl().heterograph({relation: ("csc", columns)}, sizes)
 
 

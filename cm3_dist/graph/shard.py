@@ -7,12 +7,14 @@ A rank owns the parts [rank * P/W, (rank + 1) * P/W). Local row = global row - f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from cm3_dist.graph.parts import SIMILAR, Edges, PartGraph
+from cm3_dist.graph.parts import SIMILAR, USER, Edges, PartGraph
 from cm3_dist.ragged import Ragged
 from partition import layout
 from partition.errors import InputError
@@ -25,6 +27,14 @@ class Adjacency:
     indptr: np.ndarray  # [local rows + 1] int64
     source: np.ndarray  # [edges] int64, ascending within a row
     value: np.ndarray  # [edges] float32
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Training interactions of this rank's users, as CSR; they stay in memory, the adjacencies are made when needed."""
+
+    indptr: np.ndarray  # [user rows + 1] int64
+    item: np.ndarray  # [n] int32, or int64 where item rows need it: global item rows, ascending within a user
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,7 @@ class Shard:
     user_degree: np.ndarray  # [user rows] int64, full training graph
     item_degree: np.ndarray  # [item rows] int64
     is_item: np.ndarray  # [item rows] bool: False for padding
-    user_from_item: Adjacency
-    item_from_user: Adjacency
-    similar: Adjacency
+    interactions: Interactions
     held_out: dict[str, HeldOut]  # "validation", "test"
 
     @property
@@ -73,7 +81,26 @@ class Shard:
 
     def seen(self, users: np.ndarray) -> Ragged:
         """Training items (global rows) of local user rows [n]."""
-        return Ragged.from_numpy(self.user_from_item.indptr, self.user_from_item.source).rows(users)
+        found = Ragged(torch.from_numpy(self.interactions.indptr), torch.from_numpy(self.interactions.item)).rows(users)
+        return Ragged(found.indptr, found.values.long())
+
+    def adjacency(self, relation: tuple[str, str, str]) -> Adjacency:
+        """In-edges of all local rows, put together anew at each call."""
+        if relation[2] == USER:
+            first, rows = self.first_user, self.user_rows
+        else:
+            first, rows = self.first_item, self.item_rows
+        return _adjacency([graph.edges(relation) for graph in self.graphs], first, rows)
+
+    @cached_property
+    def user_from_item(self) -> Adjacency:
+        """In-edges of the users, kept from the first use on, which training has none of."""
+        return self.adjacency(layout.ITEM_TO_USER)
+
+    @cached_property
+    def similar(self) -> Adjacency:
+        """The item graph, likewise."""
+        return self.adjacency(SIMILAR)
 
 
 def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int) -> range:
@@ -110,7 +137,7 @@ def load_shard(root: Path, rank: int, world_size: int) -> Shard:
         item_degree[index * items :][: sizes.items] = column(folder / layout.ITEMS, "train_degree")
         is_item[index * items :][: sizes.items] = True
     graphs = [PartGraph(root, manifest, part) for part in parts]
-    first_user, first_item = parts.start * users, parts.start * items
+    first_user = parts.start * users
     return Shard(
         manifest=manifest,
         root=root,
@@ -119,11 +146,15 @@ def load_shard(root: Path, rank: int, world_size: int) -> Shard:
         user_degree=user_degree,
         item_degree=item_degree,
         is_item=is_item,
-        user_from_item=_adjacency([g.edges(layout.ITEM_TO_USER) for g in graphs], first_user, len(user_degree)),
-        item_from_user=_adjacency([g.edges(layout.USER_TO_ITEM) for g in graphs], first_item, len(item_degree)),
-        similar=_adjacency([g.edges(SIMILAR) for g in graphs], first_item, len(item_degree)),
+        interactions=_interactions(graphs, first_user, len(user_degree), manifest.item_rows),
         held_out={split: _held_out(root, parts, name, first_user) for split, name in layout.HELD_OUT.items()},
     )
+
+
+def _interactions(graphs: list[PartGraph], first: int, users: int, item_rows: int) -> Interactions:
+    kind = np.int32 if item_rows < 2**31 else np.int64
+    adjacency = _adjacency([graph.edges(layout.ITEM_TO_USER) for graph in graphs], first, users)
+    return Interactions(adjacency.indptr, adjacency.source.astype(kind))
 
 
 def _adjacency(parts: list[Edges], first: int, rows: int) -> Adjacency:
