@@ -1,7 +1,7 @@
 # Everything a person or a machine does with this repository. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test cuda demo test test-slow bench lint format types check requirements requirements-check clean distclean
+.PHONY: help setup setup-test cuda demo test test-slow docs bench lint format types check requirements requirements-check clean distclean
 
 # Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/test_loss.py -x".
 # EXTRA is cpu or cuda; once installed, it stays what it is until named again.
@@ -25,6 +25,9 @@ test: setup-test ## Run the tests (ARGS goes to pytest).
 
 test-slow: setup-test ## Run the long tests too.
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+docs: setup ## Write docs/settings.md from the typed settings.
+	$(BIN)/python -m cm3_dist.settings_page > docs/settings.md
 
 bench: setup-test ## Measure speed against the plain implementation (ARGS goes to benchmarks.speed).
 	$(BIN)/python -m benchmarks.speed $(ARGS)

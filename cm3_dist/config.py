@@ -105,7 +105,9 @@ class Loss(_Section):
 
     gamma: NonNegative = Field(default=0.9, description="weight of the uniformity terms")
     t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
-    item_uniformity: Literal["calibrated", "plain", "none"] = "calibrated"
+    item_uniformity: Literal["calibrated", "plain", "none"] = Field(
+        default="calibrated", description="pairs of unlike items are pushed apart harder; all alike; not at all"
+    )
     min_sim: UnitInterval = Field(default=0.0, description="lower clamp of the calibrating similarity")
     max_sim: UnitInterval = Field(default=1.0, description="upper clamp of the calibrating similarity")
     scope: Literal["global", "local"] = Field(
@@ -129,16 +131,19 @@ class TableOptimizer(_Section):
     name: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         default="rowwise_adagrad", description="adam needs a GPU: FBGEMM has no fused Adam on the CPU"
     )
-    lr: Rate = 0.03
-    eps: Rate = 1e-8
-    weight_decay: NonNegative = 0.0
+    lr: Rate = Field(default=0.03, description="learning rate")
+    eps: Rate = Field(default=1e-8, description="added to the root of the accumulated squares")
+    weight_decay: NonNegative = Field(
+        default=0.0,
+        description="of the rows looked up: in the gradient of rowwise_adagrad, decoupled in adam; others have none",
+    )
 
 
 class DenseOptimizer(_Section):
     """Adam on the encoder's and the fusion's weights."""
 
-    lr: Rate = 1e-3
-    weight_decay: NonNegative = 0.0
+    lr: Rate = Field(default=1e-3, description="learning rate")
+    weight_decay: NonNegative = Field(default=0.0, description="L2, added to the gradient")
 
 
 class Evaluate(_Section):
@@ -167,7 +172,7 @@ class Evaluate(_Section):
 class Machine(_Section):
     """The device and its threads."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPUs, if there are any")
     threads: Positive | None = Field(
         default=None, description="CPU threads a rank; null: the cores shared among the ranks"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cm3_dist.config import Settings, known_keys, load_settings
+from cm3_dist.settings_page import page
 from partition.errors import InputError
 
 
@@ -90,3 +91,14 @@ def test_known_keys_cover_what_the_docs_name() -> None:
     keys = known_keys()
     for key in ("data.path", "run.dir", "train.max_steps", "train.seed", "propagation.mode", "negatives", "loss.scope"):
         assert key in keys
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    assert written == page(), "run `make docs`"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `")]
+    assert {row[0].strip("|` ") for row in rows} == set(known_keys())
+    assert all(len(row) == 4 and row[3].strip("| ") for row in rows)

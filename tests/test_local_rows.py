@@ -12,6 +12,7 @@ from cm3_dist.config import Machine, TableOptimizer
 from cm3_dist.model.local_rows import can_update
 from cm3_dist.runtime import distributed
 from cm3_dist.trainer import Trainer
+from partition.errors import InputError
 from tests.small import prepare_small, small_settings
 
 OPTIMIZERS = [("rowwise_adagrad", 0.1), ("adagrad", 0.1), ("sgd", 0.5)]
@@ -44,6 +45,26 @@ def test_local_rows_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Path
         torch.testing.assert_close(
             value, found[1][key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+def test_weight_decay_pulls_rows_to_zero(tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    norms = []
+    with distributed(Machine(device="cpu", threads=1)) as runtime:
+        for decay in (0.0, 10.0):
+            settings = small_settings(prepared, tmp_path / "run", tables={"lr": 0.01, "weight_decay": decay})
+            trainer = Trainer(settings, runtime)
+            for plan in trainer.planner.epoch(0, 0, 5):
+                trainer.step(plan)
+            norms.append(trainer.model.tables.local_state()["user_channels"].norm().item())
+    assert norms[1] < 0.98 * norms[0]
+
+
+@pytest.mark.parametrize("name", ["adagrad", "sgd"])
+def test_weight_decay_is_refused_where_fbgemm_has_none(name: str, tmp_path: Path) -> None:
+    settings = small_settings(prepare_small(tmp_path), tmp_path / "run", tables={"name": name, "weight_decay": 1e-6})
+    with distributed(Machine(device="cpu", threads=1)) as runtime, pytest.raises(InputError, match="has none"):
+        Trainer(settings, runtime)
 
 
 def test_what_is_left_to_fbgemm() -> None:

@@ -24,6 +24,7 @@ from partition.layout import Manifest
 
 with light_imports():
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
     from torchrec.distributed.comm_ops import set_gradient_division
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -156,12 +157,20 @@ def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]
         raise InputError(
             "tables.name = 'adam': FBGEMM has no fused Adam on the CPU; use tables.name=rowwise_adagrad, or a GPU"
         )
-    return {
+    if optimizer.weight_decay and optimizer.name in ("adagrad", "sgd"):
+        raise InputError(
+            f"tables.weight_decay = {optimizer.weight_decay:g}: FBGEMM's {optimizer.name} has none; use "
+            "tables.name=rowwise_adagrad, or on a GPU adam"
+        )
+    fused: dict[str, object] = {
         "optimizer": _OPTIMIZERS[optimizer.name],
         "learning_rate": optimizer.lr,
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
     }
+    if optimizer.name == "rowwise_adagrad":  # which ignores the weight decay unless it is told its kind
+        fused["weight_decay_mode"] = WeightDecayMode.L2
+    return fused
 
 
 def _local(value: object) -> Tensor:
