@@ -12,8 +12,11 @@ import pyarrow.compute as pc
 from cm3_dist.finished import FinishedRun
 from cm3_dist.id_files import IdFile, read_column, read_pairs
 from cm3_dist.own_ids import OwnIds
+from partition import layout
 from partition.errors import InputError
-from partition.features import ListColumn, NpyFile, is_feature_column, load
+from partition.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
+from partition.layout import Modality
+from partition.part_files import open_basis
 from partition.readers import column_of
 from partition.tables import SUFFIXES, TableFile, open_table
 
@@ -65,13 +68,7 @@ def read_new_items(path: Path, run: FinishedRun, work: Path) -> tuple[pa.Array, 
                 f"no features of modality {modality.name!r}: give a list column of that name, or {npy.name}"
             )
         values = load({modality.name: source}, count, None, {}, work)[0][modality.name].values
-        if values.shape[1] != modality.dim:
-            reduced = f", reduced from {modality.source_dim} at preparation" * (modality.source_dim != modality.dim)
-            raise InputError(
-                f"{source.paths[0]}: modality {modality.name!r} is {values.shape[1]} wide; the data has {modality.dim}"
-                f"{reduced}"
-            )
-        features[modality.name] = values.astype(modality.dtype, copy=False)
+        features[modality.name] = _as_prepared(values, modality, run.shard.root, source.paths[0])
     return listed.ids, features
 
 
@@ -112,6 +109,24 @@ def rows_with_new(run: FinishedRun, listed: IdFile, new: pa.Array | None) -> np.
     if (rows < 0).any():
         raise listed.unknown(int(np.argmax(rows < 0)), "item")
     return rows
+
+
+def _as_prepared(values: np.ndarray, modality: Modality, root: Path, path: Path) -> np.ndarray:
+    """Rows as wide as the prepared folder's, by the basis that it was reduced with if they are as wide as its input."""
+    width, basis_file = values.shape[1], root / layout.basis_file(modality.name)
+    if width != modality.dim and width == modality.source_dim and basis_file.is_file():
+        basis = open_basis(basis_file, modality)
+        rows = max(1, BLOCK_BYTES // (8 * width))
+        blocks = [project(values[begin : begin + rows], basis) for begin in range(0, len(values), rows)]
+        return np.concatenate([block.astype(modality.dtype) for block in blocks])
+    if width != modality.dim:
+        wanted = f"{modality.dim}"
+        if modality.source_dim != modality.dim:
+            wanted += f", reduced from {modality.source_dim}" + (
+                "" if basis_file.is_file() else ", by a basis not kept"
+            )
+        raise InputError(f"{path}: modality {modality.name!r} is {width} wide; the data has {wanted}")
+    return values.astype(modality.dtype, copy=False)
 
 
 def _items_table(path: Path) -> TableFile:

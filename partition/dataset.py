@@ -18,6 +18,7 @@ class Features:
 
     values: np.ndarray  # [items, d], float16, 32 or 64 as it came
     source_dim: int  # d before PCA
+    basis: np.ndarray | None = None  # [source_dim, d] float64: what PCA multiplied the rows by; may be memory-mapped
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,11 @@ def load(
         if dim > width:
             raise InputError(f"--pca {name}={dim}: modality {name!r} has {width} dimensions only")
         if dim < width:
-            values, shares[f"pca_kept_{name}"] = reduce(values, dim, work / f"{name}-pca.npy")
-        features[name] = Features(values, width)
+            target = work / f"{name}-pca.npy"
+            values, shares[f"pca_kept_{name}"] = reduce(values, dim, target)
+            features[name] = Features(values, width, np.load(_basis_of(target), mmap_mode="r"))
+        else:
+            features[name] = Features(values, width)
     return features, shares
 
 
@@ -135,7 +138,7 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
     Args:
         values: [n, d], any float dtype, may be memory-mapped.
         dim: components to keep, less than d.
-        target: .npy file for the result.
+        target: .npy file for the result; the basis goes into one beside it.
 
     Returns:
         [n, dim] float32, memory-mapped, the largest component first, each one's largest loading positive; and the
@@ -149,11 +152,22 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
     energy, basis = scipy.linalg.eigh(gram, subset_by_index=[width - dim, width - 1])
     energy, basis = energy[::-1], basis[:, ::-1]
     basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(dim)])
+    np.save(_basis_of(target), basis)
     reduced = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(rows, dim))
     for block in _blocks(values):
-        reduced[block] = values[block].astype(np.float64) @ basis
+        reduced[block] = project(values[block], basis)
     total = np.trace(gram)
     return reduced, float(energy.sum() / total) if total else 1.0
+
+
+def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """[n, d] rows on the basis [d, dim] -> [n, dim]; in float64."""
+    projected: np.ndarray = values.astype(np.float64) @ basis
+    return projected
+
+
+def _basis_of(target: Path) -> Path:
+    return target.with_name(f"{target.stem}-basis.npy")
 
 
 def _blocks(values: np.ndarray) -> Iterator[slice]:

@@ -5,6 +5,7 @@ folders of its own parts; the manifest alone tells where any row lives::
 
     PREPARED/
       manifest.json
+      pca-NAME.npy           [source_dim, dim] float64 basis of a modality that PCA reduced, to reduce new items with
       parts/part-00000/
         users.arrow        id, train_degree: one record a user, in offset order
         items.arrow        id, train_degree: one record an item, in offset order
@@ -137,6 +138,11 @@ def part_dir(root: Path, part: int) -> Path:
 def features_file(modality: str) -> str:
     """File name of a modality's features inside a part."""
     return f"features-{modality}.npy"
+
+
+def basis_file(modality: str) -> str:
+    """File name, in the prepared folder itself, of the basis that a modality was reduced with."""
+    return f"pca-{modality}.npy"
 
 
 def sha256(path: Path) -> str:

@@ -162,5 +162,15 @@ def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarr
     return values
 
 
+def open_basis(path: Path, modality: layout.Modality) -> np.ndarray:
+    """Memory-maps the [source_dim, dim] basis that a modality was reduced with.
+
+    Raises:
+        InputError: not a .npy file, or another dtype or shape.
+    """
+    wanted = modality.model_copy(update={"dtype": "float64"})
+    return open_features(path, wanted, modality.source_dim)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -22,12 +22,14 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         table = pa.table({"id": ids})
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    features = {}
+    features: dict[str, dict[str, Any]] = {}
     for name, modality in dataset.features.items():
         assert isinstance(modality.values, np.memmap)
         path = Path(str(modality.values.filename)).resolve()
         own = path.parent == folder.resolve()
-        features[name] = {"file": path.name if own else str(path), "source_dim": modality.source_dim}
+        features[name] = {"file": path.name if own else str(path), "source_dim": modality.source_dim, "basis": None}
+        if isinstance(modality.basis, np.memmap):
+            features[name]["basis"] = Path(str(modality.basis.filename)).name
     content = {
         "name": dataset.name,
         "split_method": dataset.split_method,
@@ -47,7 +49,11 @@ def read_dataset(folder: Path) -> Dataset:
         table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
         ids.append(table["id"].combine_chunks())
     features = {
-        name: Features(np.load(folder / stored["file"], mmap_mode="r"), stored["source_dim"])
+        name: Features(
+            np.load(folder / stored["file"], mmap_mode="r"),
+            stored["source_dim"],
+            None if stored["basis"] is None else np.load(folder / stored["basis"], mmap_mode="r"),
+        )
         for name, stored in content["features"].items()
     }
     return Dataset(

@@ -135,6 +135,9 @@ def write_prepared(
                 (work.folder / target.name).rename(target)
             sizes.append(layout.Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
             (target / _SIZES).unlink()
+        for name, features in dataset.features.items():
+            if features.basis is not None:
+                np.save(folder / layout.basis_file(name), features.basis)
         manifest = _manifest(dataset, graph, users, items, sizes, settings, statistics)
         text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
         (folder / layout.MANIFEST).write_text(text, encoding="utf-8")

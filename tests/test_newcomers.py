@@ -227,3 +227,25 @@ def test_new_items_as_a_folder_with_arrays(held_out: tuple[Path, Path, Any], tmp
         recommend(finished, tmp_path / "a.jsonl", new_items=folder)
         recommend(finished, tmp_path / "b.jsonl", new_items=table)
     assert _lists(tmp_path / "a.jsonl") == _lists(tmp_path / "b.jsonl")
+
+
+def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
+    """Placed with the features as they came, an item gets what it gets with the prepared folder's reduced ones."""
+    from cm3_dist import load_run, prepare, train
+    from cm3_dist.new_files import read_new_items
+    from partition.synthetic import SyntheticOptions, synthesise
+
+    sizes = {"users": 120, "items": 60, "interactions": 1500, "clusters": 5}
+    synthesise(SyntheticOptions(output=tmp_path / "data", **sizes))
+    prepared = prepare(tmp_path / "data", tmp_path / "prepared", parts=2, pca=["image=8"], quiet=True)
+    catalogue = pq.read_table(tmp_path / "data/items.parquet").slice(5, 3)
+    names = pa.array(["new-1", "new-2", "new-3"])
+    pq.write_table(catalogue.set_column(0, "item", names), tmp_path / "new.parquet")
+    settings = {"train": {"epochs": 1}, "model": {"dim": 8}, "machine": {"device": "cpu"}}
+    train(prepared, tmp_path / "run", **settings).close()
+    with load_run(tmp_path / "run") as run:
+        ids, features = read_new_items(tmp_path / "new.parquet", run._finished, tmp_path)
+        assert ids.equals(names)
+        rows = OwnIds(prepared, run._finished.manifest, "item").rows(catalogue["item"].combine_chunks())
+        for name, values in run._finished.trainer.features.gather(rows).items():
+            np.testing.assert_allclose(features[name], values.numpy(), rtol=1e-5, atol=1e-6)
