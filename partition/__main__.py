@@ -1,5 +1,6 @@
 """Prepares data for training::
 
+python -m partition extract --items items.parquet --text title,description --tfidf 256 --output text.parquet
 python -m partition synthetic --output data/demo
 python -m partition build --input data/demo --parts 4 --output prepared/demo
 python -m partition verify prepared/demo
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from partition.errors import InputError
+from partition.extract.command import extract
 
 app = typer.Typer(
     add_completion=False,
@@ -145,6 +147,9 @@ def build(
     )
     run(options)
     print(f"Next: python -m cm3_dist.train data.path={output}")
+
+
+app.command()(extract)
 
 
 @app.command()

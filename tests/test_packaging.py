@@ -102,6 +102,16 @@ def test_pins_satisfy_pyproject(project: dict[str, Any], extra: str, python: str
 
 
 @pytest.mark.parametrize("python", PYTHONS)
+def test_pins_of_extract_go_with_either_build(project: dict[str, Any], python: str) -> None:
+    extract = read_pins("extract", python)
+    assert refusals(extract, project["project"]["optional-dependencies"]["extract"], python) == []
+    for extra in EXTRAS:
+        pins = read_pins(extra, python)
+        shared = extract.versions.keys() & pins.versions.keys()
+        assert {name: extract.versions[name] for name in shared} == {name: pins.versions[name] for name in shared}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("extra", "other"), [("cpu", "fbgemm-gpu"), ("cuda", "fbgemm-gpu-cpu")])
 def test_one_build_of_fbgemm(extra: str, other: str, python: str) -> None:
     """Both unpack into the same folder, so a file that names both installs a broken one."""

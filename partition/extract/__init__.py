@@ -1,0 +1,1 @@
+"""From a raw catalogue, its texts and pictures, to feature rows: `python -m partition extract`."""

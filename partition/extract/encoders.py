@@ -1,0 +1,362 @@
+"""Pretrained encoders, from a local folder or the Hugging Face hub: one call takes items and gives rows.
+
+What the model is decides how it is called: a sentence-transformers model by its own `encode`; of a model with two
+towers (CLIP, SigLIP) the tower that is asked for, projected; a text or an image encoder by its last hidden states; a
+multimodal language model by those of a prompt with the picture and the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from partition.errors import InputError
+from partition.extract.request import Request
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_MAX_TOKENS = 512  # of a text, where neither --max-tokens nor a smaller limit of the model says otherwise
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One item as an encoder takes it; at least one of the two."""
+
+    text: str | None = None
+    image: Image | None = None
+
+
+class Encoder(Protocol):
+    """Gives rows for items."""
+
+    kind: str  # what the model was taken for, in words
+
+    def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """[len(pieces), d] float32."""
+
+
+def load_encoder(request: Request) -> Encoder:
+    """Loads `request.model`, in the precision it is stored in on a GPU, in float32 on a CPU.
+
+    Raises:
+        InputError: the extra is not installed, the model cannot be found or read, lacks weights, or does not take what
+            it is to encode.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise needs_extra(error) from None
+    from huggingface_hub.utils import logging as hub_logging
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    model = str(request.model)
+    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+        raise InputError(f"--model {model}: no such folder")
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why")
+    device = "cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"
+    dtype: Any = torch.float32 if device == "cpu" else "auto"
+    with _one_line(model):
+        if _has_file(request, "modules.json"):
+            return _SentenceTransformer(request, device, dtype)
+        config = transformers.AutoConfig.from_pretrained(model, **_where(request))
+        if config.model_type in _multimodal_types():
+            module, missing = _load(request, device, dtype)
+            if not hasattr(module, "get_text_features"):
+                return _MultimodalLM(request, module, missing)
+        else:
+            module, missing = _load(request, device, dtype)
+        if hasattr(module, "get_text_features") and hasattr(module, "get_image_features"):
+            return _TwoTowers(request, module, missing)
+        if module.main_input_name == "pixel_values":
+            return _ImageEncoder(request, module, missing)
+        if module.main_input_name == "input_ids":
+            return _TextEncoder(request, module, missing)
+    raise InputError(f"--model {model}: {type(module).__name__} takes {module.main_input_name}, not text or pictures")
+
+
+class _SentenceTransformer:
+    def __init__(self, request: Request, device: str, dtype: Any) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise needs_extra(error) from None
+        self._model = SentenceTransformer(
+            request.model, device=device, model_kwargs={"dtype": dtype}, **_where(request)
+        )
+        self._takes_images, self._batch = self._model.supports("image"), request.batch_size
+        if request.images is not None and not self._takes_images:
+            raise _refused(request, "sentence-transformers model of texts", "pictures")
+        if request.text and request.images is not None and not self._model.supports(("image", "text")):
+            raise _one_at_a_time(request)
+        if request.pooling != "auto":
+            raise InputError(f"--pooling {request.pooling}: a sentence-transformers model pools in its own way")
+        if request.max_tokens is not None:
+            self._model.max_seq_length = request.max_tokens
+        self.kind = "sentence-transformers"
+
+    def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
+        # A bare string could be taken for the path of a picture where the model takes both.
+        inputs: list[Any] = [
+            {key: value for key, value in (("text", piece.text), ("image", piece.image)) if value is not None}
+            if self._takes_images
+            else piece.text
+            for piece in pieces
+        ]
+        rows: np.ndarray = self._model.encode(inputs, batch_size=self._batch, show_progress_bar=False)
+        return np.asarray(rows, np.float32)
+
+
+class _Module:
+    """A transformers model and what turns items into its tensors."""
+
+    kind = ""
+
+    def __init__(self, request: Request, module: Any, missing: list[str], unused: str | None) -> None:
+        needed = sorted(name for name in missing if unused is None or unused not in name)
+        if needed:
+            raise InputError(f"--model {request.model}: the weights of {needed[0]} are not in it, {len(needed)} in all")
+        self._request, self._module = request, module
+
+    def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            rows: np.ndarray = self._rows(pieces).float().cpu().numpy()
+        return rows
+
+    def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _moved(self, inputs: Any) -> dict[str, Any]:
+        kind, device = self._module.dtype, self._module.device
+        return {
+            name: value.to(device, kind if value.is_floating_point() else None)
+            for name, value in inputs.items()
+            if hasattr(value, "is_floating_point")
+        }
+
+    def _tokenized(self, texts: list[str | None], tokenizer: Any, padding: bool | str, limit: int) -> dict[str, Any]:
+        return self._moved(tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt"))
+
+    def _token_limit(self, tokenizer: Any) -> int:
+        config = self._module.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
+        return min(self._request.max_tokens or _MAX_TOKENS, tokenizer.model_max_length, most)
+
+
+class _TwoTowers(_Module):
+    kind = "two towers, projected"
+
+    def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
+        import transformers
+
+        super().__init__(request, module, missing, None)
+        if request.text and request.images is not None:
+            raise _one_at_a_time(request)
+        if request.pooling != "auto":
+            raise InputError(f"--pooling {request.pooling}: {type(module).__name__} projects in its own way")
+        kind = transformers.AutoImageProcessor if request.images is not None else transformers.AutoTokenizer
+        self._prepare = kind.from_pretrained(request.model, **_where(request))
+        # SigLIP was trained on texts padded to their full length.
+        self._padding = "max_length" if module.config.model_type.startswith("siglip") else True
+
+    def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        if self._request.images is not None:
+            inputs = self._moved(self._prepare([piece.image for piece in pieces], return_tensors="pt"))
+            found = self._module.get_image_features(**inputs)
+        else:
+            texts = [piece.text for piece in pieces]
+            inputs = self._tokenized(texts, self._prepare, self._padding, self._token_limit(self._prepare))
+            found = self._module.get_text_features(**inputs)
+        return getattr(found, "pooler_output", found)
+
+
+class _TextEncoder(_Module):
+    def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
+        import transformers
+
+        super().__init__(request, module, missing, "pooler")
+        if request.images is not None:
+            raise _refused(request, f"text encoder ({type(module).__name__})", "pictures")
+        self._tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(request.model, **_where(request)))
+        if module.config.is_encoder_decoder:
+            self._module = module.get_encoder()
+        self._pooling = request.pooling
+        if self._pooling == "auto":
+            self._pooling = "last" if _decoder_only(module.config) else "mean"
+        self.kind = f"text encoder, {self._pooling} of the last hidden states"
+
+    def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        texts = [piece.text for piece in pieces]
+        inputs = self._tokenized(texts, self._tokenizer, True, self._token_limit(self._tokenizer))
+        return _pooled(self._module(**inputs).last_hidden_state, inputs["attention_mask"], self._pooling)
+
+
+class _ImageEncoder(_Module):
+    def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
+        import transformers
+
+        super().__init__(request, module, missing, "pooler")
+        if request.text:
+            raise _refused(request, f"image encoder ({type(module).__name__})", "texts")
+        self._processor = transformers.AutoImageProcessor.from_pretrained(request.model, **_where(request))
+        self._pooling = "mean" if request.pooling == "auto" else request.pooling
+        self.kind = f"image encoder, {self._pooling} of the last hidden states"
+
+    def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        inputs = self._moved(self._processor([piece.image for piece in pieces], return_tensors="pt"))
+        hidden = self._module(pixel_values=inputs["pixel_values"]).last_hidden_state
+        if hidden.ndim == 4:  # a convolutional network: [pictures, d, height, width]
+            hidden = hidden.flatten(2).transpose(1, 2)
+            if self._pooling != "mean":
+                raise InputError(f"--pooling {self._pooling}: a convolutional network has no tokens; use mean")
+        return _pooled(hidden, hidden.new_ones(hidden.shape[:2]), self._pooling)
+
+
+class _MultimodalLM(_Module):
+    def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
+        import transformers
+
+        super().__init__(request, module, missing, None)
+        self._processor = transformers.AutoProcessor.from_pretrained(request.model, **_where(request))
+        self._tokenizer = _with_padding(self._processor.tokenizer)
+        self._pooling = "last" if request.pooling == "auto" else request.pooling
+        self.kind = f"multimodal language model, {self._pooling} of the last hidden states"
+
+    def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        # A batch is all with pictures or all without: processors take one picture a prompt, or none at all.
+        import torch
+
+        rows: list[torch.Tensor | None] = [None] * len(pieces)
+        for pictured in (True, False):
+            chosen = [number for number, piece in enumerate(pieces) if (piece.image is not None) == pictured]
+            if chosen:
+                found = self._same([pieces[number] for number in chosen], pictured)
+                for number, row in zip(chosen, found, strict=True):
+                    rows[number] = row
+        return torch.stack([row for row in rows if row is not None])
+
+    def _same(self, pieces: list[Piece], pictured: bool) -> torch.Tensor:
+        prompts = [self._prompt(self._cut(piece.text), pictured) for piece in pieces]
+        images: dict[str, Any] = {"images": [[piece.image] for piece in pieces]} if pictured else {}
+        inputs = self._moved(self._processor(text=prompts, padding=True, return_tensors="pt", **images))
+        hidden = self._module(**inputs).last_hidden_state
+        return _pooled(hidden, inputs["attention_mask"], self._pooling)
+
+    def _prompt(self, text: str | None, pictured: bool) -> str:
+        if getattr(self._processor, "chat_template", None):
+            content: list[dict[str, str]] = [{"type": "image"}] if pictured else []
+            if text:
+                content.append({"type": "text", "text": text})
+            prompt: str = self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+            return prompt
+        return "\n".join(filter(None, [self._processor.image_token if pictured else None, text]))
+
+    def _cut(self, text: str | None) -> str | None:
+        if text is None:
+            return None
+        tokens = self._tokenizer(
+            text, truncation=True, max_length=self._token_limit(self._tokenizer), add_special_tokens=False
+        )
+        cut: str = self._tokenizer.decode(tokens["input_ids"], skip_special_tokens=True)
+        return cut
+
+
+def _load(request: Request, device: str, dtype: Any) -> tuple[Any, list[str]]:
+    """The model, and the names of weights that were not in it and now are random."""
+    import transformers
+
+    module, info = transformers.AutoModel.from_pretrained(
+        str(request.model), dtype=dtype, output_loading_info=True, **_where(request)
+    )
+    return module.to(device).eval(), list(info["missing_keys"])
+
+
+def _where(request: Request) -> dict[str, Any]:
+    return {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
+
+
+def _has_file(request: Request, name: str) -> bool:
+    from transformers.utils.hub import cached_file
+
+    if Path(str(request.model)).is_dir():
+        return (Path(str(request.model)) / name).is_file()
+    found = cached_file(
+        str(request.model),
+        name,
+        revision=request.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _multimodal_types() -> set[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def _decoder_only(config: Any) -> bool:
+    """A causal language model that is not also a masked one (BERT can be built as both)."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.model_type
+    masked, causal = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return kind in causal and kind not in masked and not config.is_encoder_decoder
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+    """[n, tokens, d], [n, tokens] -> [n, d]."""
+    import torch
+
+    if how == "mean":
+        weights = mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    inside = mask.bool()
+    chosen = (
+        places.masked_fill(~inside, mask.shape[1]).amin(1)
+        if how == "first"
+        else places.masked_fill(~inside, -1).amax(1)
+    )
+    return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+
+
+def _refused(request: Request, what: str, given: str) -> InputError:
+    return InputError(f"--model {request.model}: a {what}; it takes no {given}")
+
+
+def _one_at_a_time(request: Request) -> InputError:
+    return InputError(f"--model {request.model}: has one row for a text and one for a picture; give --text or --images")
+
+
+def needs_extra(error: ImportError) -> InputError:
+    """What to do where a package of the extra is not installed."""
+    return InputError(f"{error.name} is not installed; `make extract` adds what this command needs")
+
+
+@contextmanager
+def _one_line(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"--model {model}: {text}") from None

@@ -1,0 +1,81 @@
+"""Texts without a model: TF-IDF, reduced by a truncated SVD; both kept, so that new items get rows of the same kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partition.errors import InputError
+from partition.extract.encoders import needs_extra
+
+_TERMS = 100_000  # the most frequent ones
+_ENOUGH = 1000  # texts above which a term has to occur in two of them: that of one says nothing about others
+_OPTIONS: dict[str, Any] = {"strip_accents": "unicode", "token_pattern": r"(?u)\b\w+\b", "sublinear_tf": True}
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """A fitted reduction of texts."""
+
+    terms: np.ndarray  # [t] str
+    idf: np.ndarray  # [t] float64
+    components: np.ndarray  # [d, t] float64
+    explained: float  # share of the variance of the TF-IDF rows that is kept
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """[texts, d] float32."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(vocabulary=self.terms.tolist(), **_OPTIONS)
+        vectorizer.idf_ = self.idf
+        rows: np.ndarray = vectorizer.transform(texts) @ self.components.T
+        return rows.astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """As .npz."""
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file, terms=self.terms, idf=self.idf, components=self.components, explained=self.explained
+            )
+
+
+def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
+    """Learns terms, weights and directions.
+
+    Raises:
+        InputError: scikit-learn is not installed, or there are fewer terms or texts than dimensions.
+    """
+    try:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as error:
+        raise needs_extra(error) from None
+    vectorizer = TfidfVectorizer(min_df=2 if len(texts) > _ENOUGH else 1, max_features=_TERMS, **_OPTIONS)
+    try:
+        rows = vectorizer.fit_transform(texts)
+    except ValueError:
+        raise InputError(f"--tfidf {dim}: no word in the {len(texts)} texts that could be used") from None
+    if dim > rows.shape[0] or dim >= rows.shape[1]:
+        raise InputError(f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms are too few for it")
+    reduction = TruncatedSVD(dim, random_state=seed).fit(rows)
+    terms = np.array(vectorizer.get_feature_names_out(), str)
+    explained = float(reduction.explained_variance_ratio_.sum())
+    return TfIdf(terms, vectorizer.idf_, reduction.components_, explained)
+
+
+def load(path: Path) -> TfIdf:
+    """What `save` wrote.
+
+    Raises:
+        InputError: no such file, or another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return TfIdf(stored["terms"], stored["idf"], stored["components"], float(stored["explained"]))
+    except FileNotFoundError:
+        raise InputError(f"--tfidf {path}: neither a number of dimensions nor a file") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"--tfidf {path}: not written by this command ({' '.join(str(error).split())})") from None
