@@ -26,8 +26,9 @@ test: setup-test ## Run the tests (ARGS goes to pytest).
 test-slow: setup-test ## Run the long tests too.
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-docs: setup ## Write docs/settings.md from the typed settings.
+docs: setup ## Write docs/settings.md from the typed settings; draw docs/images/architecture.svg where Graphviz is.
 	$(BIN)/python -m cm3_dist.settings_page > docs/settings.md
+	! command -v dot > /dev/null || dot -Tsvg docs/images/architecture.dot > docs/images/architecture.svg
 
 bench: setup-test ## Measure speed against the plain implementation (ARGS goes to benchmarks.speed).
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -145,10 +145,15 @@ def _device(machine: Machine, local_rank: int, local_world: int) -> torch.device
     gpus = torch.cuda.device_count()
     if machine.device == "cpu" or (machine.device == "auto" and gpus == 0):
         return torch.device("cpu")
+    if gpus == 0:
+        raise InputError(
+            "machine.device=cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why, or set "
+            "machine.device=cpu"
+        )
     if gpus < local_world:
         raise InputError(
             f"machine.device: {local_world} ranks on this machine but {gpus} GPUs; start torchrun with "
-            f"--nproc_per_node={max(gpus, 1)}, or set machine.device=cpu"
+            f"--nproc_per_node={gpus}, or set machine.device=cpu"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

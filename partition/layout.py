@@ -165,7 +165,7 @@ def read_manifest(root: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "make one with: python -m partition build --input DATA --output " + str(root)
+        hint = "make one with: python -m partition build --input DATA --parts 4 --output " + str(root)
         raise InputError(f"{path}: no such file, so this is not a prepared folder; {hint}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from cm3_dist.failures import NotFiniteError, OutOfMemoryError, explained
 from cm3_dist.runtime import distributed
 from cm3_dist.train import run
 from partition.dataset import TEST, VALIDATION, Dataset, Features
+from tests.quoted import assert_quoted
 from tests.ranks import run_ranks
 from tests.small import prepare_small, small_dataset, small_settings
 
@@ -52,6 +54,7 @@ def test_collapse(prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     (line,) = content["warnings"]
     assert line.startswith("collapse: users and items move into one place (alignment 0.0")
     assert line.endswith("raise loss.gamma (now 0)")
+    assert_quoted(f"warning: {line}")
     shown = [text for text in capfd.readouterr().err.splitlines() if text.startswith("warning:")]
     assert shown == [f"warning: {line}"]  # once, not after every epoch
     assert json.loads((tmp_path / "run/metrics.json").read_text())["warnings"] == [line]
@@ -65,6 +68,7 @@ def test_fused_rows_off_the_sphere(tmp_path: Path) -> None:
         "fused rows off the sphere: modality 'image' gives 60 of 60 items no direction; its features"
     )
     assert line.endswith("scale them to about 1 and prepare the data again")
+    assert_quoted(f"warning: {line}")
 
 
 def _off_sphere(prepared: Path, folder: Path) -> list[str]:
@@ -105,6 +109,7 @@ def test_cold_items_like_random(shuffled: bool, tmp_path: Path) -> None:
     assert "among 240 items" in line
     assert "0.0833 at random" in line
     assert "--item-graph-k" in line
+    assert_quoted(f"warning: {line}")
 
 
 def test_values_that_are_not_finite_name_the_rate(prepared: Path, tmp_path: Path) -> None:
@@ -116,6 +121,7 @@ def test_values_that_are_not_finite_name_the_rate(prepared: Path, tmp_path: Path
     assert "start again with a lower" in str(caught.value)
     assert "dense.lr (now 1e+38)" in str(caught.value)
     assert "model.encoder_precision=float32" in str(caught.value)
+    assert_quoted("error: " + re.sub(r"\w+ is nan", "item_uniformity is nan", str(caught.value)))
 
 
 WIDE = """
@@ -144,6 +150,7 @@ def test_wide_features_that_do_not_fit(tmp_path: Path) -> None:
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
     assert line.startswith("error: rank 0: out of memory; try narrower features (prepare again with --pca image=256")
     assert "65536 wide" in line
+    assert_quoted(line)
 
 
 @pytest.mark.parametrize(

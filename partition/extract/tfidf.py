@@ -59,7 +59,8 @@ def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
     except ValueError:
         raise InputError(f"--tfidf {dim}: no word in the {len(texts)} texts that could be used") from None
     if dim > rows.shape[0] or dim >= rows.shape[1]:
-        raise InputError(f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms are too few for it")
+        most = min(rows.shape[0], rows.shape[1] - 1)
+        raise InputError(f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms give at most {most}")
     reduction = TruncatedSVD(dim, random_state=seed).fit(rows)
     terms = np.array(vectorizer.get_feature_names_out(), str)
     explained = float(reduction.explained_variance_ratio_.sum())

@@ -1,0 +1,95 @@
+"""Links of the documents lead somewhere: files, headings in them; every page can be reached; the quickstart runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """The page without code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that GitHub gives to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ +(.*?) *$", text, re.M)
+    found: dict[str, int] = {}
+    for heading in headings:
+        name = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        found[name] = found.get(name, -1) + 1
+        if found[name]:
+            found[f"{name}-{found[name]}"] = 0
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in _LINK.findall(prose(page)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not path.exists() or not path.is_relative_to(ROOT):
+            broken.append(f"{target}: no such file")
+        elif anchor and anchor not in anchors(path):
+            broken.append(f"{target}: no such heading")
+    assert broken == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = {name.partition("#")[0] for name in _LINK.findall((ROOT / "docs" / "README.md").read_text())}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {Path(target).name for page in PAGES for target in _LINK.findall(page.read_text(encoding="utf-8"))}
+    pictures = {path.name for path in (ROOT / "docs" / "images").iterdir() if path.suffix in (".png", ".svg")}
+    assert pictures <= shown
+
+
+def test_modules_that_the_pages_run_exist() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"python -m ((?:cm3_dist|partition|jobs|benchmarks)(?:\.\w+)*)", page.read_text())
+    }
+    assert {"cm3_dist.recommend", "partition"} <= named
+    for name in named:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the extra `extract` is not installed: make extract")
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "quickstart.md").read_text(), re.M | re.S)
+    assert len(blocks) == 6
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
+        cwd=tmp_path,
+        env={**os.environ, **path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lists = pq.read_table(tmp_path / "lists.parquet")
+    assert lists["user"][0].as_py().startswith("customer-")
+    assert lists["item"][0].as_py().startswith("SKU-")
+    assert lists.num_rows == 10 * len(lists["user"].unique()) == 10 * 900
