@@ -14,9 +14,7 @@ from partition.errors import InputError
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder, as cm3_dist.train wrote it")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY.SUB=VALUE]...", help="settings of this machine, e.g. data.path=... machine.device=cpu"
-    ),
+    typer.Argument(metavar="KEY.SUB=VALUE", help="settings of this machine, e.g. data.path=... machine.device=cpu"),
 ]
 CheckpointName = Annotated[str, typer.Option(help="best, latest, or a name such as step-00000580")]
 

@@ -176,7 +176,7 @@ def _ranking(run: FinishedRun, what: Task, name: str) -> Callable[[], Ranked]:
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.evaluate")
+    app(prog_name="python -m cm3_dist.evaluate")
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def batches(folder: Path, kind: str, columns: list[str], rows: int = BLOCK) -> I
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.export")
+    app(prog_name="python -m cm3_dist.export")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cm3_dist.own_ids import Kind, OwnIds
 from partition.errors import InputError
-from partition.readers import ALIASES, column_of
+from partition.readers import ALIASES, usual_columns
 from partition.tables import TableFile, open_table
 
 
@@ -42,10 +42,22 @@ def read_ids(path: Path, own: OwnIds) -> IdFile:
         InputError: no such file, no such column, no row, a missing id, or text where the data has whole numbers.
     """
     file = open_table(path)
-    column = file.names[0] if len(file.names) == 1 else column_of(file, own.kind, {})
-    if column is None:
-        raise _no_column(file, own.kind)
-    return read_column(file, column, own)
+    return read_column(file, file.names[0] if len(file.names) == 1 else id_column(file, own.kind), own)
+
+
+def id_column(file: TableFile, kind: Kind) -> str:
+    """The column with a usual name for users or items.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    usual = usual_columns(file, kind)
+    if not usual:
+        raise file.error(f"no {kind} column ({', '.join(ALIASES[kind])}); the columns are {', '.join(file.names)}")
+    if len(usual) > 1:
+        both = " and ".join(map(repr, usual[:2]))
+        raise file.error(f"columns {both} could both be the {kind} column; leave one of them out")
+    return usual[0]
 
 
 def read_column(file: TableFile, column: str, own: OwnIds) -> IdFile:
@@ -55,13 +67,8 @@ def read_column(file: TableFile, column: str, own: OwnIds) -> IdFile:
 
 def read_pairs(path: Path, users: OwnIds, items: OwnIds) -> tuple[IdFile, IdFile]:
     """The same for a table with a user and an item column."""
-    file, wanted = open_table(path), []
-    for own in (users, items):
-        column = column_of(file, own.kind, {})
-        if column is None:
-            raise _no_column(file, own.kind)
-        wanted.append((column, own))
-    first, second = _read(file, wanted)
+    file = open_table(path)
+    first, second = _read(file, [(id_column(file, own.kind), own) for own in (users, items)])
     return first, second
 
 
@@ -82,7 +89,3 @@ def _read(file: TableFile, wanted: list[tuple[str, OwnIds]]) -> list[IdFile]:
             raise file.error(f"has type {values.type}; ids are whole numbers or text", column)
         found.append(IdFile(file, column, own.cast(values, file, column)))
     return found
-
-
-def _no_column(file: TableFile, kind: Kind) -> InputError:
-    return file.error(f"no {kind} column ({', '.join(ALIASES[kind])}); the columns are {', '.join(file.names)}")

@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cm3_dist.finished import FinishedRun
-from cm3_dist.id_files import IdFile, read_column, read_pairs
+from cm3_dist.id_files import IdFile, id_column, read_column, read_pairs
 from cm3_dist.own_ids import OwnIds
 from partition import layout
 from partition.errors import InputError
 from partition.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
 from partition.layout import Modality
 from partition.part_files import open_basis
-from partition.readers import column_of
 from partition.tables import SUFFIXES, TableFile, open_table
 
 
@@ -47,11 +46,8 @@ def read_new_items(path: Path, run: FinishedRun, work: Path) -> tuple[pa.Array, 
             catalogue already.
     """
     table = _items_table(path)
-    column = column_of(table, "item", {})
-    if column is None:
-        raise table.error(f"no item column; the columns are {', '.join(table.names)}")
     own = OwnIds(run.shard.root, run.manifest, "item")
-    listed = read_column(table, column, own)
+    listed = read_column(table, id_column(table, "item"), own)
     _check_new(listed, own)
     count, features = len(listed.ids), {}
     for modality in run.manifest.modalities:

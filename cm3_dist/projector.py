@@ -134,7 +134,7 @@ def _write(folder: Path, vectors: np.ndarray, header: list[str], labels: list[li
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.projector")
+    app(prog_name="python -m cm3_dist.projector")
 
 
 if __name__ == "__main__":

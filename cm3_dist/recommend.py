@@ -209,7 +209,7 @@ def known_rows(run: FinishedRun, kind: Any, path: Path | None) -> Any:
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.recommend")
+    app(prog_name="python -m cm3_dist.recommend")
 
 
 if __name__ == "__main__":

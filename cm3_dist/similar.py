@@ -90,7 +90,7 @@ def _show(item: str, by: str, found: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.similar")
+    app(prog_name="python -m cm3_dist.similar")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help="Train CM3 on a prepared folder; alone, or as `torchrun --nproc_per_node=N -m cm3_dist.train ...`.")
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE ...", help="settings, e.g. train.epochs=5")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="settings, e.g. train.epochs=5")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
     resume: Annotated[
@@ -238,7 +238,7 @@ def _next(plans: Any, timer: Any) -> Any:
 
 def main() -> None:
     """Command line."""
-    app(spell_out(sys.argv[1:]), prog_name="cm3_dist.train")
+    app(spell_out(sys.argv[1:]), prog_name="python -m cm3_dist.train")
 
 
 def spell_out(arguments: list[str]) -> list[str]:

@@ -20,6 +20,9 @@ MODALITIES = ["--modalities", "image:64,text:32"]
 
 def main() -> None:
     """Runs the four commands, each over the leavings of an earlier demo."""
+    if sys.argv[1:]:  # asked for help, or for something that is not there
+        print(f"Usage: python -m jobs.demo\n\n{__doc__}")
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     for folder in (DATA, RUN):
         shutil.rmtree(folder, ignore_errors=True)
     generate = ["python", "-m", "partition", "synthetic", "--output", str(DATA), *SIZES, *MODALITIES]

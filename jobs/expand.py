@@ -23,7 +23,7 @@ from jobs.sweep import Point, pick, read_sweep
 from partition.errors import InputError
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="sweep file, e.g. jobs/sweeps/ablations.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings over every point")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="settings over every point")]
 Into = Annotated[
     Path | None, typer.Option(metavar="DIR", help="folder of the run folders; by default runs/ and the sweep's name")
 ]

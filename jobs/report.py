@@ -33,7 +33,7 @@ COMPARISON = "tensorboard"  # folder for TensorBoard beside a sweep's run folder
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="run folders, or folders that hold some")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run folders, or folders that hold some")],
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="the page; by default report.html in the first folder")
     ] = None,

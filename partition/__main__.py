@@ -58,24 +58,30 @@ def build(
         typer.Option(metavar="DIR_OR_FILE", help="Folder (an MMRec folder as it is, or tables) or file; repeatable."),
     ],
     output: Annotated[Path, typer.Option(metavar="PREPARED", help="Folder to write.")],
-    parts: Annotated[int, typer.Option(min=1, help="P: the ranks that train are a divisor of it.")],
+    parts: Annotated[
+        int, typer.Option(min=1, help="Parts to cut the graph into; any number of ranks that divides it can train.")
+    ],
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="More input, as from --input *.csv.")
+        list[Path] | None, typer.Argument(metavar="FILE", help="More input, as from `--input *.csv`.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set; by default that of the input.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prepared folder.")] = False,
     user_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_COLUMNS, help="user, user_id, userID or uid.")
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Its name, if not user, user_id, userID or uid.")
     ] = None,
     item_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_COLUMNS, help="item, item_id, itemID, asin or iid.")
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Its name, if not item, item_id, itemID, asin or iid.")
     ] = None,
-    time_column: Annotated[str | None, typer.Option(rich_help_panel=_COLUMNS, help="timestamp, time or ts.")] = None,
-    split_column: Annotated[str | None, typer.Option(rich_help_panel=_COLUMNS, help="x_label or split.")] = None,
+    time_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Its name, if not timestamp, time or ts.")
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Its name, if not x_label or split.")
+    ] = None,
     split: Annotated[
         Split, typer.Option(rich_help_panel=_SPLIT, help="auto: the split column if there is one, else random 8:1:1.")
     ] = Split.auto,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SPLIT, help="Of every random choice.")] = 2025,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SPLIT, help="Behind every random choice.")] = 2025,
     kcore: Annotated[
         int,
         typer.Option(min=0, rich_help_panel=_SPLIT, help="Keep users and items with at least this many interactions."),
@@ -85,13 +91,15 @@ def build(
         typer.Option(
             metavar="NAME[=FILE[:COLUMN]]",
             rich_help_panel=_FEATURES,
-            help="Modality, in the curve's order; repeatable.",
+            help="A modality: one found in the input, or where its rows lie; repeatable, in the curve's order.",
         ),
     ] = None,
     pca: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]DIM", rich_help_panel=_FEATURES, help="Reduce all modalities, or one; repeatable."
+            metavar="[NAME=]DIM",
+            rich_help_panel=_FEATURES,
+            help="Reduce the features' width, of all modalities or of one; repeatable.",
         ),
     ] = None,
     item_graph_k: Annotated[
@@ -181,15 +189,19 @@ def synthetic(
             metavar="DIR_OR_FILE", help="Grow this data set, with its own structure, instead of planting one."
         ),
     ] = None,
-    users: Annotated[int | None, typer.Option(min=1, help="3,000 unless --expand, which wants a number.")] = None,
-    items: Annotated[int | None, typer.Option(min=2, help="1,500, likewise.")] = None,
-    interactions: Annotated[int | None, typer.Option(min=1, help="45,000, likewise.")] = None,
-    clusters: Annotated[int | None, typer.Option(min=1, help="Tastes; a user has one to three of them. 30.")] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="How many; 3,000 if not given (with --expand, give it).")
+    ] = None,
+    items: Annotated[int | None, typer.Option(min=2, help="How many; 1,500, likewise.")] = None,
+    interactions: Annotated[int | None, typer.Option(min=1, help="How many; 45,000, likewise.")] = None,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="Tastes, of which a user has one to three; 30 if not given.")
+    ] = None,
     modalities: Annotated[
         str | None,
         typer.Option(
             metavar="NAME:DIM[:float16],...",
-            help="Features to make, image:64,text:32; with --expand those to keep, reduced by PCA, by default all.",
+            help="Features to make (image:64,text:32), or with --expand to keep, reduced by PCA (all).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 2025,

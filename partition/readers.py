@@ -80,12 +80,16 @@ def column_of(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> 
     wanted = given.get(role)
     if wanted is not None:
         return wanted if wanted in file.names else None
-    # RecBole writes the type into the name: user_id:token.
-    usual = [name for name in file.names if name.split(":")[0].lower() in ALIASES[role]]
+    usual = usual_columns(file, role)
     if len(usual) > 1:
         both = " and ".join(map(repr, usual[:2]))
         raise file.error(f"columns {both} could both be the {role} column; choose with --{role}-column")
     return usual[0] if usual else None
+
+
+def usual_columns(file: TableFile, role: Role) -> list[str]:
+    """The columns with a usual name for a role; RecBole writes the type into the name: user_id:token."""
+    return [name for name in file.names if name.split(":")[0].lower() in ALIASES[role]]
 
 
 def item_column(file: TableFile, given: Mapping[Role, str | None]) -> str | None:

@@ -73,6 +73,23 @@ def test_modules_that_the_pages_run_exist() -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
 
 
+def test_options_that_the_pages_give_exist() -> None:
+    """Options of every command line occur in the sources of what it starts, as typer names them."""
+    wrong, seen = [], 0
+    for page in PAGES:
+        text = re.sub(r"\\\n", " ", page.read_text(encoding="utf-8"))
+        for name, rest in re.findall(r"-m ((?:cm3_dist|partition|jobs)(?:\.\w+)*)([^\n`#|;]*)", text):
+            path = ROOT.joinpath(*name.split("."))
+            files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else sorted(path.rglob("*.py"))
+            source = "".join(file.read_text(encoding="utf-8") for file in [*files, ROOT / "cm3_dist" / "cli.py"])
+            for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", rest):
+                seen += 1
+                if option not in source and f"    {option[2:].replace('-', '_')}:" not in source:
+                    wrong.append(f"{page.name}: {name} {option}")
+    assert wrong == []
+    assert seen > 50
+
+
 @pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the extra `extract` is not installed: make extract")

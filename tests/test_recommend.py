@@ -116,6 +116,7 @@ def _known(data: Path, user: str) -> set[int]:
 def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "users.csv").write_text("user\nu7\nu999\n")
     (tmp_path / "items.csv").write_text("item\n1003\nabc\n")
+    (tmp_path / "two.csv").write_text("item,item_id\ni1,7\n")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     pq.write_table(pa.table({"item": [1.5]}), tmp_path / "floats.parquet")
     out = ["--out", str(tmp_path / "lists.parquet")]
@@ -123,6 +124,7 @@ def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "column 'user', row 1 (line 3): 'u999' is not among the users": ["--users", str(tmp_path / "users.csv"), *out],
         "column 'item', row 1 (line 3): 'abc' is text": ["--items", str(tmp_path / "items.csv"), *out],
         "no item column (item,": ["--items", str(tmp_path / "odd.csv"), *out],
+        "could both be the item column; leave one of them out": ["--items", str(tmp_path / "two.csv"), *out],
         "ids are whole numbers or text": ["--items", str(tmp_path / "floats.parquet"), *out],
         "no such file": ["--users", str(tmp_path / "nowhere.csv"), *out],
         "unknown extension": ["--out", str(tmp_path / "lists.csv")],

@@ -32,7 +32,7 @@ DRAWABLE = 20_000_000  # training interactions of a folder that is loaded whole 
 )
 def capacity(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE ...", help="settings, as for cm3_dist.train")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="settings, as for cm3_dist.train")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
     data: Annotated[Path | None, typer.Option(help="prepared folder; its counts are exact")] = None,
@@ -113,7 +113,7 @@ def _number(name: str, text: str) -> int:
 
 def main() -> None:
     """Command line."""
-    app(prog_name="cm3_dist.capacity")
+    app(prog_name="python -m cm3_dist.capacity")
 
 
 if __name__ == "__main__":

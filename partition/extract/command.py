@@ -57,7 +57,9 @@ def extract(
             metavar="COLUMN|FOLDER", help="Column with paths or the files' bytes, or a folder with ID.jpg, ID.png, ..."
         ),
     ] = None,
-    item_column: Annotated[str | None, typer.Option(help="item, item_id, itemID, asin or iid.")] = None,
+    item_column: Annotated[
+        str | None, typer.Option(help="Its name, if not item, item_id, itemID, asin or iid.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
