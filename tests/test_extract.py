@@ -265,7 +265,7 @@ def test_csv_and_numbers_as_ids(tmp_path: Path) -> None:
             {"text": ["name"], "tfidf": "4"},
             "items.parquet: column 'name': no such column; the columns are item_id, title",
         ),
-        ({"text": ["title"], "tfidf": "400"}, "terms give at most 6"),
+        ({"text": ["title"], "tfidf": "400"}, "terms give at most 5"),
         ({"text": ["title"], "tfidf": "absent.npz"}, "--tfidf absent.npz: neither a number of dimensions nor a file"),
         ({"text": ["title"], "model": "./absent"}, "--model ./absent: no such folder"),
         ({"text": ["title"], "model": "vit"}, "takes no texts"),
