@@ -5,19 +5,20 @@ so that any W that divides P loads what any other W saved. A folder of checkpoin
 
     latest, best            names of checkpoints; replaced in one move
     step-00000580/
-      progress.json         what the caller wants back, the best checkpoint so far, the sha256 of every other file
+      progress.json         what the caller wants back, and the best checkpoint so far
       .metadata, *.distcp   DCP's files
+      SHA256SUMS            digests of all of them
 
 Everything is written to `step-00000580.tmp`, which is renamed when all ranks are done. Replacing `latest` is what makes
 a checkpoint count: until then a run resumes from the one before, and takes that one's word for which is best. So an
 interruption at any moment leaves one consistent state. `best` is for people and scripts; nothing here reads it.
+
+A save copies the tensors and writes the copies in a thread, with a process group of its own, while training goes on.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,20 +26,41 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.checkpoint_files import (
+    PROGRESS,
+    Record,
+    check_files,
+    read_record,
+    read_sums,
+    remove,
+    remove_all,
+    sync,
+    write_record,
+    write_text,
+)
 from cm3_dist.runtime import Runtime, agree_on_error
 from partition.errors import InputError
 from partition.layout import sha256
 
-PROGRESS, LATEST, BEST = "progress.json", "latest", "best"
-METADATA = ".metadata"  # DCP's
+LATEST, BEST = "latest", "best"
 T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep` of them, and the best one. Every method is collective."""
+    """The checkpoints of one run: the newest `keep` of them, and the best one. Every method but `failed` is collective.
 
-    def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
-        self.folder, self._keep, self._runtime = folder, keep, runtime
+    Args:
+        folder: of all of them.
+        keep: how many.
+        runtime: this rank.
+        background: write while the caller goes on; it takes a copy of this rank's tensors in memory.
+    """
+
+    def __init__(self, folder: Path, keep: int, runtime: Runtime, *, background: bool = False) -> None:
+        self.folder, self._keep, self._runtime, self._background = folder, keep, runtime, background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._best_forgotten = False
 
     def save(
         self,
@@ -50,6 +72,8 @@ class Checkpoints:
         best: bool,
     ) -> Path:
         """Writes a checkpoint under a temporary name and renames it when every rank is done.
+
+        With `background` it is there after `wait`, and what went wrong is raised there, or by the next save.
 
         Args:
             sharded: tensors that only this rank has, under keys that no other rank uses.
@@ -63,22 +87,44 @@ class Checkpoints:
                 one stay as they are.
             ValueError: two ranks, or `sharded` and `replicated`, use the same key.
         """
-        final = self.folder / f"step-{step:08d}"
-        temporary = final.with_suffix(".tmp")
-        self._check_keys(sharded, replicated)
-        self._first_rank(lambda: self._begin(temporary))
-        from cm3_dist.checkpoint_tensors import write_tensors  # imports DCP, which the first step need not wait for
+        import cm3_dist.checkpoint_tensors  # noqa: F401  DCP: in the main thread, and not before it is needed
 
-        try:
-            write_tensors(temporary, {**sharded, **replicated}, self._runtime.control)
-        except OSError as error:  # the same on all ranks
-            raise _cannot_write(temporary, error) from error
-        own = {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
-        digests: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
-        dist.all_gather_object(digests, own, group=self._runtime.control)
-        files = {name: digest for found in digests for name, digest in sorted(found.items())}
-        self._first_rank(lambda: self._commit(temporary, final, progress, files, best))
+        self.wait()
+        self._check_keys(sharded, replicated)
+        tensors = {**sharded, **replicated}
+        final = self.folder / f"step-{step:08d}"
+        if not self._background:
+            self._write(tensors, progress, final, best, self._runtime.control)
+            return final
+        # A copy, also on the CPU: the next step changes the tables in place.
+        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        def work() -> None:
+            try:
+                self._write(staged, progress, final, best, self._runtime.saving)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
         return final
+
+    def wait(self) -> None:
+        """Waits for the save under way, if any.
+
+        Raises:
+            InputError: as `save`.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def failed(self) -> bool:
+        """Whether a save in the background has failed on this rank, so that all ranks had better call `wait`."""
+        return self._error is not None
 
     def newest(self) -> Path | None:
         """The last whole checkpoint."""
@@ -89,12 +135,16 @@ class Checkpoints:
         return self._first_rank(self._newest_first)
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with the files of a checkpoint or of the best one it refers to; None if nothing is."""
+        """What is wrong with the files of a checkpoint; None if nothing is."""
+        from cm3_dist.checkpoint_tensors import check_metadata
+
+        def check() -> None:
+            self._check_files(path)
+            check_metadata(path)
+
         try:
-            record = self._first_rank(lambda: _read_json(path / PROGRESS))
-            best = None if record["best"] is None else self._first_rank(lambda: self._beside(path, record["best"]))
-            for folder in dict.fromkeys((path, best or path)):
-                agree_on_error(self._runtime, lambda folder=folder: self._check_files(folder))  # type: ignore[misc]
+            self._first_rank(lambda: read_record(path))
+            agree_on_error(self._runtime, check)
         except InputError as error:
             return str(error)
         return None
@@ -103,10 +153,18 @@ class Checkpoints:
         """The checkpoint of the best evaluation, as of the newest checkpoint."""
         return self._first_rank(self._best)
 
+    def best_of(self, path: Path) -> Path | None:
+        """The checkpoint of the best evaluation, as of `path`; it may be damaged or gone."""
+        best = self._first_rank(lambda: read_record(path)).best
+        return None if best is None else self.folder / Path(best).name
+
+    def forget_best(self) -> None:
+        """Leaves the best checkpoint out of the next ones: it is lost."""
+        self._best_forgotten = True
+
     def peek(self, path: Path) -> dict[str, Any]:
         """The progress of a checkpoint, without its tensors."""
-        progress: dict[str, Any] = self._first_rank(lambda: _read_json(path / PROGRESS)["progress"])
-        return progress
+        return self._first_rank(lambda: read_record(path)).progress
 
     def load(self, path: Path, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
         """Fills the given tensors in place.
@@ -121,7 +179,32 @@ class Checkpoints:
         agree_on_error(self._runtime, lambda: check_fit(path, wanted))
         read_tensors(path, wanted, self._runtime.control)
 
-    def _first_rank(self, action: Callable[[], T]) -> T:
+    def _write(
+        self, tensors: dict[str, Tensor], progress: dict[str, Any], final: Path, best: bool, group: dist.ProcessGroup
+    ) -> None:
+        temporary = final.with_suffix(".tmp")
+        self._first_rank(lambda: self._begin(temporary), group)
+        from cm3_dist.checkpoint_tensors import write_tensors
+
+        try:
+            write_tensors(temporary, tensors, group)
+        except OSError as error:  # the same on all ranks
+            raise _cannot_write(temporary, error) from error
+
+        def digests() -> dict[str, str]:
+            try:
+                return {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
+            except OSError as error:
+                raise _cannot_write(temporary, error) from error
+
+        own = agree_on_error(self._runtime, digests, group)
+        found: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
+        dist.all_gather_object(found, own, group=group)
+        files = {name: digest for each in found for name, digest in each.items()}
+        self._first_rank(lambda: self._commit(temporary, final, progress, files, best), group)
+        self._best_forgotten &= not best
+
+    def _first_rank(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
         result: list[Any] = [None]
 
@@ -132,8 +215,8 @@ class Checkpoints:
                 except OSError as error:
                     raise _cannot_write(self.folder, error) from error
 
-        agree_on_error(self._runtime, act)
-        dist.broadcast_object_list(result, group_src=0, group=self._runtime.control)
+        agree_on_error(self._runtime, act, group)
+        dist.broadcast_object_list(result, group_src=0, group=group or self._runtime.control)
         answer: T = result[0]
         return answer
 
@@ -148,115 +231,79 @@ class Checkpoints:
             seen.add(key)
 
     def _begin(self, temporary: Path) -> None:
-        for left_over in self.folder.glob("step-*.tmp"):
-            shutil.rmtree(left_over)
+        remove_all(self.folder.glob("step-*.tmp"))
         temporary.mkdir(parents=True)
 
     def _commit(
         self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool
     ) -> None:
-        before = self._best()
+        before = None if best else self._best()
         best_name = final.name if best else before.name if before else None
-        files = {METADATA: sha256(temporary / METADATA), **files}
-        content = {"progress": progress, "best": best_name, "files": files}
-        _write(temporary / PROGRESS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_record(temporary, Record(progress, best_name), files)
         if final.exists():  # from a session that ended between the next two lines, or from an earlier save of this step
-            _remove(final)
+            remove(final)
         temporary.rename(final)
-        _sync(self.folder)
-        _write(self.folder / LATEST, final.name + "\n")
+        sync(self.folder)
+        write_text(self.folder / LATEST, final.name + "\n")
         if best_name:
-            _write(self.folder / BEST, best_name + "\n")
-        steps = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
+            write_text(self.folder / BEST, best_name + "\n")
+        self._prune(final)
+
+    def _prune(self, newest: Path) -> None:
+        """Keeps the newest ones and the best of each: should the newest be damaged, the one before is as complete."""
+        steps = self._steps()
         # Checkpoints of later steps are of a course that the run left, when it went on from an earlier one.
-        kept = [path for path in steps if path.name <= final.name][-self._keep :]
+        kept = {path.name for path in [path for path in steps if path.name <= newest.name][-self._keep :]}
+        for name in sorted(kept):
+            try:
+                kept.add(read_record(self.folder / name).best or name)
+            except InputError:
+                continue  # damaged meanwhile; its turn comes
         for path in steps:
-            if path not in kept and path.name != best_name:
-                _remove(path)
+            if path.name not in kept:
+                remove(path)
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "" and path.is_dir())
 
     def _newest(self) -> Path | None:
         pointer = self.folder / LATEST
         if not pointer.is_file():
             return None
-        return self._beside(pointer, pointer.read_text(encoding="utf-8").strip())
+        try:
+            name = pointer.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{pointer}: cannot be read: {error}") from None
+        return self._beside(pointer, name)
 
     def _newest_first(self) -> list[Path]:
         try:
             newest = self._newest()
         except InputError:
             newest = None
-        steps = sorted((path for path in self.folder.glob("step-*") if path.suffix == ""), reverse=True)
         # Those after the one that `latest` names never counted, or are of a course that the run left.
-        return sorted(steps, key=lambda path: newest is not None and path.name > newest.name)
+        steps = self._steps()[::-1]
+        counted = [path for path in steps if newest is None or path.name <= newest.name]
+        return counted + [path for path in steps if path not in counted]
 
     def _best(self) -> Path | None:
         newest = self._newest()
-        if newest is None:
+        if newest is None or self._best_forgotten:
             return None
-        name = _read_json(newest / PROGRESS)["best"]
+        name = read_record(newest).best
         return None if name is None else self._beside(newest / PROGRESS, name)
 
     def _beside(self, source: Path, name: str) -> Path:
         path = self.folder / name
-        if path.parent != self.folder or not path.is_dir():
+        if path.parent != self.folder or "\0" in name or not path.is_dir():
             raise InputError(f"{source}: names the checkpoint {name!r}, which is not in {self.folder}")
         return path
 
     def _check_files(self, path: Path) -> None:
         """Compares the digests; the ranks share the files."""
-        files = sorted(_read_json(path / PROGRESS)["files"].items())
-        for name, digest in files[self._runtime.rank :: self._runtime.world_size]:
-            try:
-                found = sha256(path / name)
-            except OSError as error:
-                raise InputError(f"{path / name}: cannot be read ({error.strerror}); resume from another one") from None
-            if found != digest:
-                raise InputError(f"{path / name}: differs from what was saved (sha256); resume from another checkpoint")
-
-
-def _remove(path: Path) -> None:
-    """Deletes a checkpoint so that half of it is never taken for a whole one."""
-    doomed = path.with_suffix(".old.tmp")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Makes renames in `folder` outlive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        files = sorted(read_sums(path).items())
+        check_files(path, dict(files[self._runtime.rank :: self._runtime.world_size]))
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, so {path.parent} is no whole checkpoint") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    kinds: dict[str, Any] = {"progress": dict, "files": dict, "best": (str, type(None))}
-    for name, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name, 0), kind):
-            raise InputError(f"{path}: {name!r} is missing or of the wrong type; resume from another checkpoint")
-    if METADATA not in content["files"]:
-        raise InputError(f"{path}: 'files' does not list {METADATA}; resume from another checkpoint")
-    if bad := [name for name in content["files"] if name != Path(name).name]:
-        raise InputError(f"{path}: 'files' names {bad[0]!r}, which is outside the checkpoint")
-    return content

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.checkpoint import METADATA
+from cm3_dist.checkpoint_files import METADATA
 from cm3_dist.light_imports import light_imports
 from partition.errors import InputError
 
@@ -63,6 +63,11 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessG
 def read_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
     """Fills the given tensors in place. Collective."""
     dcp.load(tensors, storage_reader=CheckpointReader(folder), process_group=group)
+
+
+def check_metadata(folder: Path) -> None:
+    """Raises InputError when DCP's metadata is damaged."""
+    CheckpointReader(folder).read_metadata()
 
 
 def check_fit(folder: Path, wanted: dict[str, Tensor]) -> None:

@@ -41,6 +41,10 @@ class Run(_Section):
     save_steps: Positive | None = Field(
         default=None, description="save every so many steps, besides after evaluations; null: only then"
     )
+    save_in_background: bool = Field(
+        default=True,
+        description="train on while a checkpoint is written; takes a copy of a rank's tables in memory",
+    )
     save_minutes: Rate | None = Field(default=None, description="save after so many minutes without a checkpoint")
     log_every: Positive = Field(default=1, description="steps between two points in TensorBoard")
 

@@ -30,7 +30,7 @@ class Runtime:
     """One rank and its process groups, one for each thread and kind of traffic; all but `group` are gloo.
 
     `group` carries rows and gradients; `planning` node ids, from a thread of its own; `control` what the main thread
-    agrees on: errors, checkpoints, when to stop.
+    agrees on: errors, checkpoints, when to stop; `saving` what is saved in the background.
     """
 
     rank: int
@@ -39,6 +39,7 @@ class Runtime:
     group: dist.ProcessGroup
     planning: dist.ProcessGroup
     control: dist.ProcessGroup
+    saving: dist.ProcessGroup
 
     @property
     def rows_group(self) -> dist.ProcessGroup | None:
@@ -120,11 +121,12 @@ def _join(machine: Machine) -> Runtime:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    planning, control = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    planning, control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
     assert dist.group.WORLD is not None
     assert planning is not None
     assert control is not None
-    return Runtime(rank, world_size, device, dist.group.WORLD, planning, control)
+    assert saving is not None
+    return Runtime(rank, world_size, device, dist.group.WORLD, planning, control, saving)
 
 
 def _keep_freed_memory() -> None:
@@ -159,10 +161,11 @@ def _device(machine: Machine, local_rank: int, local_world: int) -> torch.device
     return torch.device("cuda", local_rank)
 
 
-def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
+def agree_on_error(runtime: Runtime, action: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
     """Runs `action` on every rank; when it fails on one with InputError, every rank raises that same error.
 
-    Otherwise the ranks whose own files are whole would wait for the one that stopped.
+    Otherwise the ranks whose own files are whole would wait for the one that stopped. `group` is `control` by default,
+    which belongs to the main thread.
     """
     error: str | None = None
     result = None
@@ -171,7 +174,7 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any]) -> Any:
     except InputError as caught:
         error = str(caught)
     errors: list[str | None] = [None] * runtime.world_size
-    dist.all_gather_object(errors, error, group=runtime.control)
+    dist.all_gather_object(errors, error, group=group or runtime.control)
     first = next((text for text in errors if text is not None), None)
     if first is not None:
         raise InputError(first)

@@ -39,15 +39,28 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
     """
     if not whole:
         return restore(trainer, checkpoints)
+
+    def say(text: str) -> None:
+        if trainer.runtime.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    without_best = None
     for path in checkpoints.newest_first():
         damage = checkpoints.damage(path)
         if damage is None:
-            return restore(trainer, checkpoints, path)
-        if trainer.runtime.rank == 0:
-            print(f"passed over: {damage}", file=sys.stderr, flush=True)
-    if trainer.runtime.rank == 0:
-        print(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning", file=sys.stderr, flush=True)
-    return Progress()
+            best = checkpoints.best_of(path)
+            damage = None if best in (None, path) else checkpoints.damage(best)
+            if damage is None:
+                return restore(trainer, checkpoints, path)
+            without_best = without_best or path
+        say(f"passed over: {damage}")
+    if without_best is None:
+        say(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning")
+        return Progress()
+    say(f"resuming from {without_best}, whose best checkpoint is lost: the best of the evaluations from now on counts")
+    checkpoints.forget_best()
+    step = restore(trainer, checkpoints, without_best).step
+    return Progress(step=step)
 
 
 def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
@@ -63,8 +76,7 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
     record = checkpoints.peek(path)
     _same_run(trainer, path, record)
     checkpoints.load(path, sharded, replicated)
-    known = {"evaluated_at": record["step"], **record}  # which version 0.1.0 did not save
-    return Progress(**{name: known[name] for name in Progress.__dataclass_fields__})
+    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

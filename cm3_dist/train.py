@@ -100,10 +100,12 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
     began, folder = time.time(), settings.run.dir
     agree_on_error(runtime, lambda: refuse_taken(folder, bool(resume)))
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(settings.run, runtime))
+        checkpoints = Checkpoints(
+            folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
+        )
+        watch = stack.enter_context(Watch(settings.run, runtime, checkpoints.failed))
         trainer = Trainer(settings, runtime)
         agree_on_error(runtime, lambda: check_splits(trainer.manifest))
-        checkpoints = Checkpoints(folder / "checkpoints", settings.run.keep, runtime)
         progress = resume_from(trainer, checkpoints, whole=resume is Resume.AUTO) if resume else Progress()
         plan, steps = trainer.model.tables.plan, trainer.batches.steps
         if runtime.rank == 0:
@@ -160,10 +162,13 @@ def train_epochs(
 
     while True:
         if stop := watch.now():
-            raise Interrupted(stop, progress.step, keep().name)
+            path = keep()
+            checkpoints.wait()
+            raise Interrupted(stop, progress.step, path.name)
         if progress.step > progress.evaluated_at and _evaluates(settings, progress.step, steps, limit):
             keep(best=_validate(trainer, progress, monitor, timer, checkup))
         if progress.step >= limit or progress.exhausted(settings.train.patience):
+            checkpoints.wait()
             return
         epoch, first = divmod(progress.step, steps)
         last = min(steps, first + limit - progress.step)
@@ -178,6 +183,8 @@ def train_epochs(
             if verdict.stop:
                 plans.close()
                 break
+            if verdict.failed:
+                checkpoints.wait()
             if verdict.save:
                 keep()
         monitor.end_epoch()

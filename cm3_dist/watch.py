@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -31,17 +32,24 @@ SAME_WISH = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all ranks do now: `stop` is the number of the signal that asked for it, or 0."""
+    """What all ranks do now."""
 
-    stop: int
-    save: bool
+    stop: int  # the number of the signal that asked for it, or 0
+    save: bool  # it is time for a checkpoint
+    failed: bool  # the last one could not be written
 
 
 class Watch:
-    """Listens for signals while it is entered, and keeps the time between checkpoints. Main thread only."""
+    """Listens for signals while it is entered, and keeps the time between checkpoints. Main thread only.
 
-    def __init__(self, settings: Run, runtime: Runtime) -> None:
-        self._runtime = runtime
+    Args:
+        settings: how often to save.
+        runtime: this rank.
+        failed: whether a save in the background has failed on this rank.
+    """
+
+    def __init__(self, settings: Run, runtime: Runtime, failed: Callable[[], bool] = lambda: False) -> None:
+        self._runtime, self._failed = runtime, failed
         self._steps = settings.save_steps
         self._seconds = None if settings.save_minutes is None else settings.save_minutes * 60
         self._signal, self._since, self._saved = 0, 0.0, time.monotonic()
@@ -74,31 +82,31 @@ class Watch:
         """What to do after `done` steps. Collective; a signal counts one step later, on every rank the same one."""
         due = self._steps is not None and done % self._steps == 0
         if self._runtime.world_size == 1:
-            stop, late = self._wishes()
-            return Verdict(stop, due or bool(late))
-        stop, late = self._answer()
-        if not stop:
-            self._ask()
-        return Verdict(stop, due or bool(late))
+            stop, late, failed = self._wishes()
+        else:
+            stop, late, failed = self._answer()
+            if not stop:
+                self._ask()
+        return Verdict(stop, due or bool(late), bool(failed))
 
     def now(self) -> int:
         """The signal that asked any rank to stop by now, or 0. Collective; waits for the slowest rank."""
         if self._runtime.world_size == 1:
             return self._wishes()[0]
-        stop, _ = self._answer()
+        stop, *_ = self._answer()
         if not stop:
             self._ask()
-            stop, _ = self._answer()
+            stop, *_ = self._answer()
         return stop
 
     def saved(self) -> None:
         """Starts the time to the next checkpoint."""
         self._saved = time.monotonic()
 
-    def _wishes(self) -> tuple[int, int]:
-        """This rank's: a signal's number, and (rank 0, whose clock counts) whether it is time to save."""
+    def _wishes(self) -> tuple[int, int, int]:
+        """This rank's: a signal's number; whether it is time to save, by rank 0's clock; whether a save failed."""
         late = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
-        return self._signal, int(late and self._runtime.rank == 0)
+        return self._signal, int(late and self._runtime.rank == 0), int(self._failed())
 
     def _ask(self) -> None:
         wishes = torch.tensor(self._wishes())
@@ -106,13 +114,13 @@ class Watch:
         assert work is not None
         self._asked = wishes, work
 
-    def _answer(self) -> tuple[int, int]:
+    def _answer(self) -> tuple[int, int, int]:
         if self._asked is None:
-            return 0, 0
+            return 0, 0, 0
         (wishes, work), self._asked = self._asked, None
         work.wait()
-        stop, late = wishes.tolist()
-        return stop, late
+        stop, late, failed = wishes.tolist()
+        return stop, late, failed
 
     def _listen(self) -> None:
         while number := os.read(self._read, 1)[0]:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def holds(checkpoints: Checkpoints, runtime: Runtime, path: Path, seed: int) -> 
 def smaller(runtime: Runtime, world_size: int) -> Runtime:
     """The same process as one of fewer ranks. Every rank of `runtime` makes the groups; the first few use them."""
     ranks = list(range(world_size))
-    groups = [dist.new_group(ranks, backend="gloo") for _ in range(3)]
+    groups = [dist.new_group(ranks, backend="gloo") for _ in range(4)]
     return Runtime(runtime.rank, world_size, runtime.device, *groups)
 
 
@@ -183,7 +184,7 @@ def test_a_full_disk_is_named_in_one_line(tmp_path: Path, alone: Runtime, monkey
         with pytest.raises(InputError, match=r"step-00000002\.tmp: .* cannot be written: No space left"):
             save(checkpoints, alone, 2)
     with monkeypatch.context() as patch:
-        patch.setattr("cm3_dist.checkpoint._write", full)
+        patch.setattr("cm3_dist.checkpoint_files.write_text", full)
         with pytest.raises(InputError, match="No space left"):
             save(checkpoints, alone, 2)
     assert checkpoints.newest() == first
@@ -210,25 +211,122 @@ def test_altered_and_missing_files_are_named(tmp_path: Path, alone: Runtime, nam
     ("text", "message"),
     [
         (None, "no such file, so .* is no whole checkpoint"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "'progress' is missing"),
-        ('{"progress": {}, "best": null}', "'files' is missing"),
-        ('{"progress": {}, "best": null, "files": {}}', "'files' does not list .metadata"),
-        (
-            '{"progress": {}, "best": null, "files": {".metadata": "", "../x": ""}}',
-            "'files' names '../x', which is outside",
-        ),
+        (b"", "does not list .metadata"),
+        (b"\xff", "cannot be read"),
+        (b"x\n", "1: is not a digest"),
+        (b"0" * 64 + b"  ../x\n", "1: is not a digest"),
+        (b"0" * 64 + b"  .metadata", "1: is not a digest"),
+        (b"0" * 64 + b"  .metadata\n", "does not list progress.json"),
+        ((b"0" * 64 + b"  .metadata\n") * 2 + b"0" * 64 + b"  progress.json\n", "lists a file twice"),
     ],
 )
-def test_damaged_progress_is_named(tmp_path: Path, alone: Runtime, text: str | None, message: str) -> None:
+def test_damaged_digests_are_named(tmp_path: Path, alone: Runtime, text: bytes | None, message: str) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone)
-    file = save(checkpoints, alone, 1) / "progress.json"
+    file = save(checkpoints, alone, 1) / "SHA256SUMS"
     file.unlink()
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text)
     for read in (checkpoints.peek, lambda path: checkpoints.load(path, sharded(alone), replicated())):
-        with pytest.raises(InputError, match=rf"progress\.json: {message}"):
+        with pytest.raises(InputError, match=rf"SHA256SUMS:? ?{message}"):
             read(file.parent)
+    assert "SHA256SUMS" in (checkpoints.damage(file.parent) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "is not of format 2"),
+        ('{"progress": {}, "best": null}', "is not of format 2"),
+        ('{"format": 2, "best": null}', "'progress' is missing"),
+        ('{"format": 2, "progress": {}, "best": 3}', "'best' is missing or of the wrong type"),
+    ],
+)
+def test_damaged_progress_is_named(tmp_path: Path, alone: Runtime, text: str, message: str) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, alone)
+    path = save(checkpoints, alone, 1)
+    (path / "progress.json").write_text(text)
+    with pytest.raises(InputError, match=r"progress\.json: differs from what was saved"):
+        checkpoints.peek(path)
+    mend(path, "progress.json")
+    with pytest.raises(InputError, match=rf"progress\.json: {message}"):
+        checkpoints.peek(path)
+
+
+def mend(path: Path, name: str) -> None:
+    """Gives a changed file its digest, as whoever can write the folder may."""
+    lines = [line for line in (path / "SHA256SUMS").read_text().splitlines(True) if not line.endswith(f"  {name}\n")]
+    (path / "SHA256SUMS").write_text("".join([*lines, f"{sha256(path / name)}  {name}\n"]))
+
+
+def test_digests_are_in_the_form_of_sha256sum(tmp_path: Path, alone: Runtime) -> None:
+    path = save(Checkpoints(tmp_path, 2, alone), alone, 1)
+    shown = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=path, capture_output=True, text=True, check=True)
+    assert shown.stdout == ".metadata: OK\n__0_0.distcp: OK\nprogress.json: OK\n"
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path: Path, alone: Runtime) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
+    rows, rest = sharded(alone, 1), replicated(1)
+    path = checkpoints.save(rows, rest, {"step": 1}, step=1, best=True)
+    for value in (*rows.values(), *rest.values()):
+        value.zero_()  # as the next step would, in place
+    checkpoints.wait()
+    assert checkpoints.newest() == path
+    assert holds(checkpoints, alone, path, 1)
+    assert not checkpoints.failed()
+    for step in (2, 3, 4):  # each waits for the one before
+        save(checkpoints, alone, step)
+    checkpoints.wait()
+    assert [path.name[-1] for path in sorted(tmp_path.glob("step-*"))] == ["1", "3", "4"]
+
+
+def test_a_failed_save_in_the_background_is_raised_later(
+    tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
+    save(checkpoints, alone, 1)
+    checkpoints.wait()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    save(checkpoints, alone, 2)
+    while not checkpoints.failed():
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"step-00000002\.tmp: .* cannot be written: No space left"):
+        checkpoints.wait()
+    assert not checkpoints.failed()
+    assert checkpoints.newest() == tmp_path / "step-00000001"
+
+
+def test_the_best_of_every_kept_checkpoint_is_kept(tmp_path: Path, alone: Runtime) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, alone)
+    for step in range(1, 5):
+        save(checkpoints, alone, step, best=step in (1, 4))
+    assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["1", "3", "4"]
+    assert checkpoints.best_of(tmp_path / "step-00000003") == tmp_path / "step-00000001"
+    assert checkpoints.best_of(tmp_path / "step-00000004") == tmp_path / "step-00000004"
+
+
+def test_the_order_in_which_checkpoints_are_tried(tmp_path: Path, alone: Runtime) -> None:
+    checkpoints = Checkpoints(tmp_path, 9, alone)
+    for step in (1, 2, 3, 4):
+        save(checkpoints, alone, step)
+
+    def order() -> list[int]:
+        return [int(path.name[5:]) for path in checkpoints.newest_first()]
+
+    assert order() == [4, 3, 2, 1]
+    (tmp_path / "latest").write_text("step-00000002\n")
+    assert order() == [2, 1, 4, 3]
+    for damaged in (b"", b"step-00000009", b"\xff\x00", b"a\0b"):
+        (tmp_path / "latest").write_bytes(damaged)
+        assert order() == [4, 3, 2, 1]
+    (tmp_path / "latest").unlink()
+    assert order() == [4, 3, 2, 1]
 
 
 def test_pointers_lead_nowhere_else(tmp_path: Path, alone: Runtime) -> None:
@@ -283,10 +381,7 @@ def test_metadata_runs_no_code(tmp_path: Path, alone: Runtime) -> None:
     ]
     for attack in attacks:
         (path / ".metadata").write_bytes(attack)
-        # An attacker can mend the digest.
-        content = json.loads((path / "progress.json").read_text())
-        content["files"][".metadata"] = sha256(path / ".metadata")
-        (path / "progress.json").write_text(json.dumps(content))
+        mend(path, ".metadata")
         with pytest.raises(InputError, match=r"\.metadata: is not the metadata of a checkpoint"):
             checkpoints.load(path, sharded(alone), replicated())
         assert not proof.exists()

@@ -123,9 +123,10 @@ with distributed(Machine(device="cpu")) as runtime, watch.Watch(Run(), runtime) 
     # The main thread is inside C, as in a collective whose other ranks are gone: no Python handler can run.
     threading.Timer(0.2, lambda: os.kill(me, signal.SIGUSR1)).start()
     import ctypes
-    ctypes.CDLL(None).sleep(30)
+    while True:
+        ctypes.CDLL(None).sleep(60)
 """
-    end = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25)
+    end = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert end.returncode == 128 + signal.SIGUSR1, end.stderr
     assert "SIGUSR1 again, leaving at once" in end.stderr
 

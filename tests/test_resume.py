@@ -1,0 +1,96 @@
+"""`--resume auto` goes on from the newest checkpoint that is whole, and says which it passed over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cm3_dist.config import Machine, Settings
+from cm3_dist.runtime import Runtime, distributed
+from cm3_dist.train import Resume, run
+from partition.errors import InputError
+from tests.small import prepare_small, small_settings
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Runtime]:
+    with distributed(Machine(device="cpu", threads=1)) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def ruined(tmp_path_factory: pytest.TempPathFactory, alone: Runtime) -> tuple[Settings, dict[str, Any]]:
+    """A run whose rates ruin the model after a good start, so that its best checkpoint is not among the newest."""
+    folder = tmp_path_factory.mktemp("ruined")
+    rates: dict[str, Any] = {"dense": {"lr": 0.5}, "tables": {"lr": 5.0}}
+    settings = small_settings(prepare_small(folder), folder / "run", train={"epochs": 50, "patience": 3}, **rates)
+    return settings, run(settings, alone)
+
+
+def _damage(path: Path) -> None:
+    with (path / "__0_0.distcp").open("r+b") as file:
+        file.seek(200)
+        byte = file.read(1)
+        file.seek(200)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def _again(settings: Settings, folder: Path, damaged: list[str]) -> tuple[Settings, list[Path]]:
+    """A copy of the run with some checkpoints damaged."""
+    shutil.copytree(settings.run.dir, folder)
+    (folder / "metrics.json").unlink()
+    paths = [folder / "checkpoints" / name for name in damaged]
+    for path in paths:
+        _damage(path)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": folder})}), paths
+
+
+def test_damaged_ones_are_passed_over(
+    ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, whole = ruined
+    kept = sorted(path.name for path in (settings.run.dir / "checkpoints").glob("step-*"))
+    assert len(kept) == 3  # the best one, and the newest two
+    again, damaged = _again(settings, tmp_path / "run", kept[-1:])
+    with pytest.raises(InputError, match=r"__0_0\.distcp: differs .* resume from another checkpoint, or with --resume"):
+        run(again, alone, Resume.NEWEST)
+    capsys.readouterr()
+    after = run(again, alone, Resume.AUTO)
+    assert capsys.readouterr().err.startswith(f"passed over: {damaged[0]}/__0_0.distcp: differs")
+    for name in ("validation", "test", "best_epoch", "steps"):
+        assert after[name] == whole[name]
+    lines = [
+        [json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()]
+        for folder in (settings.run.dir, again.run.dir)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_lost_best_checkpoint_is_said_and_replaced(
+    ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, whole = ruined
+    best = (settings.run.dir / "checkpoints/best").read_text().strip()
+    again, _ = _again(settings, tmp_path / "run", [best])
+    after = run(again, alone, Resume.AUTO)
+    assert "whose best checkpoint is lost" in capsys.readouterr().err
+    assert after["best_epoch"] > whole["best_epoch"]
+    assert (again.run.dir / "checkpoints/best").read_text().strip() != best
+
+
+def test_without_any_the_run_starts_afresh(
+    ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, whole = ruined
+    kept = sorted(path.name for path in (settings.run.dir / "checkpoints").glob("step-*"))
+    again, _ = _again(settings, tmp_path / "run", kept)
+    after = run(again, alone, Resume.AUTO)
+    error = capsys.readouterr().err
+    assert error.count("passed over: ") == 3
+    assert "no whole checkpoint, starting from the beginning" in error
+    assert after["test"] == whole["test"]
