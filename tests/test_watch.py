@@ -49,7 +49,7 @@ def _interrupted(
         step(monitor, number_of_step, *args)
         if number_of_step == at and runtime.rank == rank:
             os.kill(os.getpid(), number)
-            time.sleep(0.1)  # the thread that listens takes note of it
+            time.sleep(0.5)  # the thread that listens takes note of it
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Monitor, "step", signalled)
@@ -94,12 +94,15 @@ def _one_rank_of_two(prepared: Path, folder: Path) -> tuple[int, dict[str, Any],
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(prepared: Path, tmp_path: Path) -> None:
-    for done, after, whole in run_ranks(_one_rank_of_two, 2, prepared, tmp_path):
-        assert done == 8  # steps 0 to 6, and the one in which the wish travelled
+    results = run_ranks(_one_rank_of_two, 2, prepared, tmp_path)
+    done = results[0][0]
+    assert 8 <= done < 15  # steps 0 to 6, and the one in which the wish travelled; more if its thread came late
+    for number, after, whole in results:
+        assert number == done
         assert after["test"] == whole["test"]
     assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
     saved = [int(path.name[5:]) for path in (tmp_path / "cut/checkpoints").glob("step-*")]
-    assert sorted(saved) == [5, 8, 10, 15, 20, 25, 30]
+    assert sorted(saved) == sorted({5, done, 10, 15, 20, 25, 30})
 
 
 def test_the_clock_saves(prepared: Path, tmp_path: Path, alone: Runtime) -> None:
