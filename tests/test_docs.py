@@ -50,9 +50,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-def test_every_page_is_in_the_index() -> None:
-    listed = {name.partition("#")[0] for name in _LINK.findall((ROOT / "docs" / "README.md").read_text())}
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
+def test_every_page_can_be_reached() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        text = page.read_text(encoding="utf-8")
+        named = [page.parent / target.partition("#")[0] for target in _LINK.findall(text)]
+        named += [ROOT / name for name in re.findall(r"docs/[a-z-]+\.md", text)]  # also as plain text
+        waiting += [path.resolve() for path in named if path.suffix == ".md" and path.resolve() not in reached]
+        waiting = [path for path in waiting if path.is_file()]
+    assert set(PAGES) - reached == set()
 
 
 def test_every_picture_is_shown() -> None:
