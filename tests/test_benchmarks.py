@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 import torch
 
 from benchmarks.growth import AXES, MIDDLE, draw
+from benchmarks.observe import observe
+from benchmarks.scale import targets
+from benchmarks.scale_stages import slope
 from benchmarks.timing import Result
+from partition.errors import InputError
 from tests.small import prepare_small
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +64,29 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
     draw(curves, tmp_path / "images" / "growth.png")
     assert (tmp_path / "images" / "growth.png").stat().st_size > 10_000
     assert set(MIDDLE) == set(AXES)
+
+
+def test_a_command_is_observed_with_its_children(tmp_path: Path) -> None:
+    child = "import time; x = bytearray(200 << 20); time.sleep(1.5)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    found = observe([sys.executable, "-c", program], tmp_path / "log.txt")
+    assert 0.19 < found.peak_own_gib <= found.peak_gib < 0.4
+    assert found.seconds >= 1.5
+    assert found.command.startswith("python -c")
+    with pytest.raises(InputError, match=r"status 3; .*log.txt: went wrong"):
+        observe([sys.executable, "-c", "print('went wrong'); raise SystemExit(3)"], tmp_path / "log.txt")
+
+
+def test_exponent_of_growth() -> None:
+    x = [math.log(value) for value in (1.0, 2.0, 4.0, 15.0)]
+    assert slope(x, [1.3 * value + 2 for value in x]) == pytest.approx(1.3)
+
+
+def test_scale_has_its_targets() -> None:
+    prepared = {"seconds": 1200.0, "cpu_seconds": 1800.0, "peak_gib": 13.0, "peak_own_gib": 11.0}
+    cut = {"baby, exact": {"metis": 50.0, "random": 100.0}}
+    found = {result.name: result for result in targets({"prepare": prepared, "cut": cut})}
+    assert found["prepare, minutes"].met
+    assert found["prepare, minutes"].ratio == 20
+    assert not found["prepare, GiB"].met
+    assert found["bytes, METIS / random: baby, exact"].ratio == 0.5
