@@ -17,6 +17,7 @@ from cm3_dist.dense_adam import DenseAdam
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.exchange import send_to_owners
 from cm3_dist.graph.shard import HeldOut, load_shard
+from cm3_dist.heap import give_back
 from cm3_dist.kernels import choose_kernels
 from cm3_dist.loss import cm3_loss
 from cm3_dist.model.cm3 import CM3
@@ -136,7 +137,10 @@ class Trainer:
 
     def final_rows(self) -> tuple[Tensor, Tensor]:
         """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
-        return self.model.final_rows(self.features, self._users, self._items, self.planner.inference())
+        give_back()  # what the steps left
+        operator = self.planner.inference()
+        give_back()  # what making it took
+        return self.model.final_rows(self.features, self._users, self._items, operator)
 
     def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""

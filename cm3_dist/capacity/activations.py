@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cm3_dist.capacity.sizes import RankLoad, RankStep, Relation
 from cm3_dist.config import Settings
 from cm3_dist.kernels.pairs import COLUMNS, ROWS
+from cm3_dist.model.cm3 import FINAL_COLUMNS
 from cm3_dist.model.local_rows import can_update
 from cm3_dist.model.widths import Widths
 from cm3_dist.ranking import METRIC_BLOCK
@@ -120,21 +121,21 @@ def evaluation_live(manifest: Manifest, settings: Settings, load: RankLoad) -> L
     live.add("evaluation: final rows", items, widths.row)
     layer = Relation(users, 0, load.user_from_item.halo), Relation(items, 0, load.item_from_user.halo)
     exact = RankStep(0, 0, 0, 0, [layer[0]] * 2, [layer[1]] * 2, [], users, items, layer[0].halo, 0, 0)
-    propagation = (users, items, *_forward(exact))  # of one channel at a time
+    propagation, columns = (users, items, *_forward(exact)), min(widths.row, FINAL_COLUMNS)
     samples = {"validation": options.users, "test": options.test_users}
     ranked = max(ranked_users(manifest, sample, split, load) for split, sample in samples.items())
     k, seen = max(options.ks), load.user_from_item.edges * ranked / max(load.users, 1)
-    block, columns = min(options.user_block, ranked), min(options.item_block, items)
+    block, scored = min(options.user_block, ranked), min(options.item_block, items)
     ranking = Live()
     ranking.add("evaluation: final rows", users, widths.row)
     ranking.add("evaluation: ranked users", ranked, widths.row)
     ranking.add("evaluation: what they have seen", seen, 3 * INT64 / FLOAT)
     ranking.add("evaluation: best items", ranked, k * (1 + INT64 / FLOAT))
     ranking.add("evaluation: metrics", min(ranked, METRIC_BLOCK), k * 8 * INT64 / FLOAT)
-    ranking.add("evaluation: scores", block, columns, 1.5)  # and what finding the best of them takes
-    if sum(propagation) * widths.dim * FLOAT >= sum(ranking.named.values()):
+    ranking.add("evaluation: scores", block, scored, 1.5)  # and what finding the best of them takes
+    if sum(propagation) * columns * FLOAT >= sum(ranking.named.values()):
         for rows in propagation:
-            live.add("evaluation: propagation", rows, widths.dim)
+            live.add("evaluation: propagation", rows, columns)
         return live
     named = {name: live.named.get(name, 0) + found for name, found in ranking.named.items()}
     return Live(live.named | named, live.small + ranking.small)
