@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -102,7 +103,7 @@ def test_options_that_the_pages_give_exist() -> None:
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the extra `extract` is not installed: make extract")
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "quickstart.md").read_text(), re.M | re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
@@ -118,3 +119,10 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
     assert lists["user"][0].as_py().startswith("customer-")
     assert lists["item"][0].as_py().startswith("SKU-")
     assert lists.num_rows == 10 * len(lists["user"].unique()) == 10 * 900
+    catalogue, log = (pq.read_table(tmp_path / f"shop/{name}.parquet").to_pylist() for name in ("items", "log"))
+    bears = {row["item_id"] for row in catalogue if "toy bear" in row["title"]}
+    fans = Counter(row["user_id"] for row in log if row["item_id"] in bears)
+    first = {row["user"]: row["item"] for row in pq.read_table(tmp_path / "new_lists.parquet").to_pylist()}
+    likely = [first[user] for user, count in fans.items() if count >= 8]
+    assert len(likely) > 50
+    assert likely.count("NEW-1") > 0.9 * len(likely)  # the new toy bear goes to those who like toy bears

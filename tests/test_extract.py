@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from partition import __main__ as command
 from partition.build import build
 from partition.errors import InputError
 from partition.extract import run as running
@@ -314,3 +315,22 @@ def test_two_pictures_of_one_item(shop: Path) -> None:
     (shop / "pictures" / "sku-0.jpg").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match="a second picture of item 'sku-0'"):
         rows_of(shop, images=str(shop / "pictures"), model="bert")
+
+
+def test_the_command(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shop / "features" / "image_feat.npy"
+    arguments = ["--items", shop / "items.parquet", "--images", "picture", "--model", tiny.vit(shop / "vit")]
+    for more, code in (([], 0), ([], 2), (["--overwrite"], 0)):
+        monkeypatch.setattr("sys.argv", ["partition", "extract", *map(str, arguments), "--output", str(output), *more])
+        with pytest.raises(SystemExit) as stopped:
+            command.main()
+        assert (stopped.value.code or 0) == code
+        said = capsys.readouterr()
+        if code:
+            assert said.err == f"error: {output}: exists already; add --overwrite to replace it\n"
+        else:
+            lines = said.out.splitlines()
+            assert lines[0] == f"{output}: 7 items, 16 wide; 2 with nothing to encode, filled with zeros"
+            assert lines[1].startswith(f"  unreadable: {shop / 'pictures' / f'sku-{BROKEN}.png'}: ")
+            assert lines[2].startswith("Next: python -m partition build --input LOG --features image=")
+    assert np.load(output).shape == (7, 16)

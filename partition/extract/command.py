@@ -127,9 +127,7 @@ def extract(
         overwrite=overwrite,
     )
     done = run(request)
-    missing = (
-        f"{done.missing:,} had nothing to encode and are filled with {fill.value}" if done.missing else "none missing"
-    )
+    missing = f"{done.missing:,} with nothing to encode, filled with {fill.value}" if done.missing else "none missing"
     print(f"{output}: {done.items:,} items, {done.dim} wide; {missing}")
     for reason in done.unreadable[:3]:
         print(f"  unreadable: {reason}")
