@@ -49,6 +49,9 @@ def load_encoder(request: Request) -> Encoder:
         InputError: the extra is not installed, the model cannot be found or read, lacks weights, or does not take what
             it is to encode.
     """
+    model = str(request.model)
+    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+        raise InputError(f"--model {model}: no such folder")
     try:
         import torch
         import transformers
@@ -59,9 +62,6 @@ def load_encoder(request: Request) -> Encoder:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-    model = str(request.model)
-    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
-        raise InputError(f"--model {model}: no such folder")
     if request.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why")
     device = "cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -266,11 +266,8 @@ class _MultimodalLM(_Module):
     def _cut(self, text: str | None) -> str | None:
         if text is None:
             return None
-        tokens = self._tokenizer(
-            text, truncation=True, max_length=self._token_limit(self._tokenizer), add_special_tokens=False
-        )
-        cut: str = self._tokenizer.decode(tokens["input_ids"], skip_special_tokens=True)
-        return cut
+        tokens, limit = self._tokenizer(text, add_special_tokens=False)["input_ids"], self._token_limit(self._tokenizer)
+        return text if len(tokens) <= limit else self._tokenizer.decode(tokens[:limit], skip_special_tokens=True)
 
 
 def _load(request: Request, device: str, dtype: Any) -> tuple[Any, list[str]]:
@@ -350,7 +347,10 @@ def _one_at_a_time(request: Request) -> InputError:
 
 def needs_extra(error: ImportError) -> InputError:
     """What to do where a package of the extra is not installed."""
-    return InputError(f"{error.name} is not installed; `make extract` adds what this command needs")
+    return InputError(
+        f"{error.name} is not installed; `make extract`, or the package's extra of that name, adds what this command "
+        "needs"
+    )
 
 
 @contextmanager
