@@ -17,7 +17,12 @@ from tests.small import prepare_small, small_dataset, small_settings
 STEPS = 20
 CASES: dict[str, dict[str, Any]] = {
     "exact, in_batch": {"negatives": "in_batch", "propagation": {"mode": "exact"}},
-    "exact, uniform, item ids": {"negatives": "uniform", "propagation": {"mode": "exact"}, "model": {"item_ids": True}},
+    "exact, uniform, item ids, weight decay": {
+        "negatives": "uniform",
+        "propagation": {"mode": "exact"},
+        "model": {"item_ids": True},
+        "tables": {"name": "rowwise_adagrad", "weight_decay": 1e-4},
+    },
     "exact, local negatives, local scope": {
         "negatives": "local",
         "propagation": {"mode": "exact"},
@@ -26,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "exact, inverse degree, adagrad": {
         "propagation": {"mode": "exact", "item_item_layers": 2},
         "loss": {"in_batch_correction": "inverse_degree"},
-        "tables": {"name": "adagrad", "weight_decay": 1e-4},
+        "tables": {"name": "adagrad"},
     },
     "exact, plain uniformity, sgd, no item graph": {
         "propagation": {"mode": "exact", "item_item_layers": 0},
