@@ -18,7 +18,10 @@ import psutil
 from partition.errors import InputError
 
 GIB = 2**30
-PERIOD = 0.5  # seconds between two looks
+PERIOD, SHARE = (
+    0.5,
+    0.02,
+)  # seconds between two looks, and how much of a core they may take: pages are counted one by one
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,11 @@ class _Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self.ended.wait(PERIOD):
+        pause = PERIOD
+        while not self.ended.wait(pause):
+            begin = time.thread_time()
             self.look()
+            pause = max(PERIOD, (time.thread_time() - begin) / SHARE)
 
     def look(self) -> None:
         try:

@@ -5,8 +5,8 @@
     python -m benchmarks.scale --headline 2m --json scale-2m.json      # the results so far, together
 
 Each stage writes FOLDER/HEADLINE/results/STAGE.json when it is done and is not done again (`--again STAGE` does). The
-data is `--base`, a real data set, grown with its own structure. Needs 24 GB of memory, 30 GB of disk, hours on 2 cores;
-nothing else should run on the machine meanwhile.
+2M data is `--base`, a real data set, grown with its own structure; the 1M data has planted tastes. Needs 24 GB of
+memory, 30 GB of disk, hours on 2 cores; nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

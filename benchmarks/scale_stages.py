@@ -28,7 +28,7 @@ SAMPLED = [
     "propagation.mode=sampled",
     "propagation.user_item_layers=2",
     "propagation.fanouts=[3,2]",
-    "propagation.item_fanout=5",
+    "propagation.item_fanout=3",
     "evaluate.users=20000",
     "evaluate.test_users=20000",
 ]
@@ -46,6 +46,7 @@ class Headline:
     interactions: int
     train: tuple[str, ...]
     stages: tuple[str, ...]
+    grown: bool = True  # from the base; else with planted tastes: Baby is too sparse to grow as dense as that
 
     @property
     def title(self) -> str:
@@ -67,6 +68,7 @@ HEADLINES = {
         42_000_000,
         ("train.max_steps=200", "train.batch_size=8192"),
         ("synthesise", "prepare", "plan", "train"),
+        grown=False,
     ),
 }
 
@@ -125,9 +127,9 @@ def machine() -> dict[str, Any]:
 
 
 def synthesise(place: Place) -> dict[str, Any]:
-    """The real data set grown to the headline's size."""
+    """Data of the headline's size."""
     size = place.headline
-    found = _grown(place, "raw", size.users, size.items, size.interactions)
+    found = _made(place, "raw", size.users, size.items, size.interactions)
     return {**found, "disk_gib": _disk(place.folder / "raw")}
 
 
@@ -173,7 +175,7 @@ def cut(place: Place) -> dict[str, Any]:
     found = {}
     sources = {name: place.base.with_name(name) for name in CUT}
     sources["grown to 1M"] = place.folder / "raw-1000000"
-    _grown(place, "raw-1000000", *_sizes(place, 1_000_000))
+    _made(place, "raw-1000000", *_sizes(place, 1_000_000))
     for name, source in sources.items():
         for mode in ("exact", "sampled"):
             sent = {}
@@ -199,7 +201,7 @@ def growth(place: Place) -> dict[str, Any]:
         if interactions == place.headline.interactions:
             raw, prepared = place.folder / "raw", place.folder / "prepared"
         else:
-            _grown(place, raw.name, *_sizes(place, interactions))
+            _made(place, raw.name, *_sizes(place, interactions))
         if not prepared.exists():
             arguments = ("--parts", PARTS, "--output", prepared)
             place.partition(prepared.name, "build", "--input", raw, *arguments)
@@ -227,12 +229,12 @@ def _sizes(place: Place, interactions: int) -> tuple[int, int, int]:
     return round(place.headline.users * share), round(place.headline.items * share), interactions
 
 
-def _grown(place: Place, name: str, users: int, items: int, interactions: int) -> dict[str, Any]:
+def _made(place: Place, name: str, users: int, items: int, interactions: int) -> dict[str, Any]:
     raw = place.folder / name
     if raw.exists():
         shutil.rmtree(raw)
     sizes = ("--users", users, "--items", items, "--interactions", interactions)
-    what = ("--expand", place.base, "--modalities", MODALITIES)
+    what = (*(("--expand", place.base) if place.headline.grown else ()), "--modalities", MODALITIES)
     return place.partition(name, "synthetic", "--output", raw, *what, *sizes)
 
 
