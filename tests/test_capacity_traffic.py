@@ -51,6 +51,6 @@ def predict(settings: Settings, world_size: int) -> list[list[dict[str, float]]]
         steps = drawn_steps(settings, mode, loads, runtime, STEPS)
     return [
         [step_bytes(manifest, settings, mode, world_size, step[rank]) for step in steps]
-        + [evaluation_bytes(manifest, settings, world_size, loads[rank])]
+        + [evaluation_bytes(manifest, settings, mode, world_size, loads[rank])]
         for rank in range(world_size)
     ]

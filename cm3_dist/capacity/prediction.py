@@ -117,7 +117,7 @@ def predict(
     ]
     memory = max(memories, key=lambda items: peak(items, place))  # type: ignore[arg-type]
     sent = _mean([step_bytes(manifest, settings, mode, ranks, step) for row in steps for step in row])
-    sent_evaluation = _mean([evaluation_bytes(manifest, settings, ranks, load) for load in loads])
+    sent_evaluation = _mean([evaluation_bytes(manifest, settings, mode, ranks, load) for load in loads])
     times = [
         step_time(
             manifest, settings, mode, machine, step, sum(step_bytes(manifest, settings, mode, ranks, step).values())

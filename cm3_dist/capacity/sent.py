@@ -73,16 +73,22 @@ def _gathered_rows(settings: Settings, widths: Widths, step: RankStep) -> int:
 
 
 def evaluation_bytes(
-    manifest: Manifest, settings: Settings, world_size: int, load: RankLoad
+    manifest: Manifest, settings: Settings, mode: str, world_size: int, load: RankLoad
 ) -> dict[Kind | str, float]:
-    """Of one rank in one evaluation: exact propagation, then its items travel to all others."""
+    """Of one rank in one evaluation: exact propagation, then its items travel to all others.
+
+    Exact training has planned what it fetches; after sampled training every evaluation asks anew.
+    """
     if world_size == 1:
         return {}
     row, options = Widths.of(manifest, settings).row * FLOAT, settings.propagation
     sums = (len(NAMES) * len(settings.evaluate.ks) + 1) * FLOAT64
     flags = 2 * FLOAT  # whether users' and items' rows are finite
     halo = load.user_from_item.halo.sent + load.item_from_user.halo.sent
+    relations = [load.user_from_item, load.item_from_user, *([load.similar] if options.item_item_layers else [])]
+    ids = sum((world_size - 1) * ID + ID * relation.halo.received for relation in relations)
     return {
+        "ids": ids if mode == "sampled" else 0,
         "user-item rows": row * options.user_item_layers * halo,
         "item-graph rows": row * options.item_item_layers * load.similar.halo.sent,
         "ranked items": gathered(load.item_rows * (row + 1), world_size),
