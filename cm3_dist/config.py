@@ -29,6 +29,11 @@ class Data(_Section):
     """Where the prepared folder lies."""
 
     path: Path = Field(default=Path("prepared"), description="folder written by `python -m partition build`")
+    check: Literal["full", "sizes", "none"] = Field(
+        default="full",
+        description="compare what a rank reads with the manifest: every byte, only that files are there and as long as "
+        "they were, or nothing",
+    )
 
 
 class Run(_Section):

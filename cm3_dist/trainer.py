@@ -61,7 +61,8 @@ class Trainer:
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self.settings, self.runtime = settings, runtime
-        self.shard = agree_on_error(runtime, lambda: load_shard(settings.data.path, runtime.rank, runtime.world_size))
+        data, rank, world_size = settings.data, runtime.rank, runtime.world_size
+        self.shard = agree_on_error(runtime, lambda: load_shard(data.path, rank, world_size, data.check))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
         choose_kernels(settings.machine.kernels, runtime.device.type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class InputError(Exception):
     """Bad input, settings or environment.
@@ -9,3 +11,9 @@ class InputError(Exception):
     The message is one line that names the file, row, key or command at fault and, where there is one, the remedy.
     Entry points print it to stderr as it is and exit with code 2.
     """
+
+
+def require(right: bool, path: Path, message: str) -> None:
+    """Refuses a file that is not `right`."""
+    if not right:
+        raise InputError(f"{path}: {message}")

@@ -30,9 +30,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from partition import seal
 from partition.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (
+    1,
+    2,
+)  # 1 (version 0.1.0) has no checksum, no sizes of files, and no digests of those that belong to no part
 MANIFEST = "manifest.json"
 USERS, ITEMS, GRAPH, ITEM_GRAPH = "users.arrow", "items.arrow", "graph.npz", "item_graph.npz"
 HELD_OUT = {"validation": "validation.arrow", "test": "test.arrow"}
@@ -68,11 +73,13 @@ class Part(_Model):
     halo_users: int
     halo_items: int
     digests: dict[str, str]  # file name -> sha256
+    bytes: dict[str, int] = {}  # file name -> size
 
 
 class Manifest(_Model):
     """`manifest.json`: what the folder holds and how it came about."""
 
+    checksum: str = ""  # of the manifest itself (partition.seal)
     schema_version: int
     name: str
     users: int
@@ -90,6 +97,7 @@ class Manifest(_Model):
     counts: dict[str, int]  # what preparation dropped or merged, by reason
     settings: dict[str, Any]  # the whole command, to repeat it
     inputs: dict[str, str]  # input file name -> sha256
+    digests: dict[str, str] = {}  # file of no part -> sha256
     statistics: dict[str, float]  # edge cut, random edge cut, padding, item-graph recall ...
     versions: dict[str, str]
 
@@ -158,21 +166,25 @@ def read_manifest(root: Path) -> Manifest:
     """Reads and checks `root`/manifest.json.
 
     Raises:
-        InputError: the folder or file is missing, is not JSON, has an unknown schema version, or lacks or misstates a
-            field; the message names the file and the field.
+        InputError: the folder or file is missing, is not JSON, has an unknown schema version, was changed since it was
+            written, or lacks or misstates a field; the message names the file and the field.
     """
     path = root / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        raw = json.loads(data.decode())
     except FileNotFoundError:
         hint = "make one with: python -m partition build --input DATA --parts 4 --output " + str(root)
         raise InputError(f"{path}: no such file, so this is not a prepared folder; {hint}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise InputError(f"{path}: schema_version is {version!r}, this program reads {readable}; prepare it again")
+    if (version > 1 or seal.FIELD in raw) and not seal.is_whole(data):
         raise InputError(
-            f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; prepare it again"
+            f"{path}: changed since it was written (checksum); copy the folder once more, or prepare the data again"
         )
     try:
         return Manifest.model_validate(raw)

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from partition import layout
-from partition.errors import InputError
+from partition.check import check_manifest, check_parts, check_shared, part_names
+from partition.errors import InputError, require
 from partition.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
 from partition.part_files import KINDS, node_schema, read_graph, read_table
 from partition.verify_part import (
@@ -26,7 +27,6 @@ from partition.verify_part import (
     interactions,
     item_graph,
     pairs_of,
-    require,
     user_item,
 )
 
@@ -44,7 +44,7 @@ def verify(root: Path) -> Manifest:
         InputError: the first violation found, by file and row; rows of a file count from 0.
     """
     folder = Folder(root, layout.read_manifest(root))
-    _manifest(folder)
+    check_manifest(root, folder.manifest)
     _files(folder)
     stages: list[tuple[str, Callable[[Folder, int], None]]] = [
         ("degrees", degrees),
@@ -62,52 +62,17 @@ def verify(root: Path) -> Manifest:
     return folder.manifest
 
 
-def _manifest(folder: Folder) -> None:
-    """The manifest agrees with itself."""
-    manifest, path = folder.manifest, folder.root / layout.MANIFEST
-    require(bool(manifest.parts), path, "parts: there is none")
-    require(bool(manifest.modalities), path, "modalities: there is none")
-    names = [modality.name for modality in manifest.modalities]
-    require(len(set(names)) == len(names), path, f"modalities: a name occurs twice in {', '.join(names)}")
-    for modality in manifest.modalities:
-        name, dim = f"modalities.{modality.name}", modality.dim
-        require(modality.source_dim >= dim, path, f"{name}.source_dim: {modality.source_dim} is below its dim, {dim}")
-    for number, part in enumerate(manifest.parts):
-        sizes = part.model_dump(exclude={"digests"})
-        for name, size in sizes.items():
-            require(size >= 0, path, f"parts.{number}.{name}: {size} is negative")
-        require(part.users > 0 and part.items > 0, path, f"parts.{number}: has no user or no item")
-        for small, large in (("active_users", "users"), ("active_items", "items"), ("inner_edges", "train")):
-            require(sizes[small] <= sizes[large], path, f"parts.{number}.{small}: more than {large}")
-    for name in ("users", "items", "train", "validation", "test"):
-        told, total = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
-        require(told == total, path, f"{name}: {told}, but the parts have {total}")
-    require(manifest.train > 0, path, "train: there is no training interaction")
-    for kind in KINDS:
-        largest = max(folder.size(part, kind) for part in folder.parts)
-        require(folder.stride(kind) == largest, path, f"{kind}_stride: {folder.stride(kind)}, not {largest}")
-    for name, value in layout.cut(manifest.parts).items():
-        figure = manifest.statistics.get(name, np.nan)
-        require(abs(figure - value) <= 1e-9, path, f"statistics.{name}: {figure}, not {value}")
-
-
 def _files(folder: Folder) -> None:
     """Every part has exactly its files, with the bytes that were written."""
-    path = folder.root / layout.MANIFEST
-    names = {layout.USERS, layout.ITEMS, layout.GRAPH, layout.ITEM_GRAPH, *layout.HELD_OUT.values()}
-    names |= {layout.features_file(modality.name) for modality in folder.manifest.modalities}
+    names = part_names(folder.manifest)
+    check_shared(folder.root, folder.manifest)
     wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
     for entry in sorted((folder.root / "parts").glob("*")):
         require(entry.name in wanted, entry, "belongs to no part of the manifest")
     for part in tqdm(folder.parts, desc="verify: digests", unit="part", disable=None):
-        digests = folder.manifest.parts[part].digests
-        require(set(digests) == names, path, f"parts.{part}.digests: expected {', '.join(sorted(names))}")
         for entry in sorted(layout.part_dir(folder.root, part).glob("*")):
             require(entry.name in names, entry, "is not a file of a part")
-        for name in sorted(names):
-            file = folder.file(part, name)
-            require(file.is_file(), file, "no such file; prepare the data again")
-            require(layout.sha256(file) == digests[name], file, "its bytes changed since it was written")
+        check_parts(folder.root, folder.manifest, [part], "full")
 
 
 def _unique_ids(folder: Folder) -> None:

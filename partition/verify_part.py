@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from partition import layout
-from partition.errors import InputError
+from partition.errors import InputError, require
 from partition.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
 from partition.part_files import (
     PAIR_SCHEMA,
@@ -53,12 +53,6 @@ class Folder:
     def own(self, part: int, kind: str) -> np.ndarray:
         """Global rows of the part's own nodes."""
         return part * self.stride(kind) + np.arange(self.size(part, kind), dtype=np.int64)
-
-
-def require(right: bool, path: Path, message: str) -> None:
-    """Refuses a file that is not `right`."""
-    if not right:
-        raise InputError(f"{path}: {message}")
 
 
 def no_row(wrong: np.ndarray, path: Path, message: str, what: str = "row") -> None:

@@ -8,7 +8,6 @@ first) is assigned at once, for any assignment.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -30,6 +29,7 @@ from partition.dataset import TEST, VALIDATION, Dataset
 from partition.errors import InputError
 from partition.item_graph import ItemGraph
 from partition.part_files import Graph, Similar, write_graph, write_similar, write_table
+from partition.seal import sealed
 from partition.work import Work, sync
 
 _SIZES = "sizes.json"  # of a part, until the manifest has them
@@ -117,6 +117,7 @@ def write_prepared(
             halo_users=len(edges.row["user"]) - len(users.members[part]),
             halo_items=len(edges.row["item"]) - len(items.members[part]),
             digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
+            bytes={path.name: path.stat().st_size for path in sorted(target.iterdir())},
         )
         (target / _SIZES).write_text(sizes.model_dump_json(), encoding="utf-8")
 
@@ -135,12 +136,14 @@ def write_prepared(
                 (work.folder / target.name).rename(target)
             sizes.append(layout.Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
             (target / _SIZES).unlink()
+        shared = {}
         for name, features in dataset.features.items():
             if features.basis is not None:
-                np.save(folder / layout.basis_file(name), features.basis)
-        manifest = _manifest(dataset, graph, users, items, sizes, settings, statistics)
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
-        (folder / layout.MANIFEST).write_text(text, encoding="utf-8")
+                basis = folder / layout.basis_file(name)
+                np.save(basis, features.basis)
+                shared[basis.name] = layout.sha256(basis)
+        manifest = _manifest(dataset, graph, users, items, sizes, shared, settings, statistics)
+        (folder / layout.MANIFEST).write_bytes(sealed(manifest.model_dump(mode="json")))
 
 
 @contextmanager
@@ -240,6 +243,7 @@ def _manifest(
     users: RowSpace,
     items: RowSpace,
     sizes: list[layout.Part],
+    shared: dict[str, str],
     settings: dict[str, Any],
     statistics: dict[str, float],
 ) -> layout.Manifest:
@@ -265,6 +269,7 @@ def _manifest(
         counts=dataset.counts,
         settings=settings,
         inputs=dataset.inputs,
+        digests=shared,
         statistics={**statistics, **layout.cut(sizes), "item_graph_recall": graph.recall},
         versions={
             "python": platform.python_version(),

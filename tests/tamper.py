@@ -14,6 +14,7 @@ import pytest
 from partition import layout
 from partition.dataset import TRAIN
 from partition.errors import InputError
+from partition.seal import sealed
 from partition.verify import verify
 from tests.small import prepare_small, small_dataset
 
@@ -41,7 +42,17 @@ def change_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> N
     path = root / layout.MANIFEST
     tree = json.loads(path.read_text())
     change(tree)
-    path.write_text(json.dumps(tree))
+    path.write_bytes(sealed(tree))
+
+
+def accept_file(root: Path, path: Path) -> None:
+    """Puts one changed file's digest and size into the manifest."""
+
+    def change(tree: dict[str, Any]) -> None:
+        part = tree["parts"][int(path.parent.name.removeprefix("part-"))]
+        part["digests"][path.name], part["bytes"][path.name] = layout.sha256(path), path.stat().st_size
+
+    change_manifest(root, change)
 
 
 def accept_bytes(root: Path, **sizes: int) -> None:
@@ -49,7 +60,9 @@ def accept_bytes(root: Path, **sizes: int) -> None:
 
     def change(tree: dict[str, Any]) -> None:
         part = tree["parts"][PART]
-        part["digests"] = {path.name: layout.sha256(path) for path in layout.part_dir(root, PART).iterdir()}
+        files = list(layout.part_dir(root, PART).iterdir())
+        part["digests"] = {path.name: layout.sha256(path) for path in files}
+        part["bytes"] = {path.name: path.stat().st_size for path in files}
         for name, by in sizes.items():
             part[name] += by
             if name in tree:

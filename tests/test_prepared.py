@@ -243,7 +243,7 @@ def test_describe_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     [
         ("{", "cannot be read as JSON"),
         ("[]", "schema_version is None"),
-        (json.dumps({"schema_version": 7}), "schema_version is 7, this program reads 1"),
+        (json.dumps({"schema_version": 7}), "schema_version is 7, this program reads 1 and 2"),
         (json.dumps({"schema_version": 1}), "field 'name'"),
     ],
 )

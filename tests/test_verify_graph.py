@@ -26,7 +26,7 @@ from partition.part_files import (
     write_table,
 )
 from tests.small import prepare_small, small_dataset
-from tests.tamper import PART, accept_bytes, change_manifest, part_file, prepare_with_idle_nodes, refused
+from tests.tamper import PART, accept_bytes, accept_file, change_manifest, part_file, prepare_with_idle_nodes, refused
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_held_out_user_without_training_interaction(tmp_path: Path) -> None:
     user = table["user"].to_numpy().copy()
     user[-1] = part * manifest.user_stride + manifest.parts[part].users - 1
     write_table(path, {"user": pa.array(user), "item": table["item"].combine_chunks()})
-    change_manifest(root, lambda tree: tree["parts"][part]["digests"].update({path.name: layout.sha256(path)}))
+    accept_file(root, path)
     assert refused(root) == f"{path}: row {len(user) - 1}: the user has no training interaction"
 
 

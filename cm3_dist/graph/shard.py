@@ -17,6 +17,7 @@ import torch
 from cm3_dist.graph.parts import SIMILAR, USER, Edges, PartGraph
 from cm3_dist.ragged import Ragged
 from partition import layout
+from partition.check import Level, check_manifest, check_parts, check_shared
 from partition.errors import InputError
 
 
@@ -120,14 +121,18 @@ def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int)
     return range(rank * share, (rank + 1) * share)
 
 
-def load_shard(root: Path, rank: int, world_size: int) -> Shard:
-    """Reads the parts of `rank`.
+def load_shard(root: Path, rank: int, world_size: int, check: Level = "none") -> Shard:
+    """Reads the parts of `rank`, whose files are compared with the manifest before, as far as `check` says.
 
     Raises:
         InputError: a missing or torn file, by name, or a part count that `world_size` does not divide.
     """
     manifest = layout.read_manifest(root)
+    check_manifest(root, manifest)
     parts = own_parts(manifest, root, rank, world_size)
+    check_parts(root, manifest, parts, check, torch.get_num_threads())
+    if rank == 0:
+        check_shared(root, manifest, check)
     users, items = manifest.user_stride, manifest.item_stride
     user_degree, item_degree = np.zeros(len(parts) * users, np.int64), np.zeros(len(parts) * items, np.int64)
     is_item = np.zeros(len(item_degree), bool)
