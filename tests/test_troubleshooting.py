@@ -118,7 +118,7 @@ CASES: dict[str, Callable[[Path], object]] = {
 
 
 # Provoked in tests/test_health.py and tests/test_check.py, which compare them with the page too.
-ELSEWHERE_TRAINING = (
+ELSEWHERE = (
     "warning: collapse",
     "error: step",
     "warning: fused rows",
