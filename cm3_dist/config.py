@@ -73,6 +73,22 @@ class Model(_Section):
         default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
     )
     alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
+    curve_centre: Literal["middle", "shared", "item"] = Field(
+        default="middle",
+        description="the curve's parameter in evaluation: 0.5, or learned: one for all items, or an item's own",
+    )
+    layer_weights: list[NonNegative] | None = Field(
+        default=None, description="of E, A E, ..., A^L_ui E in their sum; null: one each"
+    )
+    learn_layer_weights: bool = Field(
+        default=False, description="let them be learned: their sum stays, and they start where layer_weights says"
+    )
+    item_graph_weight: NonNegative = Field(
+        default=1.0, description="of an item's row of the item graph, beside its own propagated row"
+    )
+    user_init: Literal["random", "items"] = Field(
+        default="random", description="user channels start normally distributed, or where their items' channels are"
+    )
     user_init_std: Rate | None = Field(
         default=None, description="std of the initial user channels; null: xavier-normal"
     )
@@ -113,6 +129,7 @@ class Loss(_Section):
     """Alignment + gamma/2 (user uniformity + item uniformity)."""
 
     gamma: NonNegative = Field(default=0.9, description="weight of the uniformity terms")
+    gamma_warmup: NonNegative = Field(default=0.0, description="epochs over which gamma rises linearly from 0")
     t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
     item_uniformity: Literal["calibrated", "plain", "none"] = Field(
         default="calibrated", description="pairs of unlike items are pushed apart harder; all alike; not at all"
@@ -216,6 +233,18 @@ class Settings(_Section):
     evaluate: Evaluate = Evaluate()
     machine: Machine = Machine()
 
+    @model_validator(mode="after")
+    def _across_sections(self) -> Settings:
+        layers, weights = self.propagation.user_item_layers, self.model.layer_weights
+        if weights is not None and len(weights) != layers + 1:
+            raise ValueError(f"model.layer_weights: give {layers + 1}, one more than propagation.user_item_layers")
+        if weights is not None and (not any(weights) or (self.model.learn_layer_weights and not all(weights))):
+            where = "all weights that are learned" if self.model.learn_layer_weights else "one weight at least"
+            raise ValueError(f"model.layer_weights: {where} must be above 0")
+        if self.model.user_init == "items" and not layers:
+            raise ValueError("model.user_init: items needs propagation.user_item_layers of 1 or more")
+        return self
+
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts of JSON types."""
         return self.model_dump(mode="json")
@@ -293,7 +322,10 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[st
 
 def _one_line(error: ValidationError, where: dict[str, str]) -> str:
     first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
     key = ".".join(str(part) for part in first["loc"])
+    if not key:  # sections that do not fit each other: the message begins with the key
+        return f"{where.get(message.partition(':')[0], 'settings')}: {message}"
     source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")
     if first["type"] == "extra_forbidden":
         names = known_keys()
@@ -302,7 +334,6 @@ def _one_line(error: ValidationError, where: dict[str, str]) -> str:
             n for n in names if n.split(".")[-1] == key.split(".")[-1]
         ]
         return f"{source}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    message = first["msg"].removeprefix("Value error, ")
     return (
         f"{source}: {key} = {first['input']!r}: {message}"
         if not isinstance(first["input"], dict)

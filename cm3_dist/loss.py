@@ -64,7 +64,7 @@ def cm3_loss(
     else:
         clamp = (settings.min_sim, settings.max_sim)
         item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, fused, clamp)
-    local = alignment + settings.gamma / 2 * (user_term + item_term)
+    local = alignment + settings.gamma / 2 * plan.gamma_share * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 
 

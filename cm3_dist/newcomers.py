@@ -12,7 +12,7 @@ follows as if the user were a node whose edges change nothing else; with d = len
 interactions of item i:
 
     ego = unit( sum over the list of x_i ),   per channel
-    row = mix( ego + sum over the list of  1 / sqrt(d (d_i + 1))  (E + A E + ... + A^(L-1) E)_i )
+    row = mix( w_0 ego + sum over the list of  1 / sqrt(d (d_i + 1))  (w_1 E + w_2 A E + ... + w_L A^(L-1) E)_i )
 
 The channels are mixed by the softmax of the trained users' mean logits. A list may hold new items. Measured on Baby,
 validation, every user taken for a new one: Recall@20 .0979 and NDCG@20 .0445, with their trained rows .1033 and .0463;
@@ -115,8 +115,9 @@ def place_items(run: FinishedRun, ids: pa.Array, features: dict[str, np.ndarray]
 
 def _with_neighbours(run: FinishedRun, graph: _Graph, features: dict[str, Tensor], ego: Tensor) -> Tensor:
     """Applies the item graph to new items: ego rows [n, width] -> final rows."""
+    direct = run.layers.weights[0] * ego
     if not run.layers.similar:
-        return ego
+        return direct
     count, local = len(ego), run.shard.item_rows
     itself = np.full(count, graph.rest)
     row, column, weight = [], [], []
@@ -133,10 +134,10 @@ def _with_neighbours(run: FinishedRun, graph: _Graph, features: dict[str, Tensor
     matrix = sp.csr_array(
         (np.concatenate(weight), (np.concatenate(row), np.concatenate(column))), shape=(count, local), dtype=np.float64
     )
-    state, own = ego, torch.from_numpy(itself).to(ego).unsqueeze(1)
+    state, own = direct, torch.from_numpy(itself).to(ego).unsqueeze(1)
     for layer in run.layers.similar:
         state = _gathered(run, matrix, layer) + own * state
-    return ego + state
+    return direct + run.layers.item_graph * state
 
 
 def _gathered(run: FinishedRun, matrix: sp.csr_array, rows: Tensor) -> Tensor:
@@ -206,10 +207,11 @@ def place_users(run: FinishedRun, owner: np.ndarray, item: np.ndarray, count: in
         near = item - known - run.runtime.rank * share
         mine = (item >= known) & (near >= 0) & (near < share)
         degree = np.zeros(int(mine.sum()), np.int64)
-        inner = None if run.layers.items is None else new.ego
+        # Nobody else propagates into a new item: of the sum over its layers only what it gives to users is left.
+        inner = None if run.layers.items is None else new.ego * run.layers.weights[1]
         more = _sums(run, owner[mine], near[mine], lengths, degree, new.rows, inner)
         ego, rows = ego + more[0], rows + more[1]
-    rows = rows + unit(ego, run.settings.model.dim)
+    rows = rows + run.layers.weights[0] * unit(ego, run.settings.model.dim)
     return run.trainer.model.mix(rows, run.layers.mixing.expand(count, -1))
 
 

@@ -76,6 +76,7 @@ class StepPlan:
     positive_user: Tensor  # [b] int64: place of every positive's user in `users`
     positive_item: Tensor  # [b] int64: place of every positive in [`items`; fetched items]
     positive_weight: Tensor  # [b] float32: 1 / size; 0 where a padded plan has no positive
+    gamma_share: Tensor  # [] float32: of gamma, 1 after its warm-up
     exchange: Exchange  # fetches the positives that other ranks own
     user_pairs: Pairs
     item_pairs: Pairs

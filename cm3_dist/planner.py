@@ -141,12 +141,17 @@ class Planner:
             torch.from_numpy(positive_user),
             torch.from_numpy(positive_item),
             torch.from_numpy(weight),
+            torch.tensor(self._gamma_share(epoch, step), dtype=torch.float32),
             exchange,
             self._pairs(everyone, user_part, user_count, _same_row(user_count)),
             self._pairs(kept, item_part, weights, self_weights),
             torch.from_numpy(rows.encoded[kept]),
             rows.share,
         )
+
+    def _gamma_share(self, epoch: int, step: int) -> float:
+        steps = self._settings.loss.gamma_warmup * self._batches.steps
+        return min(1.0, (epoch * self._batches.steps + step + 1) / steps) if steps else 1.0
 
     def _positives(self, positive: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, Exchange]:
         """Places of the positives [b] (global rows) in [items; fetched items], and how to fetch the latter.

@@ -77,13 +77,15 @@ class Trainer:
         self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
         self._sampled: dict[str, HeldOut] = {}
         dense = settings.dense
-        self.dense = DenseAdam(self.model.encoder.named_parameters(), dense.lr, dense.weight_decay, extra=2)
+        self.dense = DenseAdam(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra=2)
         compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
         recordable = can_record(settings, self.mode, runtime)
         self.recorded = RecordedStep(compute, self.planner.resident, runtime.device) if recordable else None
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
+        if settings.model.user_init == "items":
+            self.model.start_at_items(self.features, self._users, self._items, self.planner.inference())
 
     def step(self, plan: StepPlan, timer: Timer = lambda _: nullcontext()) -> StepResult:
         """Forward, backward and update. Collective."""
@@ -106,7 +108,8 @@ class Trainer:
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):
             alignment, dense_norm, table_norm = self._update(terms.alignment, ego.looked_up.grad)
-        loss = alignment + self.settings.loss.gamma / 2 * (terms.user_uniformity + terms.item_uniformity)
+        half_gamma = self.settings.loss.gamma / 2 * plan.gamma_share
+        loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
         return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, dense_norm, table_norm)
 
     def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

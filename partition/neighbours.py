@@ -89,7 +89,7 @@ def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
     items = len(values)
     digest, zero = np.empty((items, 2), np.uint64), np.empty(items, bool)
     for begin in tqdm(range(0, items, block), desc=f"item graph: {name}, read", unit="block", disable=None):
-        rows = _unit(values, slice(begin, begin + block))
+        rows = np.ascontiguousarray(_unit(values, slice(begin, begin + block)))  # of a transposed array they are not
         zero[begin : begin + len(rows)] = ~rows.any(axis=1)
         text = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
         digest[begin : begin + len(rows)] = np.frombuffer(text, np.uint64).reshape(-1, 2)

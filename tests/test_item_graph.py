@@ -211,3 +211,9 @@ def test_baby_has_its_true_neighbours(modality: str, least: float) -> None:
     found, _ = nearest(values, 10, approximate=False, block=4096, seed=0, name=modality)
     recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, truth, strict=True)])
     assert least < recall < least + 0.01
+
+
+def test_a_matrix_that_was_stored_by_columns() -> None:
+    values = np.random.default_rng(0).standard_normal((30, 6))
+    by_rows, by_columns = (build_item_graph({"text": v}, {"text": 1.0}, 5) for v in (values, np.asfortranarray(values)))
+    np.testing.assert_array_equal(by_columns.neighbour, by_rows.neighbour)

@@ -52,6 +52,7 @@ class Dense:
         self.adjacency[user, item] = 1
         values = [features.values for features in dataset.features.values()]
         weights = default_weights(list(dataset.features))
+        self.names = list(dataset.features)
         self.features = [torch.from_numpy(v.astype(np.float64)) for v in values]
         self.similar = ref.item_graph(self.features, [weights[name] for name in dataset.features], K)
         state = trainer.model.tables.local_state()
@@ -64,13 +65,37 @@ class Dense:
             layers = (encoder.hidden[name], encoder.channel[name], encoder.point[name])
             parameters = [p for layer in layers for p in layer.parameters()]
             self.weights.append(ref.Modality(*(p.detach().double().requires_grad_() for p in parameters)))
+        # What newer settings add, by the name of the parameter; without them the model is the paper's.
+        self.added = {
+            name: p.detach().double().requires_grad_()
+            for name, p in trainer.model.dense_parameters()
+            if name.startswith(("centre", "layers"))
+        }
+        self.model = trainer.settings.model
+
+    def layer_weights(self) -> Tensor | None:
+        given = self.model.layer_weights
+        if "layers.logits" not in self.added:
+            return None if given is None else torch.tensor(given, dtype=torch.float64)
+        raised = torch.exp(self.added["layers.logits"])
+        return raised / raised.sum() * (len(raised) if given is None else sum(given))
+
+    def moved(self, curve: Tensor) -> Tensor:
+        if "centre" not in self.added:
+            return curve
+        b = self.added["centre"]
+        for features, name in zip(self.features, self.names, strict=True):
+            if (key := f"centre_of.{name}.weight") in self.added:
+                b = b + features @ self.added[key][0]
+        return ref.moved(curve, b)
 
     def rows(self, curve: Tensor, layers: int, item_layers: int) -> tuple[Tensor, Tensor, Tensor]:
         users = ref.ego(self.table.view(len(self.table), self.mixing.shape[1], -1))
-        channels, fused = ref.encode(self.features, self.weights, curve)
+        channels, fused = ref.encode(self.features, self.weights, self.moved(curve))
         items = ref.ego(torch.cat([channels, fused.unsqueeze(1)], 1))
-        users, items = ref.propagate(self.adjacency, users, items, layers)
-        return ref.user_rows(users, self.mixing), ref.item_rows(items, self.similar, item_layers), fused
+        users, items = ref.propagate(self.adjacency, users, items, layers, self.layer_weights())
+        items = ref.item_rows(items, self.similar, item_layers, self.model.item_graph_weight)
+        return ref.user_rows(users, self.mixing), items, fused
 
     def loss(self, plan: Any, trainer: Trainer) -> Tensor:
         settings = trainer.settings
@@ -102,7 +127,8 @@ class Dense:
         else:
             repelled = ref.weighted_item_uniformity(x, s, weight, t, *clamp, calibrated)
         self.terms = [ref.alignment(users[u], items[i]), ref.user_uniformity(users[u], t), repelled]
-        return ref.total(*self.terms, settings.loss.gamma)
+        warmed = settings.loss.gamma_warmup * trainer.batches.steps  # the plan is that of the first step
+        return ref.total(*self.terms, settings.loss.gamma * (min(1, 1 / warmed) if warmed else 1))
 
 
 CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
@@ -118,6 +144,25 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
     "in_batch, 1/degree": (2, 1e-4, {"loss": {"in_batch_correction": "inverse_degree", "t": 3.0}}),
     "in_batch, Horvitz-Thompson": (2, 1e-4, {}),
     "sampled, all neighbours": (2, 1e-4, {"negatives": "uniform", "propagation": {"mode": "sampled", "fanouts": [-1]}}),
+    "given layer and item-graph weights": (
+        2,
+        1e-4,
+        {"model": {"layer_weights": [0.1, 1, 0.5, 2], "item_graph_weight": 0.3}, "loss": {"gamma_warmup": 2}},
+    ),
+    "learned layer weights": (
+        2,
+        1e-4,
+        {"model": {"learn_layer_weights": True, "layer_weights": [1, 2, 1, 0.5], "item_graph_weight": 2}},
+    ),
+    "sampled, all neighbours, learned layer weights, curve moved for all": (
+        3,
+        1e-4,
+        {
+            "model": {"learn_layer_weights": True, "curve_centre": "shared"},
+            "propagation": {"mode": "sampled", "fanouts": [-1]},
+        },
+    ),
+    "curve moved item by item": (3, 1e-4, {"model": {"curve_centre": "item"}}),
 }
 
 
@@ -127,7 +172,7 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
     dataset = small_dataset(users=40, items=30, degree=8, modalities=modalities)
     prepared = prepare_small(tmp_path, dataset=dataset, k=K)
     trainer = Trainer(small_settings(prepared, tmp_path / "run", train={"batch_size": 64}, **sections), runtime)
-    for parameter in trainer.model.encoder.parameters():
+    for _, parameter in trainer.model.dense_parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     trainer.model.tables.local_state()["user_mixing"].normal_()
     dense = Dense(trainer, dataset, prepared)
@@ -140,7 +185,7 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
     users, items = trainer.model.propagate(ego, plan)
     terms = _loss(trainer, users, items, ego, plan)
     gradients = torch.autograd.grad(
-        terms.local, [ego.looked_up, ego.mixing, *trainer.model.encoder.parameters()], retain_graph=True
+        terms.local, [ego.looked_up, ego.mixing, *(p for _, p in trainer.model.dense_parameters())], retain_graph=True
     )
     expected = dense.loss(plan, trainer)
     expected.backward()
@@ -156,7 +201,10 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
     assert dense.mixing.grad.abs().sum() == pytest.approx(dense.mixing.grad[mixed].abs().sum().item())
     names = {"hidden.weight": "w1", "hidden.bias": "b1", "channel.weight": "w2"}
     names |= {"point.weight": "point", "point.bias": "point_bias"}
-    for (name, _), gradient in zip(trainer.model.encoder.named_parameters(), gradients[2:], strict=True):
+    for (name, _), gradient in zip(trainer.model.dense_parameters(), gradients[2:], strict=True):
+        if name in dense.added:
+            pairs.append((gradient, dense.added[name].grad))
+            continue
         layer, modality, kind = name.split(".")
         weights = dense.weights[list(dataset.features).index(modality)]
         pairs.append((gradient, getattr(weights, names[f"{layer}.{kind}"]).grad))

@@ -22,12 +22,20 @@ from tests.small import prepare_small, small_settings
 BATCH = 64
 
 
-@pytest.mark.parametrize("negatives", ["in_batch", "uniform"])
-def test_recorded_steps_walk_the_path_of_direct_ones(negatives: str, tmp_path: Path) -> None:
+LEARNED = {
+    "model": {"learn_layer_weights": True, "curve_centre": "item", "item_graph_weight": 0.5},
+    "loss": {"gamma_warmup": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "sections", [{"negatives": "in_batch"}, {"negatives": "uniform"}, LEARNED], ids=["in_batch", "uniform", "learned"]
+)
+def test_recorded_steps_walk_the_path_of_direct_ones(sections: dict[str, Any], tmp_path: Path) -> None:
     """Two epochs, whose batches differ in size."""
     prepared = prepare_small(tmp_path)
     settings = small_settings(
-        prepared, tmp_path / "run", propagation={"mode": "exact"}, negatives=negatives, train={"batch_size": BATCH}
+        prepared, tmp_path / "run", propagation={"mode": "exact"}, train={"batch_size": BATCH}, **sections
     )
     recordings = []
 

@@ -5,6 +5,7 @@ Legend of shapes: n users and m items enter the propagation on this rank, C = M 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from cm3_dist.config import Settings
 from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.propagation import Propagation
 from cm3_dist.model.encoder import ItemEncoder
+from cm3_dist.model.layer_sum import LayerSum
 from cm3_dist.model.tables import Tables
 from cm3_dist.model.unit import unit
 from cm3_dist.plan import Inputs, StepPlan
@@ -44,7 +46,13 @@ class CM3(nn.Module):
         self.tables = Tables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
         seed, precision = key(Stream.INIT, settings.train.seed), settings.model.encoder_precision
-        self.encoder = ItemEncoder(dims, self.dim, seed, precision).to(runtime.device)
+        self.encoder = ItemEncoder(dims, self.dim, seed, precision, settings.model.curve_centre).to(runtime.device)
+        self.layers = LayerSum(settings).to(runtime.device)
+
+    def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The replicated weights by name."""
+        yield from self.encoder.named_parameters()
+        yield from self.layers.named_parameters(prefix="layers")
 
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items."""
@@ -55,7 +63,7 @@ class CM3(nn.Module):
 
     def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
         """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
-        users, items = plan.inputs.propagation(ego.users, ego.items)
+        users, items = plan.inputs.propagation(ego.users, ego.items, self.layers())
         users = users if plan.users is None else users.index_select(0, plan.users)
         return self.mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
 
@@ -65,12 +73,13 @@ class CM3(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
         users, items, mixing = self.ego_rows(features, parts_users, parts_items)
+        weights = self.layers()
         # A few columns at a time, in place: the operator takes columns apart, and the rows of other ranks, which can be
         # most of the graph's, are then never here in all their width.
         for begin in range(0, users.shape[1], FINAL_COLUMNS):
             columns = slice(begin, begin + FINAL_COLUMNS)
             parts = users[:, columns].contiguous(), items[:, columns].contiguous()
-            users[:, columns], items[:, columns] = propagation(*parts)
+            users[:, columns], items[:, columns] = propagation(*parts, weights)
         return self.mix(users, mixing), items
 
     @torch.no_grad()
@@ -84,6 +93,20 @@ class CM3(nn.Module):
             ids = None if item_ids is None else item_ids[rows.to(looked_up.device)]
             blocks.append(self.encode(features.gather(rows.numpy()), looked_up.device, ids))
         return self._unit(looked_up), torch.cat(blocks), mixing
+
+    @torch.no_grad()
+    def start_at_items(
+        self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
+    ) -> None:
+        """Lets the users' channels start where their items' ego rows lead, A E, as long as they were. Collective.
+
+        Users without a training interaction stay where they are.
+        """
+        _, items, _ = self.ego_rows(features, parts_users, parts_items)
+        led = self._unit(propagation.hops[0].user_from_item.forward(items))
+        length = self.tables.init_std * self.dim**0.5
+        channels = self.tables.channels
+        channels.copy_(torch.where(led.any(1, keepdim=True), led * length, channels))
 
     @torch.no_grad()
     def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:

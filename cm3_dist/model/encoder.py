@@ -21,9 +21,12 @@ class ItemEncoder(nn.Module):
         seed: of the initial weights, equal on all ranks.
         precision: of the matrix products. With bfloat16 their results are turned back into float32 before anything is
             normalised or fused: the curve needs more digits.
+        centre: "middle", "shared" or "item": whether and how the curve's parameter is moved by what is learned.
     """
 
-    def __init__(self, dims: Mapping[str, int], dim: int, seed: int, precision: str = "float32") -> None:
+    def __init__(
+        self, dims: Mapping[str, int], dim: int, seed: int, precision: str = "float32", centre: str = "middle"
+    ) -> None:
         super().__init__()
         self._low = torch.bfloat16 if precision == "bfloat16" else None
         with torch.random.fork_rng(devices=[]):
@@ -34,6 +37,13 @@ class ItemEncoder(nn.Module):
             for layer in self.point.values():
                 assert isinstance(layer, nn.Linear)
                 nn.init.xavier_normal_(layer.weight)
+        # Zero at first: the curve's parameter stays as it is drawn.
+        self.centre = nn.Parameter(torch.zeros(())) if centre != "middle" else None
+        self.centre_of = nn.ModuleDict()
+        if centre == "item":
+            self.centre_of = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name, width in dims.items()})
+            for weight in self.centre_of.parameters():
+                nn.init.zeros_(weight)
 
     def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M channels [n, d] and the fused rows [n, d].
@@ -48,7 +58,18 @@ class ItemEncoder(nn.Module):
             )
             for name, x in inputs.items()
         ]
-        return channels, bezier(list(self.points(inputs, curve.dtype).values()), curve)
+        return channels, bezier(list(self.points(inputs, curve.dtype).values()), self._moved(curve, inputs))
+
+    def _moved(self, curve: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The curve's parameter with its odds times e^b, b learned: 0 and 1 stay, 1/2 becomes the sigmoid of b."""
+        if self.centre is None:
+            return curve
+        b = self.centre
+        for name, layer in self.centre_of.items():
+            b = b + self._linear(layer, inputs[name]).to(curve.dtype).squeeze(1)
+        # The odds' two sides, both at most 1, whatever b is.
+        up, down = curve * torch.sigmoid(b), (1 - curve) * torch.sigmoid(-b)
+        return up / (up + down)
 
     def points(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """Control points of the curve, modality -> [n, d] of norm 1; features as in `forward`, result in `dtype`."""

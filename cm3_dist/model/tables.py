@@ -53,6 +53,7 @@ class Tables(nn.Module):
         super().__init__()
         self.parts = parts
         self._channels = Widths.of(manifest, settings).channels
+        self.init_std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
         collections = {name: _collection(name, *shape) for name, shape in tables(manifest, settings).items()}
         module = _Lookup(collections)
         set_gradient_division(False)
@@ -95,6 +96,11 @@ class Tables(nn.Module):
             found = self.model(asked)
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
+    @property
+    def channels(self) -> Tensor:
+        """This rank's rows of the user channels, shared memory."""
+        return self.local_state()[CHANNELS]
+
     def local_state(self) -> dict[str, Tensor]:
         """This rank's rows of every table and of its optimizer state by name: [local rows, ...], shared memory."""
         state = {name.split(".")[-2]: _local(value) for name, value in self.model.state_dict().items()}
@@ -106,11 +112,10 @@ class Tables(nn.Module):
     def _initialise(self, manifest: Manifest, settings: Settings) -> None:
         """User channels xavier-normal (TorchRec's default range would shrink with the table), the rest zero."""
         state = self.local_state()
-        std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
         for index, part in enumerate(self.parts):
             rows = state[CHANNELS][index * manifest.user_stride : (index + 1) * manifest.user_stride]
             generator = torch.Generator().manual_seed(key(Stream.INIT, settings.train.seed, part))
-            rows.copy_(torch.empty(rows.shape).normal_(0, std, generator=generator))
+            rows.copy_(torch.empty(rows.shape).normal_(0, self.init_std, generator=generator))
         for name in (MIXING, ITEM_IDS):
             if name in state:
                 state[name].zero_()

@@ -8,6 +8,7 @@ import torch
 
 from cm3_dist.config import Settings
 from cm3_dist.model.encoder import ItemEncoder
+from cm3_dist.model.layer_sum import LayerSum
 from partition.layout import Manifest
 
 CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
@@ -46,8 +47,9 @@ def tables(manifest: Manifest, settings: Settings) -> dict[str, tuple[int, int]]
 
 
 def dense_weights(manifest: Manifest, settings: Settings) -> int:
-    """Replicated weights: the item encoder's."""
+    """Replicated weights: the item encoder's, and the layers'."""
     dims = {modality.name: modality.dim for modality in manifest.modalities}
     with torch.device("meta"):
-        encoder = ItemEncoder(dims, settings.model.dim, seed=0)
-    return sum(parameter.numel() for parameter in encoder.parameters())
+        encoder = ItemEncoder(dims, settings.model.dim, seed=0, centre=settings.model.curve_centre)
+        parts = encoder, LayerSum(settings)
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
