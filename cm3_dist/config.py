@@ -73,6 +73,14 @@ class Model(_Section):
         default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
     )
     alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
+    fusion: Literal["bezier", "slerp", "mean", "concat"] = Field(
+        default="bezier",
+        description="the modalities' points become one: spherical Bezier curve, mean of all pairs' slerps, mean, "
+        "or a linear map of all",
+    )
+    curve_order: list[str] | None = Field(
+        default=None, description="modalities in the order of the curve's control points; null: as prepared"
+    )
     curve_centre: Literal["middle", "shared", "item"] = Field(
         default="middle",
         description="the curve's parameter in evaluation: 0.5, or learned: one for all items, or an item's own",

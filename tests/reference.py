@@ -7,7 +7,7 @@ Shapes: U users, I items, M modalities, C = M + 1 channels of width d.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,19 +49,33 @@ class Modality:
     point_bias: Tensor
 
 
+def pairwise(points: Tensor, lam: Tensor) -> Tensor:
+    """Normalised sum of slerp(a, b; lam) over all pairs of points [M, N, d], M >= 2 -> [N, d]."""
+    count = len(points)
+    return unit(sum(slerp(points[a], points[b], lam) for a in range(count) for b in range(a + 1, count)))
+
+
 def moved(lam: Tensor, b: Tensor) -> Tensor:
     """Curve parameters lam [N] with their odds lam / (1 - lam) times e^b; b [N] or a scalar."""
     return lam * torch.exp(b) / (lam * torch.exp(b) + 1 - lam)
 
 
-def encode(features: Sequence[Tensor], weights: Sequence[Modality], lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Features M x [I, d_m] -> modality channels [I, M, d], not normalised, and fused rows [I, d] of norm 1."""
+def encode(
+    features: Sequence[Tensor],
+    weights: Sequence[Modality],
+    lam: Tensor,
+    fuse: Callable[[Tensor, Tensor], Tensor] = bezier,
+) -> tuple[Tensor, Tensor]:
+    """Features M x [I, d_m] -> modality channels [I, M, d], not normalised, and fused rows [I, d] of norm 1.
+
+    `fuse` makes the fused rows of the points [M, I, d] and `lam`.
+    """
     channels, points = [], []
     for f, m in zip(features, weights, strict=True):
         hidden = f @ m.w1.T + m.b1
         channels.append(torch.where(hidden > 0, hidden, 0.01 * hidden) @ m.w2.T)
         points.append(unit(f @ m.point.T + m.point_bias))
-    return torch.stack(channels, 1), bezier(torch.stack(points), lam)
+    return torch.stack(channels, 1), fuse(torch.stack(points), lam)
 
 
 def ego(channels: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cm3_dist.model.fusion import bezier, slerp
+from cm3_dist.model.fusion import bezier, mean, pairwise, slerp
 from tests import reference
 
 
@@ -109,3 +110,14 @@ def test_the_curve_begins_and_ends_at_its_end_points() -> None:
     points = _points(3)
     torch.testing.assert_close(bezier(points, torch.zeros(50, dtype=torch.float64)), points[0])
     torch.testing.assert_close(bezier(points, torch.ones(50, dtype=torch.float64)), points[-1])
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 5])
+@pytest.mark.parametrize("fuse", [pairwise, mean])
+def test_other_fusions_stay_on_the_sphere_and_do_not_ask_for_an_order(fuse: Any, modalities: int) -> None:
+    points, half = _points(modalities), torch.full((50,), 0.5, dtype=torch.float64)
+    fused = fuse(points, half)
+    torch.testing.assert_close(fused.norm(dim=1), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(fuse(points[::-1], half), fused)
+    if modalities == 2:  # at the middle of an arc stands the mean of its ends
+        torch.testing.assert_close(fused, bezier(points, half))

@@ -17,6 +17,7 @@ from cm3_dist.runtime import Runtime, distributed
 from cm3_dist.trainer import Trainer
 from partition import layout
 from partition.dataset import Dataset
+from partition.errors import InputError
 from partition.item_graph import default_weights
 from tests import reference as ref
 from tests.small import prepare_small, small_dataset, small_settings
@@ -69,7 +70,7 @@ class Dense:
         self.added = {
             name: p.detach().double().requires_grad_()
             for name, p in trainer.model.dense_parameters()
-            if name.startswith(("centre", "layers"))
+            if name.startswith(("centre", "layers", "projection"))
         }
         self.model = trainer.settings.model
 
@@ -79,6 +80,18 @@ class Dense:
             return None if given is None else torch.tensor(given, dtype=torch.float64)
         raised = torch.exp(self.added["layers.logits"])
         return raised / raised.sum() * (len(raised) if given is None else sum(given))
+
+    def fuse(self, points: Tensor, curve: Tensor) -> Tensor:
+        order = self.model.curve_order or self.names
+        points = points[[self.names.index(name) for name in order]]
+        if self.model.fusion == "mean":
+            return ref.unit(points.sum(0))
+        if self.model.fusion == "slerp":
+            return ref.pairwise(points, curve)
+        if self.model.fusion == "concat":
+            weight, bias = self.added["projection.weight"], self.added["projection.bias"]
+            return ref.unit(torch.cat(list(points), 1) @ weight.T + bias)
+        return ref.bezier(points, curve)
 
     def moved(self, curve: Tensor) -> Tensor:
         if "centre" not in self.added:
@@ -91,7 +104,7 @@ class Dense:
 
     def rows(self, curve: Tensor, layers: int, item_layers: int) -> tuple[Tensor, Tensor, Tensor]:
         users = ref.ego(self.table.view(len(self.table), self.mixing.shape[1], -1))
-        channels, fused = ref.encode(self.features, self.weights, self.moved(curve))
+        channels, fused = ref.encode(self.features, self.weights, self.moved(curve), self.fuse)
         items = ref.ego(torch.cat([channels, fused.unsqueeze(1)], 1))
         users, items = ref.propagate(self.adjacency, users, items, layers, self.layer_weights())
         items = ref.item_rows(items, self.similar, item_layers, self.model.item_graph_weight)
@@ -163,6 +176,14 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
         },
     ),
     "curve moved item by item": (3, 1e-4, {"model": {"curve_centre": "item"}}),
+    "curve in another order": (3, 1e-4, {"model": {"curve_order": ["text", "audio", "image"]}}),
+    "mean of the modalities": (3, 1e-4, {"model": {"fusion": "mean"}}),
+    "slerps of all pairs": (3, 1e-4, {"model": {"fusion": "slerp", "curve_centre": "shared"}}),
+    "modalities side by side and projected": (
+        2,
+        1e-4,
+        {"model": {"fusion": "concat", "curve_order": ["text", "image"]}},
+    ),
 }
 
 
@@ -262,3 +283,9 @@ def test_bfloat16_encodes_nearly_the_same() -> None:
         assert low.dtype == torch.float32
         assert not torch.equal(value, low)
         assert (value - low).norm() < 0.02 * value.norm()
+
+
+def test_an_order_that_lacks_a_modality_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+    settings = small_settings(prepare_small(tmp_path), tmp_path / "run", model={"curve_order": ["text", "sound"]})
+    with pytest.raises(InputError, match=r"model.curve_order = \[text, sound\]: name every modality.*image, text"):
+        Trainer(settings, runtime)

@@ -45,8 +45,7 @@ class CM3(nn.Module):
         self.dim = settings.model.dim
         self.tables = Tables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
-        seed, precision = key(Stream.INIT, settings.train.seed), settings.model.encoder_precision
-        self.encoder = ItemEncoder(dims, self.dim, seed, precision, settings.model.curve_centre).to(runtime.device)
+        self.encoder = ItemEncoder.of(dims, settings.model, key(Stream.INIT, settings.train.seed)).to(runtime.device)
         self.layers = LayerSum(settings).to(runtime.device)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3_dist.model.fusion import bezier
+from cm3_dist.config import Model
+from cm3_dist.model.fusion import bezier, mean, pairwise
 from cm3_dist.model.unit import unit
+from partition.errors import InputError
+
+FUSIONS = {"bezier": bezier, "slerp": pairwise, "mean": mean}
 
 
 class ItemEncoder(nn.Module):
@@ -22,12 +26,22 @@ class ItemEncoder(nn.Module):
         precision: of the matrix products. With bfloat16 their results are turned back into float32 before anything is
             normalised or fused: the curve needs more digits.
         centre: "middle", "shared" or "item": whether and how the curve's parameter is moved by what is learned.
+        fusion: "bezier", "slerp", "mean" or "concat": how the points become one.
+        order: the modalities in the order of the curve's control points, if not that of `dims`.
     """
 
     def __init__(
-        self, dims: Mapping[str, int], dim: int, seed: int, precision: str = "float32", centre: str = "middle"
+        self,
+        dims: Mapping[str, int],
+        dim: int,
+        seed: int,
+        precision: str = "float32",
+        centre: str = "middle",
+        fusion: str = "bezier",
+        order: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        self._fusion, self._order = FUSIONS.get(fusion), list(order or dims)
         self._low = torch.bfloat16 if precision == "bfloat16" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -37,6 +51,7 @@ class ItemEncoder(nn.Module):
             for layer in self.point.values():
                 assert isinstance(layer, nn.Linear)
                 nn.init.xavier_normal_(layer.weight)
+            self.projection = nn.Linear(len(dims) * dim, dim) if fusion == "concat" else None
         # Zero at first: the curve's parameter stays as it is drawn.
         self.centre = nn.Parameter(torch.zeros(())) if centre != "middle" else None
         self.centre_of = nn.ModuleDict()
@@ -44,6 +59,20 @@ class ItemEncoder(nn.Module):
             self.centre_of = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name, width in dims.items()})
             for weight in self.centre_of.parameters():
                 nn.init.zeros_(weight)
+
+    @staticmethod
+    def of(dims: Mapping[str, int], model: Model, seed: int) -> ItemEncoder:
+        """As the settings say.
+
+        Raises:
+            InputError: `model.curve_order` is not an order of the modalities.
+        """
+        if model.curve_order is not None and sorted(model.curve_order) != sorted(dims):
+            given = ", ".join(model.curve_order)
+            raise InputError(f"model.curve_order = [{given}]: name every modality of the data once: {', '.join(dims)}")
+        return ItemEncoder(
+            dims, model.dim, seed, model.encoder_precision, model.curve_centre, model.fusion, model.curve_order
+        )
 
     def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M channels [n, d] and the fused rows [n, d].
@@ -58,7 +87,15 @@ class ItemEncoder(nn.Module):
             )
             for name, x in inputs.items()
         ]
-        return channels, bezier(list(self.points(inputs, curve.dtype).values()), self._moved(curve, inputs))
+        points = self.points(inputs, curve.dtype)
+        return channels, self._fused([points[name] for name in self._order], self._moved(curve, inputs))
+
+    def _fused(self, points: list[Tensor], curve: Tensor) -> Tensor:
+        if self._fusion is not None:
+            return self._fusion(points, curve)
+        assert self.projection is not None
+        together = torch.cat(points, dim=1)
+        return unit(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
 
     def _moved(self, curve: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """The curve's parameter with its odds times e^b, b learned: 0 and 1 stay, 1/2 becomes the sigmoid of b."""

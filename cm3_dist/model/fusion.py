@@ -1,11 +1,14 @@
-"""Spherical Bezier fusion: De Casteljau's algorithm with slerp in place of lerp (CM3.md section 2.2)."""
+"""Fusion of the modalities' points on the sphere; the model's own is the Bezier curve there (CM3.md section 2.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
+
+from cm3_dist.model.unit import unit
 
 # Below this angle (and this close to pi) sin(theta) no longer divides safely in float32: the chord takes over, whose
 # relative error against the arc is below angle^2 / 8.
@@ -37,11 +40,27 @@ def slerp(a: Tensor, b: Tensor, curve: Tensor) -> Tensor:
 
 
 def bezier(points: Sequence[Tensor], curve: Tensor) -> Tensor:
-    """The spherical Bezier curve of M >= 1 control points: M tensors [n, d] of unit rows, `curve` [n] -> [n, d]."""
+    """The spherical Bezier curve of M >= 1 control points: M tensors [n, d] of unit rows, `curve` [n] -> [n, d].
+
+    De Casteljau's algorithm with slerp in place of lerp.
+    """
     level = list(points)
     while len(level) > 1:
         level = [slerp(a, b, curve) for a, b in zip(level, level[1:], strict=False)]
     return level[0]
+
+
+def pairwise(points: Sequence[Tensor], curve: Tensor) -> Tensor:
+    """The normalised mean of the points at `curve` on all pairs' arcs; of one or two points it is the curve."""
+    if len(points) < 3:
+        return bezier(points, curve)
+    arcs = [slerp(a, b, curve) for a, b in combinations(points, 2)]
+    return unit(torch.stack(arcs).sum(0))
+
+
+def mean(points: Sequence[Tensor], curve: Tensor) -> Tensor:
+    """The normalised mean of the points, whatever `curve` says."""
+    return unit(torch.stack(list(points)).sum(0))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -50,6 +50,5 @@ def dense_weights(manifest: Manifest, settings: Settings) -> int:
     """Replicated weights: the item encoder's, and the layers'."""
     dims = {modality.name: modality.dim for modality in manifest.modalities}
     with torch.device("meta"):
-        encoder = ItemEncoder(dims, settings.model.dim, seed=0, centre=settings.model.curve_centre)
-        parts = encoder, LayerSum(settings)
+        parts = ItemEncoder.of(dims, settings.model, seed=0), LayerSum(settings)
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
