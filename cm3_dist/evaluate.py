@@ -3,6 +3,7 @@
     python -m cm3_dist.evaluate runs/baby
     python -m cm3_dist.evaluate runs/baby --by popularity --by activity --out evaluation.json
     python -m cm3_dist.evaluate runs/baby --against runs/plain          # paired bootstrap over users
+    python -m cm3_dist.evaluate runs/baby --neighbours                  # does it keep each modality's neighbourhoods?
     python -m cm3_dist.evaluate runs/baby --cold                        # only items without a training interaction
 
 docs/outputs.md defines every figure.
@@ -66,6 +67,9 @@ def command(
     against: Annotated[
         Path | None, typer.Option(metavar="RUN", help="another run on the same data: paired bootstrap over users")
     ] = None,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="how many of an item's 10 nearest of each modality its rows keep")
+    ] = False,
     resamples: Annotated[int, typer.Option(min=100, help="draws of the bootstrap")] = 1000,
     checkpoint: CheckpointName = "best",
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write all figures as JSON")] = None,
@@ -83,7 +87,14 @@ def command(
         other = FinishedRun(other_settings, runtime) if other_settings else None
         slices = [each.value for each in by or []]
         content = evaluate(
-            ours, split.value, cold=cold, by=slices, baselines=baselines, against=other, resamples=resamples
+            ours,
+            split.value,
+            cold=cold,
+            by=slices,
+            baselines=baselines,
+            against=other,
+            resamples=resamples,
+            neighbours=neighbours,
         )
         if out is not None:
             with new_file(out, runtime, overwrite) as folder:
@@ -102,6 +113,7 @@ def evaluate(
     baselines: str = "auto",
     against: FinishedRun | None = None,
     resamples: int = 1000,
+    neighbours: bool = False,
 ) -> dict[str, Any]:
     """All figures as JSON types. Collective; `against` of the result is complete on rank 0.
 
@@ -110,6 +122,7 @@ def evaluate(
     """
     from cm3_dist.evaluation.bootstrap import paired_bootstrap
     from cm3_dist.evaluation.exposure import exposure
+    from cm3_dist.evaluation.kept import kept_neighbours
     from cm3_dist.evaluation.slices import by_activity, by_popularity
     from cm3_dist.evaluation.task import rank, task
 
@@ -148,6 +161,8 @@ def evaluate(
                 "resamples": resamples,
                 "difference": paired_bootstrap(run, ours, ranked, resamples),
             }
+    if neighbours:
+        content["neighbours"] = kept_neighbours(run)
     return content
 
 

@@ -13,6 +13,7 @@ from cm3_dist.finished import FinishedRun
 from cm3_dist.id_files import IdFile, id_column, read_column, read_pairs
 from cm3_dist.own_ids import OwnIds
 from partition import layout
+from partition.dataset import SPECTRAL
 from partition.errors import InputError
 from partition.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
 from partition.layout import Modality
@@ -59,6 +60,9 @@ def read_new_items(path: Path, run: FinishedRun, work: Path) -> tuple[pa.Array, 
                 raise InputError(f"{npy}: {source.rows} rows, but {table.path} has {count} items")
         elif is_feature_column(table, modality.name):
             source = ListColumn((table,), modality.name, np.arange(count))
+        elif modality.name == SPECTRAL:  # it is made of interactions, which they have none of
+            features[SPECTRAL] = np.zeros((count, modality.dim), modality.dtype)
+            continue
         else:
             raise table.error(
                 f"no features of modality {modality.name!r}: give a list column of that name, or {npy.name}"

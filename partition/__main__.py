@@ -102,6 +102,15 @@ def build(
             help="Reduce the features' width, of all modalities or of one; repeatable.",
         ),
     ] = None,
+    spectral: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="DIM",
+            rich_help_panel=_FEATURES,
+            help="Add a modality `spectral` of this width, made of the training interactions.",
+        ),
+    ] = 0,
     item_graph_k: Annotated[
         int, typer.Option(min=1, rich_help_panel=_GRAPH, help="Neighbours an item and modality, itself included.")
     ] = 10,
@@ -146,6 +155,7 @@ def build(
         kcore=kcore,
         features=features or [],
         pca=pca or [],
+        spectral=spectral,
         item_graph_k=item_graph_k,
         item_graph_weight=item_graph_weight or [],
         cooccurrence_weight=cooccurrence_weight,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+SPECTRAL = "spectral"  # name of the modality that is made of training interactions, see partition.spectral
 SplitMethod = Literal["column", "random", "leave_last_out", "cold_items"]
 
 

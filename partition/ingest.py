@@ -13,11 +13,12 @@ import pyarrow as pa
 from partition import layout
 from partition.catalogue import resolve
 from partition.clean import evaluable, k_core, merge_duplicates, renumber
-from partition.dataset import TEST, TRAIN, VALIDATION, Dataset
+from partition.dataset import SPECTRAL, TEST, TRAIN, VALIDATION, Dataset, Features, Interactions
 from partition.errors import InputError
 from partition.features import load
 from partition.options import BuildOptions, pca_dims
 from partition.readers import Role, find, read_interactions
+from partition.spectral import spectral_features
 from partition.split import Method, split
 from partition.stages import Stages
 
@@ -71,16 +72,21 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         )
         counts["heldout_dropped"] = int((~keep).sum())
         interactions, label = interactions.take(keep), label[keep]
-        sizes = [f"{int((label == code).sum()):,}" for code in (TRAIN, VALIDATION, TEST)]
-        say(f"{method}: training {sizes[0]}, validation {sizes[1]}, test {sizes[2]}")
+        counted = [f"{int((label == code).sum()):,}" for code in (TRAIN, VALIDATION, TEST)]
+        say(f"{method}: training {counted[0]}, validation {counted[1]}, test {counted[2]}")
         if counts["heldout_dropped"]:
             say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
+    sizes = len(user_ids), len(item_ids)
     with stages("features") as say:
         dims = pca_dims(options.pca, list(inputs.features))
         features, shares = load(inputs.features, len(inputs.item_ids), kept, dims, work)
         stages.statistics.update(shares)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{n} {before}" + (f" -> {d}" if d < before else "") for n, (before, d) in widths.items()))
+    if options.spectral:
+        with stages("spectral") as say:
+            features[SPECTRAL] = _spectral(options.spectral, features, interactions.take(label == TRAIN), sizes, work)
+            say(f"{options.spectral} dimensions of the training interactions")
     with stages("digests") as say:
         digests = {_short(path, inputs.files): layout.sha256(path) for path in inputs.files}
         say(f"{len(digests)} input files")
@@ -96,6 +102,16 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         counts=counts,
         inputs=digests,
     )
+
+
+def _spectral(
+    dim: int, features: dict[str, Features], train: Interactions, sizes: tuple[int, int], work: Path
+) -> Features:
+    if SPECTRAL in features:
+        raise InputError(f"--spectral {dim}: there is a modality {SPECTRAL!r} already; leave it out with --features")
+    path = work / f"{SPECTRAL}.npy"
+    np.save(path, spectral_features(train.user, train.item, *sizes, dim))
+    return Features(np.load(path, mmap_mode="r"), dim)
 
 
 def _method(wanted: str, labelled: bool) -> Method:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
+from partition.dataset import SPECTRAL
 from partition.neighbours import nearest
 
 APPROXIMATE_ABOVE = 200_000
@@ -28,7 +29,12 @@ class ItemGraph:
 
 
 def default_weights(modalities: Sequence[str]) -> dict[str, float]:
-    """0.1 for the image and 0.9 for the other of two modalities, as the source has it; else equal."""
+    """0.1 for the image and 0.9 for the other of two modalities, as the source has it; else equal.
+
+    The spectral modality has no part unless it is the only one.
+    """
+    if len(modalities) > 1 and SPECTRAL in modalities:
+        return {**default_weights([name for name in modalities if name != SPECTRAL]), SPECTRAL: 0.0}
     if len(modalities) == 2 and "image" in modalities:
         return {name: 0.1 if name == "image" else 0.9 for name in modalities}
     return {name: 1 / len(modalities) for name in modalities}

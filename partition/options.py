@@ -32,6 +32,7 @@ class BuildOptions(BaseModel):
     kcore: int = Field(default=0, ge=0)
     features: list[str] = []  # NAME, or NAME=FILE[:column]
     pca: list[str] = []  # DIM, or NAME=DIM
+    spectral: int = Field(default=0, ge=0)
     item_graph_k: int = Field(default=10, gt=0)
     item_graph_weight: list[str] = []  # NAME=W
     cooccurrence_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -15,6 +15,7 @@ from cm3_dist.cli import run_settings
 from cm3_dist.evaluate import evaluate, main
 from cm3_dist.evaluation.bootstrap import paired_bootstrap
 from cm3_dist.evaluation.exposure import exposure
+from cm3_dist.evaluation.kept import kept_neighbours
 from cm3_dist.evaluation.linear import EASE_L2, SHRINK, ease, item_knn
 from cm3_dist.evaluation.slices import Group, groups
 from cm3_dist.evaluation.task import Ranked, Task, rank, task
@@ -161,13 +162,19 @@ def test_the_command_prints_and_writes(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "figures.json"
-    arguments = [str(finished_run), "--by", "popularity", "--by", "activity", "--out", str(out)]
+    arguments = [str(finished_run), "--by", "popularity", "--by", "activity", "--neighbours", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["evaluate", *arguments, "--against", str(finished_run), "--resamples", "100"])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for text in ("CM3", "popularity lift@20", "by training interactions of the items", "paired bootstrap"):
+    for text in (
+        "CM3",
+        "popularity lift@20",
+        "by training interactions of the items",
+        "neighbours kept",
+        "paired bootstrap",
+    ):
         assert text in shown
     assert set(json.loads(out.read_text())["rankings"]) == {"CM3", "popularity", "ease", "other run"}
 
@@ -177,3 +184,25 @@ def test_ease_refuses_a_large_catalogue(opened: tuple[FinishedRun, Task], monkey
     with pytest.raises(InputError, match="too many for EASE"):
         ease(*opened)
     assert "item-knn" in evaluate(opened[0])["rankings"]
+
+
+def test_kept_neighbours_by_brute_force(opened: tuple[FinishedRun, Task]) -> None:
+    run, _ = opened
+    items = np.flatnonzero(run.shard.is_item)
+
+    def nearest(rows: np.ndarray) -> list[set[int]]:
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        cosine = unit @ unit.T
+        np.fill_diagonal(cosine, -2)
+        return [set(row[:3].tolist()) for row in np.argsort(-cosine, axis=1)]
+
+    found = kept_neighbours(run, nearest=3)
+    assert list(found) == ["image", "text", "fused", "ego", "final"]
+    dim, ego = run.settings.model.dim, run.item_ego.double().numpy()[items]
+    rows = {"text": ego[:, dim : 2 * dim], "fused": ego[:, 2 * dim :], "final": run.rows[1].double().numpy()[items]}
+    for modality, values in run.trainer.features.gather(items).items():
+        raw = nearest(values.double().numpy())
+        for name, these in rows.items():
+            shared = np.mean([len(a & b) / 3 for a, b in zip(raw, nearest(these), strict=True)])
+            assert found[name][modality] == pytest.approx(shared, abs=0.01), (name, modality)
+    assert found["text"]["text"] > 3 * 3 / len(items)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cm3_dist.evaluation.exposure import NAMES
+from cm3_dist.evaluation.kept import NEAREST
 from cm3_dist.evaluation.slices import Group
 
 TITLES = {"map": "MAP", "ndcg": "NDCG", "popularity_lift": "popularity lift", "gini": "Gini"}
@@ -34,6 +35,8 @@ def show(content: dict[str, Any]) -> None:
         console.print(_by_popularity(rankings))
     if "by_activity" in rankings["CM3"]:
         console.print(_by_activity(rankings))
+    if "neighbours" in content:
+        console.print(_neighbours(content["neighbours"]))
     if "against" in content:
         against = content["against"]
         rows = [
@@ -73,6 +76,13 @@ def _by_popularity(rankings: dict[str, Any]) -> Table:
             cells.append(f"{recall} | {own['share_of_lists']:.3f}")
         table.add_row(*cells)
     return table
+
+
+def _neighbours(kept: dict[str, dict[str, float]]) -> Table:
+    title = (
+        f"neighbours kept: of an item's {NEAREST} nearest by raw features, the share among its nearest by these rows"
+    )
+    return _table(title, list(next(iter(kept.values()))), [(name, list(row.values())) for name, row in kept.items()])
 
 
 def _by_activity(rankings: dict[str, Any]) -> Table:
