@@ -25,7 +25,7 @@ def small_dataset(
     modalities: int = 2,
     seed: int = 0,
     spread: float = 1 / 8,
-    widths: tuple[int, ...] = (12, 8, 6, 5),
+    widths: tuple[int, ...] = (12, 8, 6, 5, 7),
 ) -> Dataset:
     """Users like items whose number is near theirs; some nodes have no training interaction."""
     rng = np.random.default_rng(seed)
@@ -41,10 +41,12 @@ def small_dataset(
     kept = trained[pairs[:, 0]]
     pairs, split = pairs[kept], split[kept]
     place = np.stack([np.sin(np.arange(items) / items * 6), np.cos(np.arange(items) / items * 6)], 1)
-    dtypes = [np.float32, np.float16, np.float64, np.float32]
+    dtypes = [np.float32, np.float16, np.float64, np.float32, np.float16]
     features = {
         name: (place @ rng.standard_normal((2, width)) + 0.3 * rng.standard_normal((items, width))).astype(dtype)
-        for name, width, dtype in zip(["image", "text", "audio", "video"][:modalities], widths, dtypes, strict=False)
+        for name, width, dtype in zip(
+            ["image", "text", "audio", "video", "touch"][:modalities], widths, dtypes, strict=False
+        )
     }
     return Dataset(
         name="small",

@@ -16,6 +16,10 @@ from benchmarks.observe import observe
 from benchmarks.scale import targets
 from benchmarks.scale_stages import slope
 from benchmarks.timing import Result
+from benchmarks.walks import Comparison, Walks, draw_curves, random_rows
+from cm3_dist.config import Machine
+from cm3_dist.graph.shard import load_shard
+from cm3_dist.runtime import distributed
 from partition.errors import InputError
 from tests.small import prepare_small
 
@@ -90,3 +94,25 @@ def test_scale_has_its_targets() -> None:
     assert found["prepare, minutes"].ratio == 20
     assert not found["prepare, GiB"].met
     assert found["bytes, METIS / random: baby, exact"].ratio == 0.5
+
+
+def test_walks_and_trees_estimate_the_exact_sum(tmp_path: Path) -> None:
+    """Over many draws of a small graph both come to it, and the noise falls with the size of a draw."""
+    shard = load_shard(prepare_small(tmp_path), 0, 1)
+    with distributed(Machine(device="cpu", threads=1)) as runtime, torch.no_grad():
+        comparison = Comparison(shard, runtime, random_rows(shard, 8), batch=40, draws=60)
+        walks = Walks(shard)
+        pairs = [
+            (comparison.walks(walks, 2), comparison.walks(walks, 8)),
+            (comparison.tree([1]), comparison.tree([3])),
+        ]
+        whole = comparison.tree([-1])
+    for few, many in pairs:
+        for one in (few, many):
+            assert one.bias < 1.2 * one.bias_by_chance, one
+        assert many.noise < 0.75 * few.noise
+        assert many.input_rows > few.input_rows
+        assert many.cosine > few.cosine
+    assert pairs[0][1].noise == pytest.approx(pairs[0][0].noise / 2, rel=0.1)  # of walks it falls with their root
+    assert whole.noise < 1e-6
+    draw_curves([one for pair in pairs for one in pair], tmp_path / "walks.png")

@@ -20,7 +20,7 @@ def _points(
     return [F.normalize(torch.randn(rows, dim, generator=generator, dtype=dtype), dim=-1) for _ in range(count)]
 
 
-@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fused_rows_have_norm_one(modalities: int, dtype: torch.dtype) -> None:
     curve = torch.rand(50, dtype=dtype)
@@ -121,3 +121,17 @@ def test_other_fusions_stay_on_the_sphere_and_do_not_ask_for_an_order(fuse: Any,
     torch.testing.assert_close(fuse(points[::-1], half), fused)
     if modalities == 2:  # at the middle of an arc stands the mean of its ends
         torch.testing.assert_close(fused, bezier(points, half))
+
+
+def test_near_each_other_points_count_binomially() -> None:
+    """At the curve's middle: so the order of three points or more matters, but turning it round does not."""
+    base = F.normalize(torch.randn(1, 8, dtype=torch.float64), dim=1)
+    points = [F.normalize(base + 1e-3 * torch.randn(1, 8, dtype=torch.float64), dim=1) for _ in range(5)]
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    weighted = sum(math.comb(4, place) * point for place, point in enumerate(points))
+    torch.testing.assert_close(bezier(points, half), F.normalize(weighted, dim=1), rtol=0, atol=1e-8)
+    assert not torch.allclose(
+        bezier([points[place] for place in (2, 1, 0, 3, 4)], half), bezier(points, half), atol=1e-5
+    )
+    curve = torch.tensor([0.3], dtype=torch.float64)
+    torch.testing.assert_close(bezier(points[::-1], curve), bezier(points, 1 - curve))

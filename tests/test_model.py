@@ -178,6 +178,11 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
     "curve moved item by item": (3, 1e-4, {"model": {"curve_centre": "item"}}),
     "curve in another order": (3, 1e-4, {"model": {"curve_order": ["text", "audio", "image"]}}),
     "mean of the modalities": (3, 1e-4, {"model": {"fusion": "mean"}}),
+    "five modalities, curve in another order": (
+        5,
+        1e-4,
+        {"model": {"curve_order": ["touch", "image", "video", "text", "audio"]}},
+    ),
     "slerps of all pairs": (3, 1e-4, {"model": {"fusion": "slerp", "curve_centre": "shared"}}),
     "modalities side by side and projected": (
         2,
