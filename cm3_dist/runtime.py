@@ -99,11 +99,17 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
         there = _joined[0].device.type
         raise InputError(f"machine.device={machine.device}: a run on {there} is open in this process; close it first")
     _joined.append(_joined[0] if _joined else _join(machine))
+    fell = False
     try:
         yield _joined[0]
+    except BaseException:
+        fell = True
+        raise
     finally:
         _joined.pop()
-        if not _joined:
+        # A rank that fell keeps its connections until it ends: were they closed now, the others would fail of that, and
+        # say so before this one has said why.
+        if not _joined and (not fell or dist.get_world_size() == 1):
             dist.destroy_process_group()
 
 
