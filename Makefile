@@ -8,6 +8,8 @@ SHELL := /bin/bash
 EXTRA ?= $(if $(wildcard .venv/installed-cuda),cuda,cpu)
 PYTHON := >=3.10,<3.12
 ARGS :=
+# Tests at a time. Each may start up to 4 ranks, so more take memory: some 3 GB each.
+WORKERS := 2
 
 # uv from the PATH, else fetched into .tools. Without a terminal it draws no progress, so it need not speak either.
 UV := $(shell command -v uv || echo .tools/bin/uv)
@@ -20,8 +22,8 @@ help: ## List the targets.
 demo: setup ## Make data, cut it into 4 parts, train on 2 processes, evaluate.
 	$(BIN)/python -m jobs.demo
 
-test: setup-test ## Run the tests (ARGS goes to pytest).
-	$(BIN)/python -m pytest $(ARGS)
+test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup-test ## Run the long tests too.
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
