@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cm3_dist.checkpoint import Checkpoints
+from cm3_dist.config import Settings
 from cm3_dist.progress import Progress
 from cm3_dist.run_folder import versions
 from cm3_dist.trainer import Trainer
@@ -97,10 +98,12 @@ def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
         )
     if record["data"] != trainer.manifest.digest():
         raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
-    saved, now = record["settings"], trainer.settings.plain()
+    saved, now, defaults = record["settings"], trainer.settings.plain(), Settings().plain()
     assert isinstance(saved, dict)
     for section in FIXED:
         before, after = saved[section], now[section]
+        if isinstance(after, dict):  # settings that are newer than the checkpoint: their defaults change nothing
+            before = defaults[section] | before
         if before == after:
             continue
         if isinstance(after, dict):

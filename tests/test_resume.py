@@ -94,3 +94,18 @@ def test_without_any_the_run_starts_afresh(
     assert error.count("passed over: ") == 3
     assert "no whole checkpoint, starting from the beginning" in error
     assert after["test"] == whole["test"]
+
+
+def test_a_checkpoint_may_be_older_than_a_setting(alone: Runtime, tmp_path: Path) -> None:
+    from cm3_dist.state import _same_run
+    from cm3_dist.trainer import Trainer
+
+    prepared = prepare_small(tmp_path)
+    trainer = Trainer(small_settings(prepared, tmp_path / "run"), alone)
+    saved = trainer.settings.plain()
+    del saved["model"]["layer_weights"], saved["loss"]["gamma_warmup"]
+    record = {"parts": trainer.manifest.num_parts, "data": trainer.manifest.digest(), "settings": saved}
+    _same_run(trainer, tmp_path, record)
+    trainer.settings = small_settings(prepared, tmp_path / "run", loss={"gamma_warmup": 2})
+    with pytest.raises(InputError, match=r"saved with loss.gamma_warmup=0.0, resumed with 2.0"):
+        _same_run(trainer, tmp_path, record)
