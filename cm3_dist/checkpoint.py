@@ -30,6 +30,7 @@ from cm3_dist.checkpoint_files import (
     PROGRESS,
     Record,
     check_files,
+    put_in_place,
     read_record,
     read_sums,
     remove,
@@ -240,9 +241,8 @@ class Checkpoints:
         before = None if best else self._best()
         best_name = final.name if best else before.name if before else None
         write_record(temporary, Record(progress, best_name), files)
-        if final.exists():  # from a session that ended between the next two lines, or from an earlier save of this step
-            remove(final)
-        temporary.rename(final)
+        # There may be one from a session that ended before the next line, or from an earlier save of this step.
+        put_in_place(temporary, final)
         sync(self.folder)
         write_text(self.folder / LATEST, final.name + "\n")
         if best_name:

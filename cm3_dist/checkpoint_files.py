@@ -6,6 +6,7 @@ with what is found byte by byte, so that no change of any file goes unnoticed.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -107,6 +108,33 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
             raise InputError(f"{folder / name}: cannot be read ({error.strerror}){_ELSE}") from None
         if found != digest:
             raise InputError(f"{folder / name}: differs from what was saved (sha256){_ELSE}")
+
+
+def put_in_place(folder: Path, final: Path) -> None:
+    """Renames a whole checkpoint; one of that name is exchanged for it, so that at every moment one is there.
+
+    Where the file system cannot exchange (NFS), it is away between two renames.
+    """
+    if not final.exists():
+        folder.rename(final)
+        return
+    if not _exchange(folder, final):
+        old = final.with_suffix(".old.tmp")
+        final.rename(old)
+        folder.rename(final)
+        folder = old
+    sync(final.parent)
+    shutil.rmtree(folder)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two names change places in one move; False where that cannot be done."""
+    at_cwd, exchange = -100, 2  # fcntl.h, linux/fs.h
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
 
 
 def remove(path: Path) -> None:

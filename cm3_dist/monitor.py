@@ -26,7 +26,7 @@ from tqdm import tqdm
 from cm3_dist.config import Settings
 from cm3_dist.dashboard import layout, session_start
 from cm3_dist.failures import NotFiniteError
-from cm3_dist.run_folder import EVALUATIONS, STEPS, truncate_after
+from cm3_dist.run_folder import EVALUATIONS, STEPS, keep_lines
 
 GPU_LAG = 16  # steps that may be under way on a GPU before their values are read
 LOSSES = ("loss", "alignment", "user_uniformity", "item_uniformity")
@@ -69,10 +69,28 @@ class PhaseTimer:
 
 
 class Monitor:
-    """Writes TensorBoard events and JSON lines of a run. On ranks above 0 it only checks that losses are finite."""
+    """Writes TensorBoard events and JSON lines of a run. On ranks above 0 it only checks that losses are finite.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+        rank: this one.
+        plan: how tables are cut, to be shown.
+        steps_per_epoch: for the progress bar.
+        resumed_at: steps done before this session; later ones are redone, and their lines are dropped.
+        evaluated_at: steps done at the last evaluation that counts; later ones and the test are redone likewise.
+    """
 
     def __init__(
-        self, folder: Path, settings: Settings, rank: int, *, plan: str, steps_per_epoch: int, resumed_at: int
+        self,
+        folder: Path,
+        settings: Settings,
+        rank: int,
+        *,
+        plan: str,
+        steps_per_epoch: int,
+        resumed_at: int,
+        evaluated_at: int,
     ) -> None:
         self._settings, self._rank = settings, rank
         self._steps_per_epoch = steps_per_epoch
@@ -83,8 +101,8 @@ class Monitor:
         self._bar: tqdm[Any] | None = None
         if rank:
             return
-        for name in (STEPS, EVALUATIONS):
-            truncate_after(folder / name, resumed_at - 1)
+        keep_lines(folder / STEPS, lambda line: line["step"] < resumed_at)
+        keep_lines(folder / EVALUATIONS, lambda line: line["step"] < evaluated_at and line["split"] == "validation")
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter  # slow to import; only here
 

@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,8 +84,8 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
     return path
 
 
-def truncate_after(path: Path, last: int) -> None:
-    """Drops the JSON lines whose `step` is above `last`, and a torn last line: a resumed run redoes them.
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the JSON lines that are not wanted, and a torn last line: a resumed run redoes them.
 
     Raises:
         InputError: a line before the last is damaged.
@@ -95,13 +96,11 @@ def truncate_after(path: Path, last: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] > last:
-                break
+            if wanted(json.loads(line)):
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise InputError(f"{path}:{number}: not a line that this program wrote; mend or delete it") from None
-        kept.append(line)
+            if number < len(lines):
+                raise InputError(f"{path}:{number}: not a line that this program wrote; mend or delete it") from None
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(b"".join(kept))
     temporary.rename(path)

@@ -60,8 +60,9 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
         return Progress()
     say(f"resuming from {without_best}, whose best checkpoint is lost: the best of the evaluations from now on counts")
     checkpoints.forget_best()
-    step = restore(trainer, checkpoints, without_best).step
-    return Progress(step=step)
+    before = restore(trainer, checkpoints, without_best)
+    # Had it been evaluated at this very step, that is done again.
+    return Progress(step=before.step, evaluated_at=min(before.evaluated_at, before.step - 1))
 
 
 def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:

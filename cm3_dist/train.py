@@ -112,9 +112,8 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
             print(f"{trainer.describe()}\n{plan}", flush=True)
         start = partial(open_run_folder, folder, settings, plan, runtime.world_size)
         agree_on_error(runtime, start if runtime.rank == 0 else bool)
-        monitor = stack.enter_context(
-            Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, resumed_at=progress.step)
-        )
+        done = {"resumed_at": progress.step, "evaluated_at": progress.evaluated_at}
+        monitor = stack.enter_context(Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, **done))
         timer = PhaseTimer()
         checkup = Checkup(trainer, monitor)
         train_epochs(trainer, checkpoints, progress, monitor, timer, watch, checkup)

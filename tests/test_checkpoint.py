@@ -172,6 +172,29 @@ def test_an_interrupted_save_changes_nothing(
     assert holds(checkpoints, alone, tmp_path / "step-00000002", 2)
 
 
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_step_saved_again_is_there_at_every_moment(
+    tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+) -> None:
+    """With one checkpoint kept there is nothing else to go back to."""
+    checkpoints = Checkpoints(tmp_path, 1, alone)
+    path = save(checkpoints, alone, 1)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cm3_dist.checkpoint_files.shutil.rmtree", killed)
+        if not exchanging:
+            patch.setattr("cm3_dist.checkpoint_files._exchange", lambda *_: False)
+        with pytest.raises(Killed):
+            checkpoints.save(sharded(alone, 7), replicated(7), {"step": 1}, step=1, best=True)
+    assert checkpoints.newest() == path
+    assert holds(checkpoints, alone, path, 7)
+    save(checkpoints, alone, 2)
+    assert sorted(file.name for file in tmp_path.glob("*.tmp")) == []
+
+
 def test_a_full_disk_is_named_in_one_line(tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone)
     first = save(checkpoints, alone, 1)

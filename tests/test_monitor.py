@@ -14,7 +14,7 @@ from cm3_dist.config import Settings
 from cm3_dist.failures import NotFiniteError
 from cm3_dist.monitor import LOSSES, Monitor, PhaseTimer
 from cm3_dist.report import print_result
-from cm3_dist.run_folder import open_run_folder, refuse_taken, truncate_after, write_result
+from cm3_dist.run_folder import keep_lines, open_run_folder, refuse_taken, write_result
 from partition.errors import InputError
 
 STEPS = 5  # an epoch
@@ -24,10 +24,13 @@ def settings(folder: Path, log_every: int = 1) -> Settings:
     return Settings.model_validate({"run": {"dir": folder, "log_every": log_every}, "train": {"epochs": 3}})
 
 
-def start(folder: Path, *, log_every: int = 1, resumed_at: int = 0, rank: int = 0) -> Monitor:
+def start(
+    folder: Path, *, log_every: int = 1, resumed_at: int = 0, evaluated_at: int | None = None, rank: int = 0
+) -> Monitor:
     folder.mkdir(exist_ok=True)
     chosen = settings(folder, log_every)
-    return Monitor(folder, chosen, rank, plan="a plan", steps_per_epoch=STEPS, resumed_at=resumed_at)
+    done = {"resumed_at": resumed_at, "evaluated_at": resumed_at if evaluated_at is None else evaluated_at}
+    return Monitor(folder, chosen, rank, plan="a plan", steps_per_epoch=STEPS, **done)
 
 
 def values(step: int, offset: float = 0.0) -> torch.Tensor:
@@ -127,6 +130,18 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path / "evaluations.jsonl")] == [4, 9]
     assert [step for step, _ in points(tmp_path, "metrics-validation/recall@20")] == [4, 9]
     assert [step for step, _ in points(tmp_path, "time/evaluate")] == [4, 9]
+
+
+def test_evaluations_that_are_redone_are_dropped(tmp_path: Path) -> None:
+    with start(tmp_path) as monitor:
+        train(monitor, 0, 2 * STEPS)
+        monitor.evaluation(2 * STEPS, 1, "test", {"recall@20": 0.1})
+    file = tmp_path / "evaluations.jsonl"
+    assert [(line["step"], line["split"]) for line in lines(file)][-1] == (9, "test")
+    start(tmp_path, resumed_at=2 * STEPS)  # killed after the test: it is done again
+    assert [(line["step"], line["split"]) for line in lines(file)] == [(4, "validation"), (9, "validation")]
+    start(tmp_path, resumed_at=2 * STEPS, evaluated_at=STEPS)  # saved at this step, but not evaluated yet
+    assert [line["step"] for line in lines(file)] == [4]
 
 
 def test_everything_is_on_the_disk_before_a_checkpoint_is(tmp_path: Path) -> None:
@@ -270,10 +285,10 @@ def test_the_result_is_a_file_and_a_table(tmp_path: Path, capsys: pytest.Capture
 
 def test_only_later_lines_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "steps.jsonl"
-    truncate_after(file, 3)
+    keep_lines(file, lambda line: line["step"] < 4)
     assert not file.exists()
     file.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(6)) + '{"st')
-    truncate_after(file, 3)
+    keep_lines(file, lambda line: line["step"] < 4)
     assert [line["step"] for line in lines(file)] == [0, 1, 2, 3]
-    truncate_after(file, -1)
+    keep_lines(file, lambda line: False)
     assert file.read_text() == ""
