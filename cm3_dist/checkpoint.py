@@ -26,24 +26,12 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.checkpoint_files import (
-    PROGRESS,
-    Record,
-    check_files,
-    put_in_place,
-    read_record,
-    read_sums,
-    remove,
-    remove_all,
-    sync,
-    write_record,
-    write_text,
-)
+from cm3_dist.checkpoint_files import check_files, read_record, read_sums
+from cm3_dist.checkpoint_folder import CheckpointFolder
 from cm3_dist.runtime import Runtime, agree_on_error
 from partition.errors import InputError
 from partition.layout import sha256
 
-LATEST, BEST = "latest", "best"
 T = TypeVar("T")
 
 
@@ -58,10 +46,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime, *, background: bool = False) -> None:
-        self.folder, self._keep, self._runtime, self._background = folder, keep, runtime, background
+        self.folder, self._runtime, self._background = folder, runtime, background
+        self._on_disk = CheckpointFolder(folder, keep)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._best_forgotten = False
 
     def save(
         self,
@@ -129,11 +117,11 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The last whole checkpoint."""
-        return self._first_rank(self._newest)
+        return self._first_rank(self._on_disk.newest)
 
     def newest_first(self) -> list[Path]:
         """All checkpoints that may be whole, those that count first."""
-        return self._first_rank(self._newest_first)
+        return self._first_rank(self._on_disk.newest_first)
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with the files of a checkpoint; None if nothing is."""
@@ -152,16 +140,24 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint of the best evaluation, as of the newest checkpoint."""
-        return self._first_rank(self._best)
+        return self._first_rank(self._on_disk.best)
 
     def best_of(self, path: Path) -> Path | None:
         """The checkpoint of the best evaluation, as of `path`; it may be damaged or gone."""
         best = self._first_rank(lambda: read_record(path)).best
         return None if best is None else self.folder / Path(best).name
 
+    def go_on_from(self, path: Path | None) -> None:
+        """Makes `path` the newest that counts, or none at all, whatever `latest` and damaged checkpoints say.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        self._first_rank(lambda: self._on_disk.point_at(path))
+
     def forget_best(self) -> None:
         """Leaves the best checkpoint out of the next ones: it is lost."""
-        self._best_forgotten = True
+        self._on_disk.forget_best()
 
     def peek(self, path: Path) -> dict[str, Any]:
         """The progress of a checkpoint, without its tensors."""
@@ -184,7 +180,7 @@ class Checkpoints:
         self, tensors: dict[str, Tensor], progress: dict[str, Any], final: Path, best: bool, group: dist.ProcessGroup
     ) -> None:
         temporary = final.with_suffix(".tmp")
-        self._first_rank(lambda: self._begin(temporary), group)
+        self._first_rank(lambda: self._on_disk.begin(temporary), group)
         from cm3_dist.checkpoint_tensors import write_tensors
 
         try:
@@ -202,8 +198,7 @@ class Checkpoints:
         found: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
         dist.all_gather_object(found, own, group=group)
         files = {name: digest for each in found for name, digest in each.items()}
-        self._first_rank(lambda: self._commit(temporary, final, progress, files, best), group)
-        self._best_forgotten &= not best
+        self._first_rank(lambda: self._on_disk.commit(temporary, final, progress, files, best), group)
 
     def _first_rank(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
@@ -230,74 +225,6 @@ class Checkpoints:
             if key in seen:
                 raise ValueError(f"two tensors of a checkpoint are called {key!r}")
             seen.add(key)
-
-    def _begin(self, temporary: Path) -> None:
-        remove_all(self.folder.glob("step-*.tmp"))
-        temporary.mkdir(parents=True)
-
-    def _commit(
-        self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool
-    ) -> None:
-        before = None if best else self._best()
-        best_name = final.name if best else before.name if before else None
-        write_record(temporary, Record(progress, best_name), files)
-        # There may be one from a session that ended before the next line, or from an earlier save of this step.
-        put_in_place(temporary, final)
-        sync(self.folder)
-        write_text(self.folder / LATEST, final.name + "\n")
-        if best_name:
-            write_text(self.folder / BEST, best_name + "\n")
-        self._prune(final)
-
-    def _prune(self, newest: Path) -> None:
-        """Keeps the newest ones and the best of each: should the newest be damaged, the one before is as complete."""
-        steps = self._steps()
-        # Checkpoints of later steps are of a course that the run left, when it went on from an earlier one.
-        kept = {path.name for path in [path for path in steps if path.name <= newest.name][-self._keep :]}
-        for name in sorted(kept):
-            try:
-                kept.add(read_record(self.folder / name).best or name)
-            except InputError:
-                continue  # damaged meanwhile; its turn comes
-        for path in steps:
-            if path.name not in kept:
-                remove(path)
-
-    def _steps(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "" and path.is_dir())
-
-    def _newest(self) -> Path | None:
-        pointer = self.folder / LATEST
-        if not pointer.is_file():
-            return None
-        try:
-            name = pointer.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{pointer}: cannot be read: {error}") from None
-        return self._beside(pointer, name)
-
-    def _newest_first(self) -> list[Path]:
-        try:
-            newest = self._newest()
-        except InputError:
-            newest = None
-        # Those after the one that `latest` names never counted, or are of a course that the run left.
-        steps = self._steps()[::-1]
-        counted = [path for path in steps if newest is None or path.name <= newest.name]
-        return counted + [path for path in steps if path not in counted]
-
-    def _best(self) -> Path | None:
-        newest = self._newest()
-        if newest is None or self._best_forgotten:
-            return None
-        name = read_record(newest).best
-        return None if name is None else self._beside(newest / PROGRESS, name)
-
-    def _beside(self, source: Path, name: str) -> Path:
-        path = self.folder / name
-        if path.parent != self.folder or "\0" in name or not path.is_dir():
-            raise InputError(f"{source}: names the checkpoint {name!r}, which is not in {self.folder}")
-        return path
 
     def _check_files(self, path: Path) -> None:
         """Compares the digests; the ranks share the files."""

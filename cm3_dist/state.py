@@ -52,15 +52,19 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
             best = checkpoints.best_of(path)
             damage = None if best in (None, path) else checkpoints.damage(best)
             if damage is None:
-                return restore(trainer, checkpoints, path)
+                progress = restore(trainer, checkpoints, path)
+                checkpoints.go_on_from(path)
+                return progress
             without_best = without_best or path
         say(f"passed over: {damage}")
     if without_best is None:
         say(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning")
+        checkpoints.go_on_from(None)
         return Progress()
     say(f"resuming from {without_best}, whose best checkpoint is lost: the best of the evaluations from now on counts")
     checkpoints.forget_best()
     before = restore(trainer, checkpoints, without_best)
+    checkpoints.go_on_from(without_best)
     # Had it been evaluated at this very step, that is done again.
     return Progress(step=before.step, evaluated_at=min(before.evaluated_at, before.step - 1))
 

@@ -41,6 +41,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
             raise InputError(f"{path}: no such file or folder")
     command = options.model_dump(mode="json", exclude={"output", "overwrite"})
     with work_folder(options.output, command, options.input) as work:
+        check_output(options.output, options.overwrite)  # again: the folder may have been put back meanwhile
         stages.statistics.update(work.noted())
         dataset = _dataset(options, work, stages)
         weights = item_graph_weights(options.item_graph_weight, list(dataset.features))

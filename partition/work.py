@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 from partition.errors import InputError
 
+_LEFT = re.compile(r"\.\d+\.(tmp|old)")  # names of `partition.write.replacing`
 _KEY, _LOCK, _STATISTICS = "key.json", "lock", "statistics.json"
 
 
@@ -76,6 +78,7 @@ def work_folder(output: Path, command: dict[str, Any], inputs: list[Path]) -> It
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{output}: another command is preparing it; wait, or choose another --output") from None
+        _tidy(output)
         key = _key(command, inputs)
         if not (folder / _KEY).is_file() or (folder / _KEY).read_text(encoding="utf-8") != key:
             for path in folder.iterdir():
@@ -95,6 +98,16 @@ def _key(command: dict[str, Any], inputs: list[Path]) -> str:
     listing = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return json.dumps({"command": command, "files": digest}, sort_keys=True)
+
+
+def _tidy(output: Path) -> None:
+    """Clears away what a command killed while it wrote `output` left beside it, and puts back what it had moved."""
+    for path in output.parent.glob(f".{output.name}.*"):
+        if _LEFT.fullmatch(path.name.removeprefix(f".{output.name}")):
+            if path.suffix == ".old" and not output.exists():
+                path.rename(output)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -293,3 +293,20 @@ def test_baby_with_its_catalogue_ids(shared_data: Path, tmp_path: Path, monkeypa
     assert sizes == [19_445, 7_050, 118_551, 20_559, 21_682]
     assert manifest["item_id_type"] == "string"
     assert [modality["name"] for modality in manifest["modalities"]] == ["image", "text"]
+
+
+def test_what_a_killed_command_left_is_cleared_away_or_put_back(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in (".out.12.tmp", ".out.13.old", ".out.x.tmp", ".other.12.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    for _ in range(2):
+        with work_folder(out, {}, [made]):
+            assert sorted(path.name for path in tmp_path.iterdir()) == [
+                ".other.12.tmp",
+                ".out.work",
+                ".out.x.tmp",
+                "out",
+            ]
+            assert (out / "file").read_text() == ".out.13.old"
+        (tmp_path / ".out.14.old").mkdir()

@@ -71,6 +71,25 @@ def test_damaged_ones_are_passed_over(
     assert lines[0] == lines[1]
 
 
+@pytest.mark.parametrize("name", ["SHA256SUMS", "progress.json", "latest"])
+def test_whatever_is_damaged_the_run_goes_on(
+    ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, name: str
+) -> None:
+    """Also when nothing can be read any more of what counted last."""
+    settings, whole = ruined
+    again, _ = _again(settings, tmp_path / "run", [])
+    checkpoints = again.run.dir / "checkpoints"
+    newest = sorted(checkpoints.glob("step-*"))[-1]
+    (checkpoints if name == "latest" else newest).joinpath(name).write_bytes(b"\xff")
+    with pytest.raises(InputError, match=name):
+        run(again, alone, Resume.NEWEST)
+    after = run(again, alone, Resume.AUTO)
+    assert {key: after[key] for key in ("test", "best_epoch", "steps")} == {
+        key: whole[key] for key in ("test", "best_epoch", "steps")
+    }
+    assert (checkpoints / "latest").read_text().strip() == newest.name
+
+
 def test_a_lost_best_checkpoint_is_said_and_replaced(
     ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ PLACES = {
     "start": "cm3_dist.trainer:Trainer.__init__",
     "step": "cm3_dist.trainer:Trainer.step",
     "save": "cm3_dist.checkpoint:Checkpoints._write",
-    "commit": "cm3_dist.checkpoint:Checkpoints._commit",  # rank 0 only
+    "commit": "cm3_dist.checkpoint_folder:CheckpointFolder.commit",  # rank 0 only
     "evaluation": "cm3_dist.train:_validate",
     "test": "cm3_dist.train:test_best",
     "result": "cm3_dist.run_folder:write_result",  # rank 0 only
