@@ -142,6 +142,12 @@ class Loss(_Section):
     item_uniformity: Literal["calibrated", "plain", "none"] = Field(
         default="calibrated", description="pairs of unlike items are pushed apart harder; all alike; not at all"
     )
+    phi: Literal["similarity", "reliable"] = Field(
+        default="similarity",
+        description="phi of calibrated pairs: the cosine of their fused rows, clamped, or this times the features' "
+        "reliability as preparation measured it",
+    )
+    phi_gradient: bool = Field(default=True, description="whether the fusion is trained by phi, too")
     min_sim: UnitInterval = Field(default=0.0, description="lower clamp of the calibrating similarity")
     max_sim: UnitInterval = Field(default=1.0, description="upper clamp of the calibrating similarity")
     scope: Literal["global", "local"] = Field(

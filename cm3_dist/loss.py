@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.calibration import calibrating
 from cm3_dist.config import Loss
 from cm3_dist.graph.exchange import fetch
 from cm3_dist.kernels import chosen_kernels
@@ -35,7 +36,13 @@ class Terms:
 
 
 def cm3_loss(
-    users: Tensor, items: Tensor, fused: Tensor, plan: StepPlan, settings: Loss, group: dist.ProcessGroup | None
+    users: Tensor,
+    items: Tensor,
+    fused: Tensor,
+    plan: StepPlan,
+    settings: Loss,
+    group: dist.ProcessGroup | None,
+    reliability: float = 1.0,
 ) -> Terms:
     """The loss of a step. Collective.
 
@@ -45,6 +52,7 @@ def cm3_loss(
         plan: the step.
         settings: gamma, t, clamps, scope.
         group: of the rows; None for one process.
+        reliability: in [0, 1], what phi is multiplied by.
     """
     x_users, x_items = unit(users), unit(items)
     # A rank that receives nothing still takes part in the exchange, both ways.
@@ -59,11 +67,9 @@ def cm3_loss(
     item_rows = x_items.index_select(0, plan.item_pairs.index)
     if settings.item_uniformity == "none":
         item_term = torch.zeros_like(user_term)
-    elif settings.item_uniformity == "plain":
-        item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group)
     else:
-        clamp = (settings.min_sim, settings.max_sim)
-        item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, fused, clamp)
+        calibration = calibrating(fused, settings, reliability)
+        item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration)
     local = alignment + settings.gamma / 2 * plan.gamma_share * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 
@@ -89,8 +95,8 @@ def uniformity(
         t: temperature, at most 10: exponents then stay within +-40 and need no shift.
         scope: "global": pairs over all ranks; "local": pairs within a part, averaged with the parts' weights.
         group: None for one process.
-        fused: [n, d] unit rows, differentiated like x.
-        clamp: bounds of phi.
+        fused: [n, d] rows of one length, at most 1, differentiated like x.
+        clamp: bounds of phi, the upper one at most the squared length.
     """
     value: Tensor = _Uniformity.apply(x, fused, pairs, t, scope, group, clamp)
     return value

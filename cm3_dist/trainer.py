@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.batches import Batches
+from cm3_dist.calibration import trust
 from cm3_dist.config import Settings
 from cm3_dist.dense_adam import DenseAdam
 from cm3_dist.features import ItemFeatures
@@ -65,6 +66,7 @@ class Trainer:
         self.shard = agree_on_error(runtime, lambda: load_shard(data.path, rank, world_size, data.check))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
+        self._trust = agree_on_error(runtime, lambda: trust(settings.loss, self.manifest))
         choose_kernels(settings.machine.kernels, runtime.device.type)
         self.features = agree_on_error(
             runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
@@ -103,7 +105,8 @@ class Trainer:
         with timer("forward"):
             users, items = self.model.propagate(ego, plan)
             fused = ego.fused.index_select(0, plan.item_inputs)
-            terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.runtime.rows_group)
+            group = self.runtime.rows_group
+            terms = cm3_loss(users, items, fused, plan, self.settings.loss, group, self._trust)
         with timer("backward"):
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):

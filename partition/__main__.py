@@ -111,6 +111,16 @@ def build(
             help="Add a modality `spectral` of this width, made of the training interactions.",
         ),
     ] = 0,
+    noise: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            rich_help_panel=_FEATURES,
+            help="To study noise: this share of the items get each other's feature rows, in the item graph, too.",
+        ),
+    ] = 0.0,
     item_graph_k: Annotated[
         int, typer.Option(min=1, rich_help_panel=_GRAPH, help="Neighbours an item and modality, itself included.")
     ] = 10,
@@ -160,6 +170,7 @@ def build(
         item_graph_weight=item_graph_weight or [],
         cooccurrence_weight=cooccurrence_weight,
         approximate_above=approximate_above,
+        noise=noise,
         method=method.value,
         overwrite=overwrite,
     )

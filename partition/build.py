@@ -9,11 +9,12 @@ import numpy as np
 
 from partition import layout, stored
 from partition.assign import Assignment, assign_parts, chosen_method
-from partition.dataset import Dataset
+from partition.dataset import SPECTRAL, Dataset
 from partition.errors import InputError
 from partition.ingest import read_dataset
 from partition.item_graph import ItemGraph, Nearest, build_item_graph
 from partition.options import BuildOptions, item_graph_weights
+from partition.reliability import reliability
 from partition.stages import Stages
 from partition.work import Work, work_folder
 from partition.write import write_prepared
@@ -48,6 +49,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         user, item = dataset.train()
         assignment = _assignment(options, dataset, user, item, work, stages)
         graph = _item_graph(options, dataset, weights, user, item, work, stages)
+        _reliability(options, dataset, user, item, stages)
         work.note(stages.statistics)
         with stages("write") as say:
             settings = options.model_dump(mode="json")
@@ -119,6 +121,18 @@ def _item_graph(
         exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"
         say(f"{len(graph.neighbour):,} edges, {exactness}")
     return graph
+
+
+def _reliability(options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, stages: Stages) -> None:
+    # What is made of the interactions cannot be judged by them.
+    values = {name: features.values for name, features in dataset.features.items() if name != SPECTRAL}
+    if not values or "reliability" in stages.statistics:  # of an earlier run
+        return
+    with stages("similarity") as say:
+        found = reliability(values, user, item, options.seed)
+        stages.statistics.update(found)
+        alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
+        say(f"reliability {found['reliability']:.2f} ({alone})")
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ from partition.clean import evaluable, k_core, merge_duplicates, renumber
 from partition.dataset import SPECTRAL, TEST, TRAIN, VALIDATION, Dataset, Features, Interactions
 from partition.errors import InputError
 from partition.features import load
+from partition.noise import noisy_items, permute_rows
 from partition.options import BuildOptions, pca_dims
 from partition.readers import Role, find, read_interactions
 from partition.spectral import spectral_features
@@ -83,6 +84,14 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         stages.statistics.update(shares)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{n} {before}" + (f" -> {d}" if d < before else "") for n, (before, d) in widths.items()))
+        if options.noise:
+            chosen = noisy_items(len(item_ids), options.noise, options.seed)
+            features = {
+                name: permute_rows(found, chosen, options.seed, number, work / f"{name}-noisy.npy")
+                for number, (name, found) in enumerate(features.items())
+            }
+            counts["feature_rows_permuted"] = len(chosen)
+            say(f"rows of {len(chosen):,} items permuted")
     if options.spectral:
         with stages("spectral") as say:
             features[SPECTRAL] = _spectral(options.spectral, features, interactions.take(label == TRAIN), sizes, work)

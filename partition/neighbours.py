@@ -89,7 +89,9 @@ def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
     items = len(values)
     digest, zero = np.empty((items, 2), np.uint64), np.empty(items, bool)
     for begin in tqdm(range(0, items, block), desc=f"item graph: {name}, read", unit="block", disable=None):
-        rows = np.ascontiguousarray(_unit(values, slice(begin, begin + block)))  # of a transposed array they are not
+        rows = np.ascontiguousarray(
+            unit_rows(values, slice(begin, begin + block))
+        )  # of a transposed array they are not
         zero[begin : begin + len(rows)] = ~rows.any(axis=1)
         text = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
         digest[begin : begin + len(rows)] = np.frombuffer(text, np.uint64).reshape(-1, 2)
@@ -110,7 +112,7 @@ def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
     return _Distinct(np.sort(first), of, members)
 
 
-def _unit(values: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+def unit_rows(values: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
     """Rows of length 1 in float32, rows of zeros as they are; divided by their largest value first, for the range."""
     chosen = values[rows].astype(np.float64)
     largest = np.abs(chosen).max(axis=1, keepdims=True, initial=0)
@@ -124,7 +126,7 @@ def _units(values: np.ndarray, items: np.ndarray, block: int) -> np.ndarray:
     """[n, d] unit rows of the items [n]; converted a block at a time, so that float64 exists for a block only."""
     rows = np.empty((len(items), values.shape[1]), np.float32)
     for begin in range(0, len(items), block):
-        rows[begin : begin + block] = _unit(values, items[begin : begin + block])
+        rows[begin : begin + block] = unit_rows(values, items[begin : begin + block])
     return rows
 
 
@@ -139,7 +141,7 @@ def _exact(values: np.ndarray, first: np.ndarray, block: int) -> Search:
         queries = _units(values, first[positions], block)
         best = np.empty((len(positions), 0), np.int64)
         for begin in range(0, len(first), block):
-            rows = _unit(values, first[begin : begin + block])
+            rows = unit_rows(values, first[begin : begin + block])
             score, found = faiss.knn(queries, rows, min(count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
             best = np.sort(np.concatenate([best, _candidates(score, found + begin)], axis=1), axis=1)[:, :count]
         return best
@@ -165,7 +167,7 @@ def _inverted_file(
     sample = rng.choice(total, min(total, 64 * lists, max(lists, TRAINING_VALUES // dim)), replace=False)
     index.train(_units(values, first[np.sort(sample)], block))
     for begin in tqdm(range(0, total, block), desc=f"item graph: {name}, index", unit="block", disable=None):
-        index.add(_unit(values, first[begin : begin + block]))
+        index.add(unit_rows(values, first[begin : begin + block]))
 
     def search(positions: np.ndarray, count: int) -> np.ndarray:
         score, found = index.search(_units(values, first[positions], block), count)

@@ -36,6 +36,7 @@ class BuildOptions(BaseModel):
     item_graph_k: int = Field(default=10, gt=0)
     item_graph_weight: list[str] = []  # NAME=W
     cooccurrence_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    noise: float = Field(default=0.0, ge=0, le=1)
     approximate_above: int = Field(default=200_000, ge=0)
     method: Method = "auto"
     overwrite: bool = False

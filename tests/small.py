@@ -66,6 +66,7 @@ def prepare_small(
     dataset: Dataset | None = None,
     k: int = 4,
     method: Literal["metis", "stream", "random"] = "random",
+    statistics: dict[str, float] | None = None,
 ) -> Path:
     """Writes a small data set as `folder`/prepared."""
     dataset = dataset or small_dataset()
@@ -74,7 +75,7 @@ def prepare_small(
     user, item = dataset.train()
     assignment = assign_parts(user, item, len(dataset.user_ids), len(dataset.item_ids), parts, method, seed=3)
     options = {"item_graph_k": k, "item_graph_weight": [], "cooccurrence_weight": 0.0}  # as in BuildOptions
-    write_prepared(dataset, graph, assignment, folder / "prepared", options, {})
+    write_prepared(dataset, graph, assignment, folder / "prepared", options, statistics or {})
     return folder / "prepared"
 
 

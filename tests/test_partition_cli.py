@@ -106,6 +106,15 @@ def test_options_reach_the_folder(made: Path, tmp_path: Path, monkeypatch: pytes
     for options in (["--item-graph-k", 3], ["--item-graph-weight", "image=1", "--item-graph-weight", "text=0"]):
         assert data(prepare(monkeypatch, made, tmp_path / "p", *options, "--overwrite")) != data(plain)
     assert data(prepare(monkeypatch, made, tmp_path / "q", "--cooccurrence-weight", 0.5)) != data(plain)
+    noisy = prepare(monkeypatch, made, tmp_path / "r", "--noise", 0.5)
+    assert noisy.counts["feature_rows_permuted"] == plain.items // 2
+    for was, now in zip(data(plain), data(noisy), strict=True):
+        assert {name for name in was if now[name] != was[name]} == {
+            "features-image.npy",
+            "features-text.npy",
+            "item_graph.npz",
+        }
+    assert 0 <= noisy.statistics["reliability"] <= plain.statistics["reliability"] <= 1
 
 
 def test_several_files_after_input(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
