@@ -70,7 +70,8 @@ def cm3_loss(
     else:
         calibration = calibrating(fused, settings, reliability)
         item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration)
-    local = alignment + settings.gamma / 2 * plan.gamma_share * (user_term + item_term)
+    half_gamma = settings.gamma / 2 * plan.gamma_share.to(user_term.dtype)
+    local = alignment + half_gamma * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 
 

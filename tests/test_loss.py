@@ -232,6 +232,7 @@ class Step:
             item_pairs=pairs(drawn, self.degree, ITEM_STRIDE, first_item, items),
             item_inputs=torch.from_numpy(kept),
             input_share=1.0,
+            gamma_share=torch.ones(()),
         )
         slices = (slice(first_user, first_user + users), *[slice(first_item, first_item + items)] * 2)
         rows = [r[part].clone().requires_grad_() for r, part in zip(self.rows, slices, strict=True)]
