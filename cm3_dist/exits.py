@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 DONE, BAD_INPUT = 0, 2
+LOST = 69  # sysexits.h EX_UNAVAILABLE: another rank is gone, start again with --resume auto
 INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: nothing is wrong, start it again with --resume
 
 
@@ -20,3 +21,16 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
     def __init__(self, signal_number: int, step: int, checkpoint: str) -> None:
         name = signal.Signals(signal_number).name
         super().__init__(f"stopped by {name} after {step} steps, saved as {checkpoint}; go on with --resume")
+
+
+class LostRankError(Exception):
+    """Another rank ended or hangs, so that this one cannot go on; `runtime.entry_point` exits with LOST.
+
+    Args:
+        found: which one, and what is known of it.
+        speaks: whether this rank says so for all that are left.
+    """
+
+    def __init__(self, found: str, speaks: bool) -> None:
+        super().__init__(f"{found}; checkpoints are kept: start again, a training with --resume auto")
+        self.speaks = speaks

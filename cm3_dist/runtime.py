@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from cm3_dist.config import Machine
-from cm3_dist.exits import BAD_INPUT, INTERRUPTED, Interrupted
+from cm3_dist.exits import BAD_INPUT, INTERRUPTED, LOST, Interrupted, LostRankError
 from cm3_dist.failures import OutOfMemoryError
+from cm3_dist.vigil import Vigil
 from partition.errors import InputError
 
 
@@ -84,6 +86,7 @@ def uniform_by_row(seed: int, rows: np.ndarray) -> np.ndarray:
 
 
 _joined: list[Runtime] = []  # one entry a block that is open; all the same
+_vigil: list[Vigil] = []  # of several ranks: one
 
 
 @contextmanager
@@ -94,6 +97,7 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
 
     Raises:
         InputError: `machine.device` asks for a GPU that is not there, or for another device than an open block has.
+        LostRankError: another rank did not come, ended or hangs.
     """
     if _joined and machine.device not in ("auto", _joined[0].device.type):
         there = _joined[0].device.type
@@ -102,11 +106,16 @@ def distributed(machine: Machine) -> Iterator[Runtime]:
     fell = False
     try:
         yield _joined[0]
-    except BaseException:
+    except BaseException as error:
         fell = True
+        for vigil in _vigil:
+            vigil.give_up(error)
         raise
     finally:
         _joined.pop()
+        if not _joined:
+            while _vigil:
+                _vigil.pop().end()
         # A rank that fell keeps its connections until it ends: were they closed now, the others would fail of that, and
         # say so before this one has said why.
         if not _joined and (not fell or dist.get_world_size() == 1):
@@ -123,11 +132,22 @@ def _join(machine: Machine) -> Runtime:
         _keep_freed_memory()
     timeout = timedelta(seconds=machine.timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
+    if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    planning, control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
+    else:
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            raise LostRankError(f"rank {rank}: the ranks did not find each other: {reason}", True) from error
+    if world_size > 1:
+        _vigil.append(Vigil(_get_default_store(), rank, world_size, machine.timeout))
+    try:
+        planning, control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
+    except RuntimeError as error:
+        for vigil in _vigil:
+            vigil.give_up(error)
+        raise
     assert dist.group.WORLD is not None
     assert planning is not None
     assert control is not None
@@ -198,9 +218,9 @@ def peak_memory(runtime: Runtime) -> dict[str, list[float]]:
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wraps a command's `main`: one line on stderr and exit code 2 for InputError, 75 for Interrupted.
+    """Wraps a command's `main`: one line on stderr, exit code 2 for InputError, 69 for a lost rank, 75 for Interrupted.
 
-    Rank 0 speaks for all, except where a rank's own memory ran out.
+    Rank 0 speaks for all, except where a rank's own memory ran out; of a lost rank speaks the first that is left.
 
     Any other exception is recorded for torchrun, which ends all ranks and shows the message of the first to fail.
     """
@@ -215,6 +235,11 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
             else:
                 time.sleep(1)  # torchrun ends the other ranks as soon as one ends: rank 0 speaks first
             sys.exit(BAD_INPUT)
+        except LostRankError as error:
+            if error.speaks:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(1)  # as above; and rank 0 may keep the store that the others are looking into
+            sys.exit(LOST)
         except Interrupted as end:
             if os.environ.get("RANK", "0") == "0":
                 print(end, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ import typer
 
 from tests.faults import forked
 
-PREPARATIONS = 5  # every fifth trial interrupts a preparation
+PREPARATIONS, RESTARTS = 5, 25  # every so many trials is of a preparation, of torchrun's --max-restarts
 
 
 def main(
@@ -48,7 +48,10 @@ def _kills(trials: int, seed: int, place: Path) -> dict[str, Any]:
     done: dict[str, list[kills.Trial]] = {"training": [], "preparation": []}
     for number in range(trials):
         kind = "preparation" if number % PREPARATIONS == PREPARATIONS - 1 else "training"
-        trial = (preparation if kind == "preparation" else training).trial(number)
+        if number % RESTARTS == RESTARTS - 2:
+            trial = training.restarted(number)
+        else:
+            trial = (preparation if kind == "preparation" else training).trial(number)
         done[kind].append(trial)
         print(f"{kind} {trial}", flush=True)
     return {kind: kills.summary(each) for kind, each in done.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import asdict, dataclass, field
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3_dist.exits import DONE, INTERRUPTED
+from cm3_dist.exits import DONE, INTERRUPTED, LOST
 from tests.faults import forked, moments, results
 from tests.faults.moments import Fault
+from tests.launch import Training
 from tests.small import prepare_small
 
 TIMEOUT = 30  # seconds: machine.timeout of these runs, on however busy a machine
@@ -36,6 +38,8 @@ class Trial:
     ended: list[list[int]] = field(default_factory=list)  # exit codes of the ranks, by session
     inside: int = 0  # faults that struck while the place was in work
     struck: int = 0  # faults whose moment came at all
+    left_alone: int = 0  # sessions in which ranks were left behind by one that was killed
+    named: int = 0  # of these, how often they named it
     waited: float = 0.0  # most seconds between the first end of a rank and the last
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -78,6 +82,30 @@ class Kills:
         trial.seconds = time.monotonic() - began
         return trial
 
+    def restarted(self, number: int) -> Trial:
+        """Kills a rank of a training under `torchrun --max-restarts`, which must end as if nothing had happened."""
+        began = time.monotonic()
+        rng = np.random.default_rng([self._seed, number, 3])
+        ranks, rank = 2, int(rng.integers(2))
+        self._undisturbed(ranks)
+        run = self._folder / f"trial-{number}"
+        step = int(rng.integers(1, len(self._whole[ranks].losses)))
+        trial = Trial(
+            number, [ranks], [f"SIGKILL to rank {rank} under torchrun, about step {step}"], struck=1, inside=1
+        )
+        arguments = [*self._arguments, f"run.dir={run}", "--resume", "auto", "machine.timeout=120"]
+        training = Training(ranks, arguments, "--max-restarts=1")
+        training.wait_for_steps(run, step)
+        os.kill(training.rank_pids()[rank], signal.SIGKILL)
+        code, said = training.finish(300)
+        trial.ended = [[code]]
+        if code != DONE:
+            trial.wrong.append(f"ended with {code}: {said[-2000:]}")
+        else:
+            trial.wrong = self._compare(run, ranks, bitwise=True)
+        trial.seconds = time.monotonic() - began
+        return trial
+
     def _session(self, trial: Trial, run: Path, session: int, ranks: int, fault: Fault | None) -> None:
         note = self._folder / f"note-{trial.number}-{session}"
 
@@ -105,6 +133,12 @@ class Kills:
         if allowed and set(codes) not in allowed and not (struck and -fault.number in codes):
             said = processes[int(np.argmax([code != DONE for code in codes]))].said()
             trial.wrong.append(f"session {session}: ended with {codes}: {said[-2000:]}")
+        if fault is not None and -fault.number in codes and LOST in codes:
+            said = "\n".join(process.said() for process in processes)
+            # The store of these runs lives in rank 0.
+            keeper = "rank that keeps the ranks' store" if fault.rank == 0 else "no rank"
+            trial.named += f"error: rank {fault.rank} ended" in said or keeper in said
+            trial.left_alone += 1
 
     def _fault(self, rng: np.random.Generator, ranks: int, *, again: bool) -> Fault:
         moment = str(rng.choice(MOMENTS))
@@ -141,6 +175,8 @@ def summary(trials: list[Trial]) -> dict[str, object]:
         "survived": sum(not trial.wrong for trial in trials),
         "interruptions": sum(trial.struck for trial in trials),
         "in_the_middle": sum(trial.inside for trial in trials),
+        "ranks_left_alone": sum(trial.left_alone for trial in trials),
+        "named_the_lost_rank": sum(trial.named for trial in trials),
         "longest_wait_s": round(max((trial.waited for trial in trials), default=0.0), 1),
         "each": [asdict(trial) for trial in trials],
     }
