@@ -20,6 +20,7 @@ from jobs.collect import collect
 from jobs.command import command_line
 from jobs.compare import choose_baseline, differences, group_runs, sensitivities
 from jobs.report import report
+from jobs.table import table
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 METRIC = "recall@20"
@@ -177,3 +178,19 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     words += ["--enable-logging=stderr", "--virtual-time-budget=5000", page.as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_table_to_choose_by(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["table", str(study), "--baseline", "full"])
+    with pytest.raises(SystemExit):
+        command_line(table)
+    baby = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert baby[0] == "| configuration | seeds | validation | difference | p |"
+    assert baby[2] == "| full | 3 | .1020 ± .0020 |  |  |"
+    p = ttest_rel([0.096, 0.098, 0.099], [0.100, 0.104, 0.102]).pvalue
+    assert baby[3] == f"| plain | 3 | .0977 ± .0015 | -4.2 % | {p:.3f} |"
+    assert baby[4] == "| t=3.0 | 1 | .0950 | -5.0 % |  |"
+    monkeypatch.setattr("sys.argv", ["table", str(study), "--metric", "ndcg@20", "--baseline", "full", "--test"])
+    with pytest.raises(SystemExit):
+        command_line(table)
+    assert "| full | 3 | .0510 ± .0010 |  |  | .0510 ± .0010 |" in capsys.readouterr().out
