@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from cm3_dist.cli import run_settings
-from cm3_dist.config import load_settings
 from cm3_dist.run_folder import METRICS
 from cm3_dist.runtime import distributed
+from cm3_dist.settings_file import load_settings
 from partition.errors import InputError
 
 Ids: TypeAlias = Union[Sequence[str], Sequence[int], np.ndarray, "pa.Array"]

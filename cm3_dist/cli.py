@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cm3_dist.config import Settings, load_settings
+from cm3_dist.config import Settings
 from cm3_dist.run_folder import SETTINGS
+from cm3_dist.settings_file import load_settings
 from partition.errors import InputError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder, as cm3_dist.train wrote it")]

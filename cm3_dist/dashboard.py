@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cm3_dist.config import Settings, flat
+from cm3_dist.config import Settings
+from cm3_dist.settings_file import flat
 
 APART = ("run.", "machine.", "evaluate.")  # settings that change where and how, not what
 PHASES = ("sample", "fetch", "forward", "backward", "optimizer", "replay")

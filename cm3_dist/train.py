@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.config import Settings, load_settings
+from cm3_dist.config import Settings
 from cm3_dist.exits import Interrupted
 from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point, peak_memory
+from cm3_dist.settings_file import load_settings
 
 if TYPE_CHECKING:
     from cm3_dist.checkpoint import Checkpoints

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cm3_dist.config import flat
 from cm3_dist.run_folder import EVALUATIONS, METRICS, SETTINGS, STEPS
+from cm3_dist.settings_file import flat
 from partition.errors import InputError
 
 POINTS = 400  # of a curve, at most

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import typer
 
 from cm3_dist import __version__
-from cm3_dist.config import load_settings
 from cm3_dist.dashboard import experiment
 from cm3_dist.run_folder import SETTINGS
+from cm3_dist.settings_file import load_settings
 from jobs.collect import Run, collect, write_table
 from jobs.command import command_line
 from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities

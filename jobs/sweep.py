@@ -24,8 +24,9 @@ from typing import Any, Literal
 
 import yaml
 
-from cm3_dist.config import Settings, flat, load_settings
+from cm3_dist.config import Settings
 from cm3_dist.run_folder import METRICS, SETTINGS
+from cm3_dist.settings_file import flat, load_settings
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")

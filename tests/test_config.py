@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cm3_dist.config import Settings, known_keys, load_settings
+from cm3_dist.config import Settings
+from cm3_dist.settings_file import known_keys, load_settings
 from cm3_dist.settings_page import page
 from partition.errors import InputError
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_rel
 
-from cm3_dist.config import load_settings
+from cm3_dist.settings_file import load_settings
 from jobs.collect import collect
 from jobs.command import command_line
 from jobs.compare import choose_baseline, differences, group_runs, sensitivities

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cm3_dist.config import load_settings
+from cm3_dist.settings_file import load_settings
 from jobs.command import command_line
 from jobs.expand import expand, ranges
 from jobs.run import run

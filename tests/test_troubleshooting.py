@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cm3_dist.cli import run_settings
-from cm3_dist.config import Machine, load_settings
+from cm3_dist.config import Machine
 from cm3_dist.finished import FinishedRun
 from cm3_dist.graph.shard import own_parts
 from cm3_dist.recommend import recommend
 from cm3_dist.runtime import distributed
+from cm3_dist.settings_file import load_settings
 from cm3_dist.train import run
 from partition.build import build
 from partition.errors import InputError

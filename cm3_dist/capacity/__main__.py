@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cm3_dist.config import load_settings
 from cm3_dist.runtime import entry_point
+from cm3_dist.settings_file import load_settings
 from partition.errors import InputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
