@@ -22,7 +22,7 @@ pytestmark = [
 
 def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sections: Any) -> list[list[float]]:
     """Loss terms of the first steps; `watch`: fail when one waits for the device after all is set up and recorded."""
-    settings = small_settings(prepared, run, model={"dim": 16}, **sections)
+    settings = small_settings(prepared, run, **{**sections, "model": {"dim": 16, **sections.get("model", {})}})
     with distributed(settings.machine) as runtime:
         trainer = Trainer(settings, runtime)
         values = []
@@ -59,3 +59,20 @@ def test_no_step_waits_for_the_device(kernels: str, record: bool, tmp_path: Path
     sections = {"propagation": {"mode": "exact"}, "train": {"batch_size": 64}}
     machine = {"device": "cuda", "kernels": kernels, "record": record}
     assert len(_losses(prepared, tmp_path / "run", 8, watch=True, machine=machine, **sections)) == 8
+
+
+@pytest.mark.parametrize("fusion", ["bezier", "concat"])
+@pytest.mark.parametrize("record", [True, False])
+def test_what_is_learned_beside_the_model_is_recorded_too(fusion: str, record: bool, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    sections: dict[str, Any] = {
+        "propagation": {"mode": "exact"},
+        "train": {"batch_size": 64},
+        "loss": {"gamma_warmup": 1},
+        "model": {"learn_layer_weights": True, "curve_centre": "item", "user_init": "items", "item_graph_weight": 0.5},
+    }
+    sections["model"]["fusion"] = fusion
+    machine = {"device": "cuda", "record": record}
+    gpu = _losses(prepared, tmp_path / "gpu", 8, watch=True, machine=machine, **sections)
+    cpu = _losses(prepared, tmp_path / "cpu", 8, machine=Machine(device="cpu", threads=1).model_dump(), **sections)
+    torch.testing.assert_close(torch.tensor(gpu), torch.tensor(cpu), rtol=1e-3, atol=1e-4)
