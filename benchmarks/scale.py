@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import scale_stages
+from benchmarks import scale_figures, scale_stages
 from benchmarks.scale_stages import HEADLINES, STAGES, Place
 from benchmarks.timing import Result, report, run_command, write_json
 from partition.errors import InputError
@@ -31,6 +31,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"one of: {', '.join(STAGES)}; may be repeated")] = None,
     again: Annotated[list[str] | None, typer.Option(help="do this stage again; may be repeated")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="write all results there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw ranks, growth and cut there, as PNG")] = None,
 ) -> None:
     """Measure preparation, training and evaluation of a graph of that size, stage by stage."""
     if headline not in HEADLINES:
@@ -51,6 +52,8 @@ def main(
     results = {path.stem: json.loads(path.read_text()) for path in sorted(place.results.glob("*.json"))}
     report(targets(results), f"{headline}: {place.headline.title}", None)
     write_json({"headline": headline, "machine": scale_stages.machine(), **results}, output)
+    if plot is not None and {"ranks", "growth", "cut"} & results.keys():
+        scale_figures.draw(results, plot)
 
 
 def targets(results: dict[str, Any]) -> list[Result]:

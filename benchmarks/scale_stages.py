@@ -32,7 +32,7 @@ SAMPLED = [
     "evaluate.users=20000",
     "evaluate.test_users=20000",
 ]
-GROWTH = [1_000_000, 2_000_000, 4_000_000, 8_000_000, 15_000_000]
+GROWTH = [1_000_000, 4_000_000, 15_000_000]
 CUT = ["baby", "tiktok"]
 METHODS = ["metis", "stream", "random"]
 
@@ -59,7 +59,7 @@ HEADLINES = {
         2_000_000,
         2_000_000,
         15_000_000,
-        ("train.epochs=1", "train.batch_size=32768", "loss.scope=local"),
+        ("train.epochs=1", "train.batch_size=32768", "loss.scope=local", "model.encoder_precision=bfloat16"),
         ("synthesise", "prepare", "plan", "train", "ranks", "cut", "growth"),
     ),
     "1m": Headline(
