@@ -14,6 +14,7 @@ import torch
 from benchmarks.growth import AXES, MIDDLE, draw
 from benchmarks.observe import observe
 from benchmarks.scale import targets
+from benchmarks.scale_figures import draw as draw_scale
 from benchmarks.scale_stages import slope
 from benchmarks.timing import Result
 from benchmarks.walks import Comparison, Walks, draw_curves, random_rows
@@ -84,6 +85,17 @@ def test_a_command_is_observed_with_its_children(tmp_path: Path) -> None:
 def test_exponent_of_growth() -> None:
     x = [math.log(value) for value in (1.0, 2.0, 4.0, 15.0)]
     assert slope(x, [1.3 * value + 2 for value in x]) == pytest.approx(1.3)
+
+
+def test_scale_is_drawn(tmp_path: Path) -> None:
+    runs = {str(size): {"train": size, "epoch_seconds": size / 10, "peak_gib": 2.0} for size in (1000, 4000)}
+    results = {
+        "ranks": {"resident_mib": {"1": [900.0], "2": [500.0, 510.0]}},
+        "growth": {"runs": runs, "exponent": 1.0},
+        "cut": {"baby, exact": {"metis": 6.0, "stream": 7.0, "random": 10.0}},
+    }
+    draw_scale(results, tmp_path / "images" / "scale.png")
+    assert (tmp_path / "images" / "scale.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_scale_has_its_targets() -> None:

@@ -14,9 +14,9 @@ from partition.layout import Manifest
 
 INT32, INT64, FLOAT = 4, 8, 4
 TEXT_ID = 16  # an id that is text, about
-# Seconds of one process on two cores, measured on synthetic data: an interaction to read, clean, split, cut with METIS
-# and write; an item's neighbour search, by the catalogue's size (exact) or not (approximate); a feature value to copy.
-PREPARE_EDGE, PREPARE_PAIR, PREPARE_ITEM, PREPARE_VALUE = 9e-6, 1.6e-10, 1.2e-3, 4e-9
+# Seconds of one process on two cores, measured (docs/capacity.md): an interaction to read, clean, split, cut and write; a
+# pair of items' product, exact search, a feature value each; a feature value of approximate search; one to copy.
+PREPARE_EDGE, PREPARE_PAIR, PREPARE_SEARCH, PREPARE_VALUE = 6e-6, 2.5e-11, 7.5e-7, 4e-9
 
 
 def checkpoint_bytes(
@@ -58,7 +58,7 @@ def folder_bytes(root: Path, manifest: Manifest) -> dict[str, float]:
 def preparation_seconds(manifest: Manifest, approximate_above: int = 200_000) -> float:
     """One process on two cores."""
     interactions = manifest.train + manifest.validation + manifest.test
-    values = sum(modality.dim for modality in manifest.modalities) * manifest.items
-    pairs = manifest.items**2 * sum(modality.dim for modality in manifest.modalities)
-    search = PREPARE_PAIR * pairs if manifest.items <= approximate_above else PREPARE_ITEM * manifest.items
-    return PREPARE_EDGE * interactions + search + PREPARE_VALUE * values
+    width = sum(modality.dim for modality in manifest.modalities)
+    exact = manifest.items <= approximate_above
+    search = PREPARE_PAIR * manifest.items**2 if exact else PREPARE_SEARCH * manifest.items
+    return PREPARE_EDGE * interactions + (search + PREPARE_VALUE * manifest.items) * width
