@@ -46,4 +46,5 @@ def _predicted(command: str, path: Path) -> dict[str, str]:
         "GiB of checkpoint": f"{disk['checkpoint'] / GIB:,.1f}",
         "GiB of prepared folder": f"{sum(disk['prepared'].values()) / GIB:,.0f}",
         "hours of preparation": f"{seconds['prepare'] / 3600:,.1f}",
+        "GiB of memory for it": f"{memory['prepare'] / GIB:,.0f}",
     }

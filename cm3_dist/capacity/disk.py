@@ -1,4 +1,4 @@
-"""Bytes on disk, and how long preparation takes."""
+"""Bytes on disk, and what preparation takes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from partition.layout import Manifest
 
 INT32, INT64, FLOAT = 4, 8, 4
 TEXT_ID = 16  # an id that is text, about
-# Seconds of one process on two cores, measured (docs/capacity.md): an interaction to read, clean, split, cut and write; a
-# pair of items' product, exact search, a feature value each; a feature value of approximate search; one to copy.
+# Of one process on two cores, measured at 15M and 42M interactions (docs/scale.md). Seconds: an interaction to read,
+# clean, split, cut and write; exact search a pair and feature value; approximate search, and copying, a feature value.
 PREPARE_EDGE, PREPARE_PAIR, PREPARE_SEARCH, PREPARE_VALUE = 6e-6, 2.5e-11, 7.5e-7, 4e-9
+PREPARE_EDGE_BYTES, PREPARE_NODE_BYTES, PREPARE_PROCESS = 105, 630, 333 * 2**20  # at the peak
 
 
 def checkpoint_bytes(
@@ -62,3 +63,10 @@ def preparation_seconds(manifest: Manifest, approximate_above: int = 200_000) ->
     exact = manifest.items <= approximate_above
     search = PREPARE_PAIR * manifest.items**2 if exact else PREPARE_SEARCH * manifest.items
     return PREPARE_EDGE * interactions + (search + PREPARE_VALUE * manifest.items) * width
+
+
+def preparation_bytes(manifest: Manifest) -> float:
+    """Its own memory at the peak; interactions and ids are held whole."""
+    interactions = manifest.train + manifest.validation + manifest.test
+    nodes = manifest.users + manifest.items
+    return PREPARE_PROCESS + PREPARE_EDGE_BYTES * interactions + PREPARE_NODE_BYTES * nodes

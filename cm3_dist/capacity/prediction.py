@@ -37,6 +37,7 @@ class Prediction:
     checkpoints: float  # all that are kept
     prepared: dict[str, float]
     prepare_seconds: float
+    prepare_memory: float
 
     @property
     def host(self) -> float:
@@ -77,6 +78,7 @@ class Prediction:
                 "host_peak": self.host,
                 "device_peak": self.device,
                 "mapped_features": self.mapped,
+                "prepare": self.prepare_memory,
                 "items": [vars(item) for item in self.memory],
             },
             "bytes_per_step": self.sent,
@@ -147,6 +149,7 @@ def predict(
         checkpoint * (settings.run.keep + 1),
         prepared,
         disk.preparation_seconds(manifest),
+        disk.preparation_bytes(manifest),
     )
 
 

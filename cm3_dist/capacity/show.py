@@ -71,11 +71,12 @@ def _times(prediction: Prediction) -> Table:
     table.add_column("expected", justify="right")
     table.add_column("of which")
     step = prediction.step
+    memory = size(prediction.prepare_memory)
     kinds = ", ".join(f"{name} {time(seconds)}" for name, seconds in vars(step).items() if seconds)
     table.add_row("a step", time(prediction.step_seconds), kinds)
     table.add_row("an epoch", time(prediction.epoch_seconds), f"{prediction.steps:,} steps, its evaluation")
     table.add_row("an evaluation", time(prediction.evaluation_seconds), "")
-    table.add_row("preparation", time(prediction.prepare_seconds), "one process, two cores")
+    table.add_row("preparation", time(prediction.prepare_seconds), f"one process, two cores, {memory} of memory")
     prepared = ", ".join(f"{name} {size(found)}" for name, found in prediction.prepared.items())
     table.add_row("prepared folder", size(sum(prediction.prepared.values())), prepared)
     table.add_row("a checkpoint", size(prediction.checkpoint), f"{size(prediction.checkpoints)} for those kept")
