@@ -30,6 +30,9 @@ def main(
     base: Annotated[Path, typer.Option(help="real data set to grow")] = Path("../shared/data/baby"),
     only: Annotated[list[str] | None, typer.Option(help=f"one of: {', '.join(STAGES)}; may be repeated")] = None,
     again: Annotated[list[str] | None, typer.Option(help="do this stage again; may be repeated")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="train so many steps of the epoch and scale their median")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--json", help="write all results there")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw ranks, growth and cut there, as PNG")] = None,
 ) -> None:
@@ -39,7 +42,7 @@ def main(
     for name in [*(only or []), *(again or [])]:
         if name not in STAGES:
             raise InputError(f"stage {name!r}: one of {', '.join(STAGES)}")
-    place = Place(HEADLINES[headline], folder.absolute() / headline, base.absolute())
+    place = Place(HEADLINES[headline], folder.absolute() / headline, base.absolute(), steps)
     place.results.mkdir(parents=True, exist_ok=True)
     for name in only or place.headline.stages:
         path = place.results / f"{name}.json"
@@ -71,7 +74,12 @@ def targets(results: dict[str, Any]) -> list[Result]:
         one, where = results["train"], "all ranks together"
         limits = (40, 16) if "epoch_seconds" in one else (float("inf"), 20)
         if "epoch_seconds" in one:
-            add("epoch, minutes", one["epoch_seconds"] / 60, limits[0], f"{one['steps']} steps")
+            add(
+                "epoch, minutes",
+                one["epoch_seconds"] / 60,
+                limits[0],
+                f"{one['steps']} of {one['steps_an_epoch']} steps",
+            )
         add("training, GiB", one["peak_gib"], limits[1], f"{where}; {one['peak_own_gib']} without mapped files")
     if "ranks" in results:
         peaks = results["ranks"]["resident_mib"]

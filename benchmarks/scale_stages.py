@@ -80,6 +80,7 @@ class Place:
     headline: Headline
     folder: Path
     base: Path
+    steps: int | None = None  # of the epoch that stage `train` measures; its time is scaled
 
     @property
     def results(self) -> Path:
@@ -154,9 +155,17 @@ def plan(place: Place) -> dict[str, Any]:
 
 def train(place: Place) -> dict[str, Any]:
     """As the headline says, on 4 ranks, with the evaluations at its end."""
-    found = place.train("train", place.folder / "prepared", 4, *place.headline.train)
-    if "train.epochs=1" in place.headline.train:
-        found["epoch_seconds"] = found["epoch_seconds_of_steps"]
+    prepared, settings = place.folder / "prepared", list(place.headline.train)
+    if place.steps is not None:
+        settings.append(f"train.max_steps={place.steps}")
+    found = place.train("train", prepared, 4, *settings)
+    if "train.epochs=1" in settings:
+        batch = next(int(text.split("=")[1]) for text in settings if text.startswith("train.batch_size"))
+        found["steps_an_epoch"] = math.ceil(read_manifest(prepared).train / batch)
+        whole = found["steps"] == found["steps_an_epoch"]
+        found["epoch_seconds"] = (
+            found["epoch_seconds_of_steps"] if whole else found["steps_an_epoch"] * found["step_seconds"]
+        )
     return found
 
 
