@@ -18,13 +18,14 @@ from tests.small import prepare_small, small_settings
 OPTIMIZERS = [("rowwise_adagrad", 0.1), ("adagrad", 0.1), ("sgd", 0.5)]
 
 
+@pytest.mark.parametrize("mode", ["exact", "sampled"])
 @pytest.mark.parametrize(("name", "lr"), OPTIMIZERS)
-def test_local_rows_walk_the_path_of_fbgemm(name: str, lr: float, tmp_path: Path) -> None:
+def test_local_rows_walk_the_path_of_fbgemm(name: str, lr: float, mode: str, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     settings = small_settings(
         prepared,
         tmp_path / "run",
-        propagation={"mode": "exact"},
+        propagation={"mode": mode, "fanouts": [2]},
         model={"item_ids": True},
         tables={"name": name, "lr": lr},
     )

@@ -35,12 +35,8 @@ def test_every_byte_that_leaves_a_rank_is_counted(tmp_path: Path, world_size: in
         small_settings(prepared, tmp_path / "run", propagation={"mode": "sampled", "fanouts": [3]}),
     ]
     for exact, uniform, sampled in run_ranks(observed_traffic, world_size, settings, 2):
-        for counted in exact + uniform:
+        for counted in exact + uniform + sampled:
             assert counted.pop("on the wire") == sum(counted.values())
-        # In sampled mode TorchRec's lookups tell every other rank that nothing is asked of it.
-        lookup, tables = 32, 2
-        for counted in sampled[:-1]:
-            assert counted.pop("on the wire") == sum(counted.values()) + tables * lookup * (world_size - 1)
         kinds = {"ids", "planning sums", "user-item rows", "item-graph rows", "positive rows", "loss rows"}
         assert all(kinds <= counted.keys() for counted in (*exact[:-1], *sampled[:-1]))
         assert exact[-1].keys() == {"user-item rows", "item-graph rows", "ranked items", "evaluation sums"}

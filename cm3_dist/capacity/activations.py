@@ -43,7 +43,8 @@ def step_live(manifest: Manifest, settings: Settings, mode: str, world_size: int
     live, widths = Live(), Widths.of(manifest, settings)
     row, dim, modalities = widths.row, widths.dim, manifest.modalities
     users, items = step.input_users, step.input_items
-    copied = 0 if mode == "exact" and can_update(settings.tables) else 2  # looked up, and handed over
+    # Rows that lie here: all of them as they are, or a copy of some; else looked up, and handed over.
+    copied = 2 if not can_update(settings.tables) else 0 if mode == "exact" else 1
     live.add("user rows", users, row, 1 + copied)
     live.add("item rows", items, row)
     for modality in modalities:

@@ -80,7 +80,7 @@ class Tables(nn.Module):
         }
 
     def forward(self, users: Tensor, mixed: Tensor, items: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too, distinct) and `items` [m] int64.
+        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too) and `items` [m] int64, distinct each.
 
         `whole`: `users` and `items` are all rows of this rank, in order.
 
@@ -88,9 +88,10 @@ class Tables(nn.Module):
             Channels of `users` [n, C * d], mixing logits of `mixed` [b, C], and item-id rows [m, d] or None.
         """
         asked = {CHANNELS: users, MIXING: mixed, ITEM_IDS: items}
-        if whole and self._local:
+        if self._local:
             found = {
-                name: local.some(asked[name]) if name == MIXING else local.all() for name, local in self._local.items()
+                name: local.all() if whole and name != MIXING else local.some(asked[name])
+                for name, local in self._local.items()
             }
         else:
             found = self.model(asked)
