@@ -1,9 +1,9 @@
 """Rows of a table's shard, read and updated in the memory where TorchRec keeps them.
 
-A rank computes with its own rows only, each once a step: all of them in exact propagation, the frontier's in sampled, and
-the mixing logits of the batch's users. Nothing has to be asked of another rank. FBGEMM's lookup on the CPU sorts or
-hashes the row numbers and updates row by row on one core: 21 ms for 19,680 x 192 rows forward and backward, against 2 ms
-for the whole shard at once; and on any device TorchRec's exchange of a lookup costs the host a millisecond. Same
+A rank computes with its own rows only, each once a step: all of them in exact propagation, the frontier's in sampled,
+and the mixing logits of the batch's users. Nothing has to be asked of another rank. FBGEMM's lookup on the CPU sorts or
+hashes the row numbers and updates row by row on one core: 21 ms for 19,680 x 192 rows forward and backward, against
+2 ms for the whole shard at once; and on any device TorchRec's exchange of a lookup costs the host a millisecond. Same
 optimizers, same state, so that a run may change between the two ways at any step.
 """
 
