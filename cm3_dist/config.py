@@ -132,7 +132,9 @@ class Propagation(_Section):
 class Loss(_Section):
     """Alignment + gamma/2 (user uniformity + item uniformity)."""
 
-    gamma: NonNegative = Field(default=0.9, description="weight of the uniformity terms")
+    gamma: NonNegative | Literal["auto"] = Field(
+        default=0.9, description="weight of the uniformity terms; auto: by the items' degrees, where push equals pull"
+    )
     gamma_warmup: NonNegative = Field(default=0.0, description="epochs over which gamma rises linearly from 0")
     t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
     item_uniformity: Literal["calibrated", "plain", "none"] = Field(

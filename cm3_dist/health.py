@@ -51,13 +51,17 @@ def _collapse(signs: Signs, settings: Settings) -> str:
     floor = COLLAPSED_UNIFORMITY * settings.loss.t
     if signs.alignment > COLLAPSED_ALIGNMENT or signs.user_uniformity < floor:
         return ""
-    mend = f"raise loss.gamma (now {settings.loss.gamma:g})"
+    mend = f"raise loss.gamma (now {_number(settings.loss.gamma)})"
     if settings.loss.t < 1:
         mend += f" or loss.t (now {settings.loss.t:g})"
     return (
         f"collapse: users and items move into one place (alignment {signs.alignment:.3f}, user_uniformity "
         f"{signs.user_uniformity:.3f}, sound is below {floor:g}); {mend}"
     )
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _sphere(signs: Signs) -> str:

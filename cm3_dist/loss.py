@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cm3_dist.calibration import calibrating
 from cm3_dist.config import Loss
+from cm3_dist.given import Given
 from cm3_dist.graph.exchange import fetch
 from cm3_dist.kernels import chosen_kernels
 from cm3_dist.kernels.pairs import PairSum, Rows, pair_sum
@@ -41,8 +42,8 @@ def cm3_loss(
     fused: Tensor,
     plan: StepPlan,
     settings: Loss,
+    given: Given,
     group: dist.ProcessGroup | None,
-    reliability: float = 1.0,
 ) -> Terms:
     """The loss of a step. Collective.
 
@@ -50,9 +51,9 @@ def cm3_loss(
         users, items: [., C * d] final rows of `plan.users` and `plan.items`, not normalised.
         fused: [n of plan.item_pairs, d] fused unit rows of the items that repel each other.
         plan: the step.
-        settings: gamma, t, clamps, scope.
+        settings: t, clamps, scope.
+        given: gamma, and what phi is multiplied by.
         group: of the rows; None for one process.
-        reliability: in [0, 1], what phi is multiplied by.
     """
     x_users, x_items = unit(users), unit(items)
     # A rank that receives nothing still takes part in the exchange, both ways.
@@ -68,9 +69,9 @@ def cm3_loss(
     if settings.item_uniformity == "none":
         item_term = torch.zeros_like(user_term)
     else:
-        calibration = calibrating(fused, settings, reliability)
+        calibration = calibrating(fused, settings, given.reliability)
         item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration)
-    half_gamma = settings.gamma / 2 * plan.gamma_share.to(user_term.dtype)
+    half_gamma = given.gamma / 2 * plan.gamma_share.to(user_term.dtype)
     local = alignment + half_gamma * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 

@@ -86,7 +86,10 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[st
 def _one_line(error: ValidationError, where: dict[str, str]) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    key = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden" and (known := ".".join(place[:2])) in known_keys():
+        place = known.split(".")  # what follows says which of several kinds of value it was tried as
+    key = ".".join(place)
     if not key:  # sections that do not fit each other: the message begins with the key
         return f"{where.get(message.partition(':')[0], 'settings')}: {message}"
     source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")

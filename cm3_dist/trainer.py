@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.batches import Batches
-from cm3_dist.calibration import trust
 from cm3_dist.config import Settings
 from cm3_dist.dense_adam import DenseAdam
 from cm3_dist.features import ItemFeatures
+from cm3_dist.given import Given
 from cm3_dist.graph.exchange import send_to_owners
 from cm3_dist.graph.shard import HeldOut, load_shard
 from cm3_dist.heap import give_back
@@ -66,7 +66,7 @@ class Trainer:
         self.shard = agree_on_error(runtime, lambda: load_shard(data.path, rank, world_size, data.check))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
-        self._trust = agree_on_error(runtime, lambda: trust(settings.loss, self.manifest))
+        self.given = Given.by(settings, self.shard, runtime)
         choose_kernels(settings.machine.kernels, runtime.device.type)
         self.features = agree_on_error(
             runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
@@ -105,13 +105,12 @@ class Trainer:
         with timer("forward"):
             users, items = self.model.propagate(ego, plan)
             fused = ego.fused.index_select(0, plan.item_inputs)
-            group = self.runtime.rows_group
-            terms = cm3_loss(users, items, fused, plan, self.settings.loss, group, self._trust)
+            terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.given, self.runtime.rows_group)
         with timer("backward"):
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):
             alignment, dense_norm, table_norm = self._update(terms.alignment, ego.looked_up.grad)
-        half_gamma = self.settings.loss.gamma / 2 * plan.gamma_share
+        half_gamma = self.given.gamma / 2 * plan.gamma_share
         loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
         return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, dense_norm, table_norm)
 
@@ -140,6 +139,7 @@ class Trainer:
             f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
             f"{m.num_parts} parts on {self.runtime.world_size} rank(s), {self.runtime.device.type}; "
             f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps an epoch"
+            + (f"; gamma {self.given.gamma:.3f}" if self.settings.loss.gamma == "auto" else "")
         )
 
     def final_rows(self) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.config import Loss
+from cm3_dist.given import Given
 from cm3_dist.graph.exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pairs as pairs_kernel
 from cm3_dist.loss import cm3_loss, uniformity
@@ -186,7 +187,7 @@ class Step:
             x, s = items[self.item], fused[self.item]
             repelled = ref.weighted_item_uniformity(x, s, weight, settings.t, *clamp, calibrated)
         spread = ref.user_uniformity(users[self.user], settings.t)
-        total = ref.total(aligned, spread, repelled, settings.gamma)
+        total = ref.total(aligned, spread, repelled, float(settings.gamma))
         total.backward()
         gradients = [np.zeros(r.shape) if r.grad is None else r.grad.numpy() for r in rows]
         return [aligned.item(), spread.item(), repelled.item(), total.item()], gradients
@@ -237,7 +238,7 @@ class Step:
         slices = (slice(first_user, first_user + users), *[slice(first_item, first_item + items)] * 2)
         rows = [r[part].clone().requires_grad_() for r, part in zip(self.rows, slices, strict=True)]
         fused = ref.unit(rows[2])[torch.from_numpy(kept)]
-        terms = cm3_loss(rows[0], rows[1], fused, plan, settings, rows_group)
+        terms = cm3_loss(rows[0], rows[1], fused, plan, settings, Given(float(settings.gamma)), rows_group)
         terms.local.backward()
         gradients = [np.zeros(r.shape) if r.grad is None else r.grad.numpy() for r in rows]
         spread, repelled = terms.user_uniformity.item(), terms.item_uniformity.item()
@@ -269,7 +270,7 @@ def ranks() -> list[dict[int, Any]]:
 def test_a_step_equals_the_formulas_on_any_number_of_ranks(ranks: list[Any], name: str, world_size: int) -> None:
     terms, gradients = Step().expected(SETTINGS[name])
     found = [rank[world_size][1][name] for rank in ranks[:world_size]]
-    half_gamma = SETTINGS[name].gamma / 2
+    half_gamma = float(SETTINGS[name].gamma) / 2
     for (aligned, spread, repelled, local), _ in found:
         assert [spread, repelled] == pytest.approx(terms[1:3], rel=1e-12)
         assert local == pytest.approx(aligned + half_gamma * (spread + repelled), rel=1e-12)

@@ -141,7 +141,7 @@ class Dense:
             repelled = ref.weighted_item_uniformity(x, s, weight, t, *clamp, calibrated)
         self.terms = [ref.alignment(users[u], items[i]), ref.user_uniformity(users[u], t), repelled]
         warmed = settings.loss.gamma_warmup * trainer.batches.steps  # the plan is that of the first step
-        return ref.total(*self.terms, settings.loss.gamma * (min(1, 1 / warmed) if warmed else 1))
+        return ref.total(*self.terms, trainer.given.gamma * (min(1, 1 / warmed) if warmed else 1))
 
 
 CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
