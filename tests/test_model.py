@@ -244,7 +244,7 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
 def _loss(trainer: Trainer, users: Tensor, items: Tensor, ego: Any, plan: Any) -> Any:
     from cm3_dist.loss import cm3_loss
 
-    return cm3_loss(users, items, ego.fused[plan.item_inputs], plan, trainer.settings.loss, None)
+    return cm3_loss(users, items, ego.fused[plan.item_inputs], plan, trainer.settings.loss, trainer.given, None)
 
 
 def test_final_rows_and_metrics_equal_the_formulas(runtime: Runtime, tmp_path: Path) -> None:
