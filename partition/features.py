@@ -122,7 +122,7 @@ def load(
         if dim < width:
             target = work / f"{name}-pca.npy"
             values, shares[f"pca_kept_{name}"] = reduce(values, dim, target)
-            features[name] = Features(values, width, np.load(_basis_of(target), mmap_mode="r"))
+            features[name] = Features(values, width, np.load(_basis_of(target), mmap_mode="r", allow_pickle=False))
         else:
             features[name] = Features(values, width)
     return features, shares

@@ -120,7 +120,7 @@ def _spectral(
         raise InputError(f"--spectral {dim}: there is a modality {SPECTRAL!r} already; leave it out with --features")
     path = work / f"{SPECTRAL}.npy"
     np.save(path, spectral_features(train.user, train.item, *sizes, dim))
-    return Features(np.load(path, mmap_mode="r"), dim)
+    return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 
 def _method(wanted: str, labelled: bool) -> Method:

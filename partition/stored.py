@@ -43,16 +43,18 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 def read_dataset(folder: Path) -> Dataset:
     """The data set, its arrays memory-mapped."""
     content: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    user, item, split = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("user", "item", "split"))
+    user, item, split = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("user", "item", "split")
+    )
     ids = []
     for name in ("user_ids", "item_ids"):
         table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
         ids.append(table["id"].combine_chunks())
     features = {
         name: Features(
-            np.load(folder / stored["file"], mmap_mode="r"),
+            np.load(folder / stored["file"], mmap_mode="r", allow_pickle=False),
             stored["source_dim"],
-            None if stored["basis"] is None else np.load(folder / stored["basis"], mmap_mode="r"),
+            None if stored["basis"] is None else np.load(folder / stored["basis"], mmap_mode="r", allow_pickle=False),
         )
         for name, stored in content["features"].items()
     }
@@ -78,7 +80,7 @@ def write_assignment(assignment: Assignment, path: Path) -> None:
 
 def read_assignment(path: Path) -> Assignment:
     """Reads them back."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         return Assignment(file["user_part"], file["item_part"])
 
 
@@ -90,5 +92,5 @@ def write_neighbours(found: Nearest, path: Path) -> None:
 
 def read_neighbours(path: Path) -> Nearest:
     """Reads them back."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         return file["neighbours"], float(file["recall"])

@@ -175,7 +175,7 @@ def _open(picture: Picture | None) -> Image | UnreadableError | None:
 def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str, Any]) -> Extracted:
     dim, total, count, reasons = 0, np.zeros(1), 0, []
     for path in blocks:
-        with np.load(path) as block:
+        with np.load(path, allow_pickle=False) as block:
             values = block["values"]
             reasons += block["reasons"].tolist()
         if len(values):
@@ -212,7 +212,7 @@ def _filled(
     """Rows of all items in order, and which were missing; notes their ids."""
     start = 0
     for path in blocks:
-        with np.load(path) as block:
+        with np.load(path, allow_pickle=False) as block:
             state, found = block["state"], block["values"]
         values = np.repeat(fill[None].astype(request.dtype), len(state), axis=0)
         if len(found):
