@@ -58,6 +58,14 @@ class Train(_Section):
     max_steps: Positive | None = Field(default=None, description="stop after this many steps, whatever the epoch")
     patience: Positive = Field(default=10, description="evaluations without a better validation result before stopping")
     seed: Annotated[int, Field(ge=0)] = Field(default=2025, description="keys every random choice")
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite: end the run, or leave out what is not finite and count the "
+        "step",
+    )
+    max_skipped: Positive = Field(
+        default=10, description="steps that on_nan=skip may count before the run ends after all"
+    )
 
 
 class Model(_Section):

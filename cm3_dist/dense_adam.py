@@ -22,16 +22,25 @@ class DenseAdam:
         lr: learning rate.
         weight_decay: added to the gradient (not decoupled), as in CM3.
         extra: floats that are added up over the ranks along with the gradients.
+        skip: leave everything as it is when the gradient is not finite; known on the device alone.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, extra: int) -> None:
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        weight_decay: float,
+        extra: int,
+        *,
+        skip: bool = False,
+    ) -> None:
         self._named = dict(named)
-        self._lr, self._weight_decay = lr, weight_decay
+        self._lr, self._weight_decay, self._skip = lr, weight_decay, skip
         parameters = list(self._named.values())
         self._sizes = [parameter.numel() for parameter in parameters]
         self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.summed = self._weights.new_zeros(sum(self._sizes) + extra)  # the gradients, then the extra floats
-        self.gradient = self.summed[: sum(self._sizes)]
+        self.gradient, self.extra = self.summed.split([sum(self._sizes), extra])
         self._moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
         self._step = torch.zeros((), device=self._weights.device)
         pieces = zip(parameters, self._split(self._weights), self._split(self.gradient), strict=True)
@@ -41,7 +50,8 @@ class DenseAdam:
     @torch.no_grad()
     def step(self) -> None:
         """Updates the parameters with what their gradients hold, then empties these."""
-        self._step += 1
+        skipped = (~torch.isfinite(self.gradient.norm())).float() if self._skip else None
+        self._step += 1 if skipped is None else 1 - skipped
         torch._fused_adam_(
             [self._weights],
             [self.gradient],
@@ -56,6 +66,7 @@ class DenseAdam:
             eps=EPS,
             amsgrad=False,
             maximize=False,
+            found_inf=skipped,
         )
         self.summed.zero_()
 

@@ -25,11 +25,10 @@ from tqdm import tqdm
 
 from cm3_dist.config import Settings
 from cm3_dist.dashboard import layout, session_start
-from cm3_dist.failures import NotFiniteError
+from cm3_dist.finite import LOSSES, Finiteness
 from cm3_dist.run_folder import EVALUATIONS, STEPS, keep_lines
 
 GPU_LAG = 16  # steps that may be under way on a GPU before their values are read
-LOSSES = ("loss", "alignment", "user_uniformity", "item_uniformity")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class _Step:
     step: int
     epoch: int
     positives: int
-    values: Tensor  # [6], as `Monitor.step` takes them
+    values: Tensor  # [7], as `Monitor.step` takes them
     scalars: dict[str, float]
     phases: dict[str, float]
 
@@ -93,6 +92,7 @@ class Monitor:
         evaluated_at: int,
     ) -> None:
         self._settings, self._rank = settings, rank
+        self._finiteness = Finiteness(settings)
         self._steps_per_epoch = steps_per_epoch
         self._waiting: list[_Step] = []
         self._epoch, self._epoch_positives, self._epoch_began, self._last_loss = 0, 0, 0.0, float("nan")
@@ -157,13 +157,15 @@ class Monitor:
             step: counted over the whole run.
             epoch: its epoch.
             positives: over all ranks.
-            losses: [6] loss, alignment, user uniformity, item uniformity, norms of the dense and the table gradient;
-                read only every `run.log_every` steps, on a GPU every GPU_LAG at least: reading waits for the device.
+            losses: [7] loss, alignment, user uniformity, item uniformity, norms of the dense and table gradients, and
+                `StepResult.origin`; read only every `run.log_every` steps, on a GPU every GPU_LAG at least: reading
+                waits for the device.
             scalars: further values by TensorBoard tag.
             phases: seconds per phase.
 
         Raises:
-            NotFiniteError: a loss term or gradient is not finite; names the term, the step and the setting to change.
+            NotFiniteError: a loss term or gradient is not finite, and such steps are not to be skipped, or no more of
+                them; names the term, the step, the rank and the setting to change.
         """
         self._waiting.append(_Step(step, epoch, positives, losses.detach(), scalars, phases))
         self._epoch_positives += positives
@@ -199,6 +201,11 @@ class Monitor:
         tqdm.write(f"epoch {epoch:3d}  {split} {watched} {metrics[watched]:.4f}{note}", file=sys.stdout)
         sys.stdout.flush()
 
+    @property
+    def skipped(self) -> int:
+        """Steps of this session that were not finite and were skipped."""
+        return self._finiteness.skipped
+
     def epoch_means(self) -> dict[str, float] | None:
         """Loss terms as means over this session's steps of the epoch; None without any, and on ranks above 0."""
         if self._rank or not self._epoch_steps:
@@ -228,26 +235,35 @@ class Monitor:
         waiting, self._waiting = self._waiting, []
         values = torch.stack([entry.values for entry in waiting]).double().cpu()
         finite = torch.isfinite(values).all(1)
-        sound = len(waiting) if finite.all() else int(finite.long().argmin())
-        if self._steps is not None and sound:
-            for entry, row in zip(waiting[:sound], values.tolist(), strict=False):
-                self._write_step(entry, row)
-            self._steps.flush()
-            self._show(waiting[:sound], values[sound - 1, 0].item())
-            self._epoch_sum += values[:sound].sum(0)
-            self._epoch_steps += sound
-        if sound < len(waiting):
-            raise NotFiniteError(_complaint(waiting[sound], values[sound].tolist(), self._settings))
+        try:
+            for entry, row, sound in zip(waiting, values, finite.tolist(), strict=True):
+                if not sound:
+                    self.warn(entry.step + 1, self._finiteness.skip(entry.step, entry.epoch, row.tolist()))
+                if self._steps is not None:
+                    self._write_step(entry, row.tolist())
+                    self._epoch_sum += row[:6] if sound else 0
+                    self._epoch_steps += sound
+        finally:
+            if self._steps is not None:
+                self._steps.flush()
+        if self._steps is not None and finite.any():
+            self._show(waiting, values[finite][-1, 0].item())
 
     def _write_step(self, entry: _Step, values: list[float]) -> None:
         assert self._steps is not None
         losses = dict(zip(LOSSES, values, strict=False))
-        line = {"step": entry.step, "epoch": entry.epoch, **losses, "seconds": entry.phases}
+        shown: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+        if not all(map(math.isfinite, values)):
+            shown["skipped"] = True
+        line = {"step": entry.step, "epoch": entry.epoch, **shown, "seconds": entry.phases}
         self._steps.write(json.dumps(line) + "\n")
         if (entry.step + 1) % self._settings.run.log_every:
             return
         tags = {f"loss/{'total' if name == 'loss' else name}": value for name, value in losses.items()}
         tags |= {"gradient_norm/dense": values[4], "gradient_norm/tables": values[5], **entry.scalars}
+        tags = {tag: value for tag, value in tags.items() if math.isfinite(value)}
+        if self._settings.train.on_nan == "skip":
+            tags["health/skipped_steps"] = self._finiteness.skipped
         tags |= {f"time/{name}": seconds for name, seconds in entry.phases.items()}
         tags["speed/interactions_per_second"] = entry.positives / max(sum(entry.phases.values()), 1e-9)
         tags["memory/resident_mib"] = self._process.memory_info().rss / 2**20
@@ -263,20 +279,6 @@ class Monitor:
         seconds = sum(sum(entry.phases.values()) for entry in entries)
         speed = sum(entry.positives for entry in entries) / max(seconds, 1e-9)
         self._bar.set_postfix({"loss": f"{loss:.4f}", "positives/s": f"{speed:,.0f}"}, refresh=False)
-
-
-def _complaint(entry: _Step, values: list[float], settings: Settings) -> str:
-    """Names the first value of a step that is not finite. The total is bad whenever a term is, so it comes last."""
-    rates = {"tables.lr": settings.tables.lr, "dense.lr": settings.dense.lr}
-    names = (*LOSSES, "the encoder's gradient", "the tables' gradient")
-    index = next(i for i in (1, 2, 3, 4, 5, 0) if not math.isfinite(values[i]))
-    where = f"step {entry.step} (epoch {entry.epoch})"
-    # Users come from the tables, items and the dense gradient from the encoder.
-    suspects = list(rates) if index in (2, 5) else list(rates)[::-1]
-    mend = " or ".join(f"{name} (now {rates[name]:g})" for name in suspects)
-    if settings.model.encoder_precision != "float32":
-        mend += ", or model.encoder_precision=float32"
-    return f"{where}: {names[index]} is {values[index]}; the last checkpoint is kept; start again with a lower {mend}"
 
 
 def _table(settings: dict[str, Any], prefix: str = "") -> str:

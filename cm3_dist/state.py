@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cm3_dist.checkpoint import Checkpoints
 from cm3_dist.config import Settings
 from cm3_dist.progress import Progress
 from cm3_dist.run_folder import versions
+from cm3_dist.runtime import agree_on_error
 from cm3_dist.trainer import Trainer
 from partition.errors import InputError
 
@@ -29,7 +31,21 @@ def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best
         "world_size": trainer.runtime.world_size,
         "plan": trainer.model.tables.plan,
     }
-    return checkpoints.save(*_state(trainer), record, step=progress.step, best=best)
+    sharded, replicated = _state(trainer)
+    agree_on_error(trainer.runtime, lambda: _check_finite(trainer, progress.step, {**sharded, **replicated}))
+    return checkpoints.save(sharded, replicated, record, step=progress.step, best=best)
+
+
+def _check_finite(trainer: Trainer, step: int, tensors: dict[str, Tensor]) -> None:
+    """An update can leave float32 though its gradient did not; the next step would be the first to show it."""
+    for name, tensor in tensors.items():
+        # One number a tensor: it is not finite if any value is not.
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            raise InputError(
+                f"{step} steps: {name} of rank {trainer.runtime.rank} is not finite, so nothing is saved; the last "
+                f"checkpoint is kept; start again with a lower dense.lr (now {trainer.settings.dense.lr:g}) or "
+                f"tables.lr (now {trainer.settings.tables.lr:g})"
+            )
 
 
 def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> Progress:

@@ -123,6 +123,7 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
         content = test_best(trainer, checkpoints, progress, monitor, best)
     content |= {
         "warnings": list(checkup.said.values()),
+        "skipped_steps": monitor.skipped,
         "seconds": time.time() - began,
         "seconds_by_phase": timer.total,
     }

@@ -47,9 +47,10 @@ class StepResult:
     item_uniformity: Tensor
     dense_gradient_norm: Tensor
     table_gradient_norm: Tensor
+    origin: Tensor  # the first rank with a gradient of its own that is not finite; -1: none has, -2: all have
 
     def stacked(self) -> Tensor:
-        """[6] in the order above."""
+        """[7] in the order above."""
         return torch.stack([getattr(self, field.name).reshape(()) for field in fields(self)])
 
 
@@ -79,7 +80,9 @@ class Trainer:
         self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
         self._sampled: dict[str, HeldOut] = {}
         dense = settings.dense
-        self.dense = DenseAdam(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra=2)
+        skip = train.on_nan == "skip"
+        extra = 2 + runtime.world_size  # see `_update`
+        self.dense = DenseAdam(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra, skip=skip)
         compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
         recordable = can_record(settings, self.mode, runtime)
         self.recorded = RecordedStep(compute, self.planner.resident, runtime.device) if recordable else None
@@ -109,23 +112,30 @@ class Trainer:
         with timer("backward"):
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):
-            alignment, dense_norm, table_norm = self._update(terms.alignment, ego.looked_up.grad)
+            alignment, *gradient = self._update(terms.alignment, ego.looked_up.grad)
         half_gamma = self.given.gamma / 2 * plan.gamma_share
         loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
-        return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, dense_norm, table_norm)
+        return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, *gradient)
 
-    def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps."""
-        summed = self.dense.summed
-        summed[-2] = alignment
+    def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps.
+
+        Returns:
+            Alignment, norms of the dense and the table gradient, origin (`StepResult`); all of all ranks.
+        """
+        summed, extra, ranks = self.dense.summed, self.dense.extra, self.runtime.world_size
+        extra[0] = alignment
         if table_gradient is not None:
-            summed[-1] = torch.linalg.vector_norm(table_gradient).square()
+            extra[1] = torch.linalg.vector_norm(table_gradient).square()
+        extra[2 + self.runtime.rank] = ~torch.isfinite(self.dense.gradient.sum() + extra[1])
         if self.runtime.rows_group is not None:
-            traffic.add("dense gradients", summed_bytes(summed.nbytes, self.runtime.world_size))
+            traffic.add("dense gradients", summed_bytes(summed.nbytes, ranks))
             dist.all_reduce(summed, group=self.runtime.rows_group)
-        whole, norm, table_norm = summed[-2].clone(), self.dense.gradient.norm(), summed[-1].sqrt()
+        fell = extra[2:]
+        origin = torch.where(fell.all(), -2, torch.where(fell.any(), fell.argmax(), -1)).to(summed)
+        found = extra[0].clone(), self.dense.gradient.norm(), extra[1].sqrt(), origin
         self.dense.step()
-        return whole, norm, table_norm
+        return found
 
     def rates(self) -> dict[str, float]:
         """Learning rates by TensorBoard tag."""

@@ -49,3 +49,20 @@ def test_state_filled_in_place_restores() -> None:
     for name, value in flat.state().items():
         value.copy_(saved[name])
     assert all(torch.equal(one, other) for one, other in zip(advance(), first, strict=True))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_is_skipped(bad: float) -> None:
+    ours, theirs = _model(), _model()
+    skipping = DenseAdam(ours.named_parameters(), 0.05, 0.1, extra=2, skip=True)
+    plain = DenseAdam(theirs.named_parameters(), 0.05, 0.1, extra=2)
+    for step in range(6):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        for model, adam in ((ours, skipping), (theirs, plain)):
+            model(x).square().sum().backward()
+            if step != 3 or adam is skipping:
+                adam.gradient[2] += bad if step == 3 else 0
+                adam.step()
+            adam.summed.zero_()
+    for name, value in skipping.state().items():
+        assert torch.equal(value, plain.state()[name]), name

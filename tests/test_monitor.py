@@ -35,7 +35,7 @@ def start(
 
 def values(step: int, offset: float = 0.0) -> torch.Tensor:
     """Loss terms and gradient norms of a step, such that every one of them is different."""
-    return torch.arange(6) + 10.0 * step + offset
+    return torch.cat([torch.arange(6) + 10.0 * step + offset, torch.tensor([-1.0])])
 
 
 def train(monitor: Monitor, first: int, last: int, offset: float = 0.0) -> None:
@@ -182,7 +182,7 @@ def test_values_that_are_not_finite_stop_every_rank(
 
 def test_infinity_is_not_finite_either(tmp_path: Path) -> None:
     with start(tmp_path) as monitor, pytest.raises(NotFiniteError, match="item_uniformity is -inf"):
-        monitor.step(0, 0, 100, torch.tensor([0.0, 0, 0, -torch.inf, 0, 0]), {}, {})
+        monitor.step(0, 0, 100, torch.tensor([0.0, 0, 0, -torch.inf, 0, 0, -1]), {}, {})
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

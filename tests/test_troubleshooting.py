@@ -118,10 +118,11 @@ CASES: dict[str, Callable[[Path], object]] = {
 }
 
 
-# Provoked in tests/test_health.py and tests/test_check.py, which compare them with the page too.
+# Provoked in tests/test_health.py, tests/test_check.py and tests/test_finite.py, which compare them with the page too.
 ELSEWHERE = (
     "warning: collapse",
     "error: step",
+    "warning: step",
     "warning: fused rows",
     "warning: cold items",
     "error: rank",

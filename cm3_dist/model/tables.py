@@ -51,7 +51,7 @@ class Tables(nn.Module):
 
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
-        self.parts = parts
+        self.parts, self._skip = parts, settings.train.on_nan == "skip"
         self._channels = Widths.of(manifest, settings).channels
         self.init_std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
         collections = {name: _collection(name, *shape) for name, shape in tables(manifest, settings).items()}
@@ -95,6 +95,8 @@ class Tables(nn.Module):
             }
         else:
             found = self.model(asked)
+        if self._skip:
+            found = {name: _Finite.apply(rows) for name, rows in found.items()}
         return found[CHANNELS], found[MIXING][:, : self._channels], found.get(ITEM_IDS)
 
     @property
@@ -120,6 +122,18 @@ class Tables(nn.Module):
         for name in (MIXING, ITEM_IDS):
             if name in state:
                 state[name].zero_()
+
+
+class _Finite(torch.autograd.Function):
+    """Takes rows as they are, and lets only those rows of the gradient through that are finite; others become zero."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.where(torch.isfinite(gradient).all(1, keepdim=True), gradient, 0)
 
 
 class _Lookup(nn.Module):
