@@ -42,7 +42,7 @@ def step_bytes(
         "positive rows": row * (step.positive_halo.sent + step.positive_halo.received),
         "loss rows": gathered(_gathered_rows(settings, widths, step), world_size) if loss.scope == "global" else 0,
         "loss sums": (1 if loss.item_uniformity == "none" else 2) * summed(FLOAT64, world_size),
-        "dense gradients": summed((dense_weights(manifest, settings) + 2) * FLOAT, world_size),
+        "dense gradients": summed((dense_weights(manifest, settings) + 2 + world_size) * FLOAT, world_size),
         "table lookups": 0 if can_update(settings.tables) else LOOKUP * others * len(tables(manifest, settings)),
     }
 
