@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from partition import layout
-from partition.errors import InputError
+from partition.errors import TORN_ARRAY, InputError
 
 
 class ItemFeatures:
@@ -30,7 +30,7 @@ class ItemFeatures:
                 path = layout.part_dir(root, part) / layout.features_file(modality.name)
                 try:
                     values = np.load(path, mmap_mode="r", allow_pickle=False)
-                except (OSError, ValueError, EOFError) as error:
+                except TORN_ARRAY as error:
                     raise InputError(f"{path}: cannot be read: {error}") from None
                 shape = (manifest.parts[part].items, modality.dim)
                 if values.shape != shape or values.dtype != modality.dtype:

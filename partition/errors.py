@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from pathlib import Path
 
 
@@ -17,3 +18,7 @@ def require(right: bool, path: Path, message: str) -> None:
     """Refuses a file that is not `right`."""
     if not right:
         raise InputError(f"{path}: {message}")
+
+
+# What np.load raises for a file that is torn: NumPy parses the header of an array as a Python literal.
+TORN_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, tokenize.TokenError)

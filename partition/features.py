@@ -18,7 +18,7 @@ import scipy.linalg
 from tqdm import tqdm
 
 from partition.dataset import Features
-from partition.errors import InputError
+from partition.errors import TORN_ARRAY, InputError
 from partition.tables import TableFile
 
 BLOCK_BYTES = 1 << 26  # of one block of rows
@@ -43,7 +43,7 @@ class NpyFile:
             values = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file") from None
-        except (OSError, ValueError, EOFError) as error:
+        except TORN_ARRAY as error:
             raise InputError(f"{self.path}: cannot be read as .npy: {' '.join(str(error).split())}") from None
         if values.ndim != 2 or not values.shape[1]:
             raise InputError(f"{self.path}: has shape {values.shape}; expected (items, width)")

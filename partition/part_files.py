@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from partition import layout
-from partition.errors import InputError
+from partition.errors import TORN_ARRAY, InputError
 
 KINDS = ("user", "item")
 RELATIONS = (layout.USER_TO_ITEM, layout.ITEM_TO_USER)
@@ -98,7 +98,7 @@ def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.n
             arrays = {name: file[name] for name in types}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; prepare the data again") from None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except (*TORN_ARRAY, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as {what}: {_one_line(error)}") from None
     for name, dtype in types.items():
         if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
@@ -153,7 +153,7 @@ def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarr
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except TORN_ARRAY as error:
         raise InputError(f"{path}: cannot be read as .npy: {_one_line(error)}") from None
     wanted = (items, modality.dim)
     if not isinstance(values, np.ndarray) or values.shape != wanted or values.dtype != np.dtype(modality.dtype):
