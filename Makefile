@@ -23,7 +23,7 @@ demo: setup ## Make data, cut it into 4 parts, train on 2 processes, evaluate.
 	$(BIN)/python -m jobs.demo
 
 test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup-test ## Run the long tests too.
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

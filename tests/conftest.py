@@ -18,6 +18,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# Files whose tests take longest begin first: a worker takes a file at a time, and none should be left alone at the end.
+LONGEST = ["test_slurm", "test_distributed", "test_sweep", "test_train", "test_watch", "test_lost_ranks"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))  # stable: the rest stays as it was
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the repository; skips the test where there is none."""
