@@ -59,7 +59,7 @@ HEADLINES = {
         2_000_000,
         2_000_000,
         15_000_000,
-        ("train.epochs=1", "train.batch_size=32768", "loss.scope=local", "model.encoder_precision=bfloat16"),
+        ("train.epochs=1", "train.batch_size=32768", "loss.scope=local"),
         ("synthesise", "prepare", "plan", "train", "ranks", "cut", "growth"),
     ),
     "1m": Headline(
