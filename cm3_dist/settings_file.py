@@ -19,7 +19,7 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
     Raises:
         InputError: unreadable or non-mapping YAML, an unknown key (with the nearest right one) or a bad value.
     """
-    tree: dict[str, Any] = {} if config is None else _read_yaml(config)
+    tree: dict[str, Any] = {} if config is None else _read_tree(config)
     where = {key: str(config) for key in flat(tree)}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -36,16 +36,29 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         raise InputError(_one_line(error, where)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: of the file.
+        what: it is, for the message when there is none.
+
+    Raises:
+        InputError: it is missing, unreadable, or not valid YAML, with the line.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such settings file") from None
+        raise InputError(f"{path}: no such {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path, "settings file")
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):

@@ -26,7 +26,7 @@ import yaml
 
 from cm3_dist.config import Settings
 from cm3_dist.run_folder import METRICS, SETTINGS
-from cm3_dist.settings_file import flat, load_settings
+from cm3_dist.settings_file import flat, load_settings, read_yaml
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")
@@ -120,15 +120,7 @@ def pick(points: list[Point], path: Path, index: int) -> Point:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such sweep file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+    tree = read_yaml(path, "sweep file")
     if not isinstance(tree, dict) or not (tree.get("points") or tree.get("grid")):
         raise InputError(f"{path}: not a sweep file: expected `points` or `grid`, besides `base` and `settings`")
     wrong = [str(key) for key in tree if key not in KEYS]
