@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from cm3_dist.config import Machine
 from cm3_dist.exits import BAD_INPUT, INTERRUPTED, LOST, Interrupted, LostRankError
 from cm3_dist.failures import OutOfMemoryError
+from cm3_dist.rendezvous import store_of_this_start
 from cm3_dist.vigil import Vigil
 from partition.errors import InputError
 
@@ -136,7 +137,9 @@ def _join(machine: Machine) -> Runtime:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         try:
-            dist.init_process_group(backend, timeout=timeout)
+            store = store_of_this_start(rank, world_size, timeout)
+            ranks = {} if store is None else {"store": store, "rank": rank, "world_size": world_size}
+            dist.init_process_group(backend, timeout=timeout, **ranks)
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
             raise LostRankError(f"rank {rank}: the ranks did not find each other: {reason}", True) from error
