@@ -35,8 +35,9 @@ class CheckpointFolder:
 
     def begin(self, temporary: Path) -> None:
         """Makes room for a checkpoint, and clears away what interrupted saves left."""
+        self.path.mkdir(exist_ok=True)  # not the run's folder: where that was removed, nobody wants it back
         remove_all(self.path.glob("step-*.tmp"))
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
 
     def commit(self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool) -> None:
         """Gives a checkpoint whose tensors are written its name, and makes it count."""

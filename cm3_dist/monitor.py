@@ -1,4 +1,4 @@
-"""What a run shows while it runs: TensorBoard, steps.jsonl, the progress bar, phase times. On rank 0 only.
+"""What a run shows while it runs: its log (run_log.py), the progress bar, phase times. On rank 0 only.
 
 Steps count from 0 over the whole run. What is measured between two steps (an evaluation, say) is filed under the step
 just done, in TensorBoard as in the JSON lines, so that a run resumed at step n keeps exactly what is filed below n.
@@ -6,8 +6,6 @@ just done, in TensorBoard as in the JSON lines, so that a run resumed at step n 
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import sys
 import time
@@ -16,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 import torch
@@ -26,7 +24,7 @@ from tqdm import tqdm
 from cm3_dist.config import Settings
 from cm3_dist.dashboard import layout, session_start
 from cm3_dist.finite import LOSSES, Finiteness
-from cm3_dist.run_folder import EVALUATIONS, STEPS, keep_lines
+from cm3_dist.run_log import RunLog
 
 GPU_LAG = 16  # steps that may be under way on a GPU before their values are read
 
@@ -97,24 +95,15 @@ class Monitor:
         self._waiting: list[_Step] = []
         self._epoch, self._epoch_positives, self._epoch_began, self._last_loss = 0, 0, 0.0, float("nan")
         self._epoch_sum, self._epoch_steps = torch.zeros(6, dtype=torch.float64), 0
-        self._steps: TextIO | None = None
+        self._log: RunLog | None = None
         self._bar: tqdm[Any] | None = None
         if rank:
             return
-        keep_lines(folder / STEPS, lambda line: line["step"] < resumed_at)
-        keep_lines(folder / EVALUATIONS, lambda line: line["step"] < evaluated_at and line["split"] == "validation")
-        logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        from torch.utils.tensorboard import SummaryWriter  # slow to import; only here
-
-        # A resumed run redoes the steps after its checkpoint; TensorBoard hides their earlier points.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
-        self._steps = (folder / STEPS).open("a", encoding="utf-8")
-        self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
+        self._log = RunLog(folder, resumed_at, evaluated_at)
         self._process = psutil.Process()
-        self._board.add_text("settings", _table(settings.plain()), resumed_at)
-        self._board.add_text("sharding plan", "```\n" + plan + "\n```", resumed_at)
-        self._board.add_custom_scalars(layout(settings))
-        self._board.file_writer.add_summary(session_start(settings))
+        self._log.text("settings", _table(settings.plain()), resumed_at)
+        self._log.text("sharding plan", "```\n" + plan + "\n```", resumed_at)
+        self._log.layout(layout(settings), session_start(settings))
 
     def __enter__(self) -> Monitor:
         return self
@@ -122,16 +111,24 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._rank:
+        if self._log is None:
             return
         if kind is None:
             self.flush()
         if self._bar is not None:
             self._bar.close()
-        assert self._steps is not None
-        self._steps.close()
-        self._evaluations.close()
-        self._board.close()
+        self._log.close()
+        if kind is None:
+            self._log.check()
+
+    def failed(self) -> bool:
+        """Whether something could not be written; on rank 0 only, so that all ranks had better agree on `check`."""
+        return self._log is not None and self._log.failed()
+
+    def check(self) -> None:
+        """Raises InputError when something could not be written."""
+        if self._log is not None:
+            self._log.check()
 
     def begin_epoch(self, epoch: int, first_step: int) -> None:
         """Starts the epoch's progress bar; on anything but a terminal there is none, and `end_epoch` prints a line."""
@@ -178,9 +175,9 @@ class Monitor:
     def end_epoch(self) -> None:
         """Writes what is waiting and closes the bar."""
         self.flush()
-        if self._bar is None:
+        if self._bar is None or self._log is None:
             return
-        self._board.flush()
+        self._log.flush_board()
         if self._bar.disable:
             seconds = time.perf_counter() - self._epoch_began
             speed = self._epoch_positives / seconds
@@ -191,12 +188,11 @@ class Monitor:
 
     def evaluation(self, step: int, epoch: int, split: str, metrics: dict[str, float], note: str = "") -> None:
         """Takes note of an evaluation, after `step` steps, and prints one line."""
-        if self._rank:
+        if self._log is None:
             return
         self.scalars(step, {f"metrics-{split}/{name}": value for name, value in metrics.items()})
-        self._board.flush()
-        self._evaluations.write(json.dumps({"step": step - 1, "epoch": epoch, "split": split, **metrics}) + "\n")
-        self._evaluations.flush()
+        self._log.flush_board()
+        self._log.evaluation({"step": step - 1, "epoch": epoch, "split": split, **metrics})
         watched = self._settings.evaluate.monitor
         tqdm.write(f"epoch {epoch:3d}  {split} {watched} {metrics[watched]:.4f}{note}", file=sys.stdout)
         sys.stdout.flush()
@@ -214,15 +210,14 @@ class Monitor:
 
     def warn(self, step: int, line: str) -> None:
         """Shows a warning after `step` steps, on stderr and in TensorBoard."""
-        if self._rank == 0:
+        if self._log is not None:
             tqdm.write(f"warning: {line}", file=sys.stderr)
-            self._board.add_text("warnings", line, step - 1)
+            self._log.text("warnings", line, step - 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes values by tag, measured after `step` steps."""
-        if self._rank == 0:
-            for tag, value in values.items():
-                self._board.add_scalar(tag, value, step - 1)
+        if self._log is not None:
+            self._log.scalars(step - 1, values)
 
     def flush(self) -> None:
         """Writes what is waiting, and waits for it. A checkpoint taken now finds every step before it on the disk.
@@ -239,24 +234,23 @@ class Monitor:
             for entry, row, sound in zip(waiting, values, finite.tolist(), strict=True):
                 if not sound:
                     self.warn(entry.step + 1, self._finiteness.skip(entry.step, entry.epoch, row.tolist()))
-                if self._steps is not None:
-                    self._write_step(entry, row.tolist())
+                if self._log is not None:
+                    self._write_step(self._log, entry, row.tolist())
                     self._epoch_sum += row[:6] if sound else 0
                     self._epoch_steps += sound
         finally:
-            if self._steps is not None:
-                self._steps.flush()
-        if self._steps is not None and finite.any():
+            if self._log is not None:
+                self._log.flush()
+        if self._log is not None and finite.any():
             self._show(waiting, values[finite][-1, 0].item())
 
-    def _write_step(self, entry: _Step, values: list[float]) -> None:
-        assert self._steps is not None
+    def _write_step(self, log: RunLog, entry: _Step, values: list[float]) -> None:
         losses = dict(zip(LOSSES, values, strict=False))
         shown: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in losses.items()}
         if not all(map(math.isfinite, values)):
             shown["skipped"] = True
         line = {"step": entry.step, "epoch": entry.epoch, **shown, "seconds": entry.phases}
-        self._steps.write(json.dumps(line) + "\n")
+        log.step(line)
         if (entry.step + 1) % self._settings.run.log_every:
             return
         tags = {f"loss/{'total' if name == 'loss' else name}": value for name, value in losses.items()}

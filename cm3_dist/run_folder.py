@@ -37,16 +37,17 @@ def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int
     Raises:
         InputError: it cannot be written.
     """
+    found = {**versions(), "world_size": world_size, "host": socket.gethostname()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).unlink(missing_ok=True)  # its presence says that the run is finished
         (folder / SETTINGS).write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
+        _write_json(folder / "versions.json", found)
+        (folder / "plan.txt").write_text(plan + "\n", encoding="utf-8")
+        with (folder / "command.txt").open("a", encoding="utf-8") as handle:
+            handle.write(shlex.join(sys.argv) + f"  # on {world_size} rank(s)\n")
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    _write_json(folder / "versions.json", {**versions(), "world_size": world_size, "host": socket.gethostname()})
-    (folder / "plan.txt").write_text(plan + "\n", encoding="utf-8")
-    with (folder / "command.txt").open("a", encoding="utf-8") as handle:
-        handle.write(shlex.join(sys.argv) + f"  # on {world_size} rank(s)\n")
+        raise _cannot_write(folder, error) from None
 
 
 def versions() -> dict[str, Any]:
@@ -78,9 +79,16 @@ def _commit() -> str | None:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes metrics.json in one move; rank 0 only."""
+    """Writes metrics.json in one move; rank 0 only.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = folder / METRICS
-    _write_json(path, result)
+    try:
+        _write_json(path, result)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
     return path
 
 
@@ -104,6 +112,10 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(b"".join(kept))
     temporary.rename(path)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"{error.filename or path}: cannot be written: {error.strerror or error}")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

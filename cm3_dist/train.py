@@ -104,7 +104,8 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
         checkpoints = Checkpoints(
             folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
         )
-        watch = stack.enter_context(Watch(settings.run, runtime, checkpoints.failed))
+        failing = [checkpoints.failed]
+        watch = stack.enter_context(Watch(settings.run, runtime, lambda: any(failed() for failed in failing)))
         trainer = Trainer(settings, runtime)
         agree_on_error(runtime, lambda: check_splits(trainer.manifest))
         progress = resume_from(trainer, checkpoints, whole=resume is Resume.AUTO) if resume else Progress()
@@ -114,7 +115,9 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
         start = partial(open_run_folder, folder, settings, plan, runtime.world_size)
         agree_on_error(runtime, start if runtime.rank == 0 else bool)
         done = {"resumed_at": progress.step, "evaluated_at": progress.evaluated_at}
-        monitor = stack.enter_context(Monitor(folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, **done))
+        make = partial(Monitor, folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, **done)
+        monitor = stack.enter_context(agree_on_error(runtime, make))
+        failing.append(monitor.failed)
         timer = PhaseTimer()
         checkup = Checkup(trainer, monitor)
         train_epochs(trainer, checkpoints, progress, monitor, timer, watch, checkup)
@@ -155,6 +158,7 @@ def train_epochs(
         from cm3_dist.state import save
 
         monitor.flush()
+        agree_on_error(trainer.runtime, monitor.check)
         with timer("save"):
             path = save(trainer, checkpoints, progress, best=best)
         monitor.scalars(progress.step, {"time/save": timer.take()["save"]})
@@ -185,6 +189,7 @@ def train_epochs(
                 plans.close()
                 break
             if verdict.failed:
+                agree_on_error(trainer.runtime, monitor.check)
                 checkpoints.wait()
             if verdict.save:
                 keep()

@@ -19,6 +19,7 @@ PREPARATIONS, RESTARTS = 5, 25  # every so many trials is of a preparation, of t
 def main(
     trials: Annotated[int, typer.Option(min=0, help="trainings and preparations to interrupt")] = 50,
     damage: Annotated[bool, typer.Option(help="change files as well")] = True,
+    disks: Annotated[int, typer.Option(min=0, help="disks to fill; 0 leaves out read-only and removed ones too")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="behind every choice")] = 0,
     file: Annotated[Path | None, typer.Option("--json", help="where to write the counts and every trial")] = None,
     folder: Annotated[Path | None, typer.Option(help="work here, and leave everything")] = None,
@@ -30,6 +31,8 @@ def main(
         place = Path(temporary) if folder is None else folder
         place.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {"seed": seed, **_kills(trials, seed, place)}
+        if disks:
+            content["disks"] = _disks(disks, seed, place)
         if damage:
             content["damage"] = _damage(seed, place)
     content["seconds"] = round(time.monotonic() - began)
@@ -57,6 +60,17 @@ def _kills(trials: int, seed: int, place: Path) -> dict[str, Any]:
     return {kind: kills.summary(each) for kind, each in done.items()}
 
 
+def _disks(count: int, seed: int, place: Path) -> dict[str, Any]:
+    from tests.faults.disks import Disks, summary
+
+    (place / "disks").mkdir()
+    done = []
+    for trial in Disks(place / "disks", seed).trials(count):
+        done.append(trial)
+        print(trial, flush=True)
+    return summary(done)
+
+
 def _damage(seed: int, place: Path) -> dict[str, Any]:
     from tests.faults import damage
 
@@ -72,7 +86,8 @@ def _counts(value: Any) -> Any:
 
 
 def _sound(content: dict[str, Any]) -> bool:
-    lived = all(content[kind]["survived"] == content[kind]["trials"] for kind in ("training", "preparation"))
+    kinds = [kind for kind in ("training", "preparation", "disks") if kind in content]
+    lived = all(content[kind]["survived"] == content[kind]["trials"] for kind in kinds)
     damage = content.get("damage", {"detected": 0, "trials": 0, "loaded": 0, "passed_over": 0, "of_checkpoints": 0})
     found = damage["detected"] == damage["trials"] and not damage["loaded"]
     return lived and found and damage["passed_over"] == damage["of_checkpoints"]

@@ -128,9 +128,10 @@ class Kills:
         if not by_themselves:
             trial.wrong.append(f"session {session}: ranks did not end by themselves: {codes}")
         struck = fault is not None and note.exists()
-        allowed = [{DONE}] if not struck else [{DONE}, {INTERRUPTED}] if fault.number != signal.SIGKILL else []
+        number = fault.number if fault is not None else 0
+        allowed = [{DONE}] if not struck else [{DONE}, {INTERRUPTED}] if number != signal.SIGKILL else []
         # A rank that is killed takes the others along, with whatever code; nobody is left to agree with.
-        if allowed and set(codes) not in allowed and not (struck and -fault.number in codes):
+        if allowed and set(codes) not in allowed and not (struck and -number in codes):
             said = processes[int(np.argmax([code != DONE for code in codes]))].said()
             trial.wrong.append(f"session {session}: ended with {codes}: {said[-2000:]}")
         if fault is not None and -fault.number in codes and LOST in codes:

@@ -26,7 +26,7 @@ class Result:
 
 def read(run: Path) -> Result:
     """The result in a run folder."""
-    tables = {}
+    tables: dict[str, Tensor] = {}
     for pointer in ("latest", "best"):
         folder = run / "checkpoints" / (run / "checkpoints" / pointer).read_text().strip()
         tables |= {f"{pointer}/{name}": value for name, value in _tensors(folder).items()}
