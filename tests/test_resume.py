@@ -14,7 +14,7 @@ from cm3_dist.config import Machine, Settings
 from cm3_dist.runtime import Runtime, distributed
 from cm3_dist.train import Resume, run
 from partition.errors import InputError
-from tests.small import prepare_small, small_settings
+from tests.small import prepare_small, small_dataset, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +128,43 @@ def test_a_checkpoint_may_be_older_than_a_setting(alone: Runtime, tmp_path: Path
     trainer.settings = small_settings(prepared, tmp_path / "run", loss={"gamma_warmup": 2})
     with pytest.raises(InputError, match=r"saved with loss.gamma_warmup=0.0, resumed with 2.0"):
         _same_run(trainer, tmp_path, record)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, alone: Runtime) -> Path:
+    folder = tmp_path_factory.mktemp("begun")
+    run(small_settings(prepare_small(folder), folder / "run", train={"max_steps": 2}), alone)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("other", "changed", "said"),
+    [
+        ({"parts": 2}, {}, r"saved with 4 parts, the data has 2; prepare it again"),
+        ({"dataset": small_dataset(seed=9)}, {}, r"saved on other data than "),
+        ({}, {"model": {"dim": 4}}, r"saved with model.dim=\d+, resumed with 4; resume with the same, or start a new"),
+        ({}, {"loss": {"gamma": 3.0}}, r"saved with loss.gamma=.*, resumed with 3.0"),
+        ({}, {"propagation": {"user_item_layers": 1}}, r"saved with propagation.user_item_layers=3, resumed with 1"),
+        ({}, {"train": {"batch_size": 7}}, r"saved with train.batch_size=\d+, resumed with 7"),
+        ({}, {"train": {"seed": 7}}, r"saved with train.seed=\d+, resumed with 7"),
+    ],
+)
+@pytest.mark.parametrize("how", [Resume.NEWEST, Resume.AUTO])
+def test_another_run_is_not_gone_on_with(
+    begun: Path,
+    alone: Runtime,
+    tmp_path: Path,
+    other: dict[str, Any],
+    changed: dict[str, Any],
+    said: str,
+    how: Resume,
+) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    prepared = begun.with_name("prepared")
+    kept = {path: path.read_bytes() for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()}
+    if other:
+        prepared = prepare_small(tmp_path, **other)
+    changed = {**changed, "train": {"max_steps": 4, **changed.get("train", {})}}
+    with pytest.raises(InputError, match=said):
+        run(small_settings(prepared, tmp_path / "run", **changed), alone, how)
+    assert {path: path.read_bytes() for path in kept} == kept

@@ -20,6 +20,7 @@ def main(
     trials: Annotated[int, typer.Option(min=0, help="trainings and preparations to interrupt")] = 50,
     damage: Annotated[bool, typer.Option(help="change files as well")] = True,
     disks: Annotated[int, typer.Option(min=0, help="disks to fill; 0 leaves out read-only and removed ones too")] = 10,
+    soak: Annotated[float, typer.Option(min=0, help="minutes of a training whose memory is watched; 0 is none")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="behind every choice")] = 0,
     file: Annotated[Path | None, typer.Option("--json", help="where to write the counts and every trial")] = None,
     folder: Annotated[Path | None, typer.Option(help="work here, and leave everything")] = None,
@@ -35,6 +36,8 @@ def main(
             content["disks"] = _disks(disks, seed, place)
         if damage:
             content["damage"] = _damage(seed, place)
+        if soak:
+            content["soak"] = _soak(soak, place)
     content["seconds"] = round(time.monotonic() - began)
     if file is not None:
         file.write_text(json.dumps(content, indent=1) + "\n")
@@ -81,6 +84,13 @@ def _damage(seed: int, place: Path) -> dict[str, Any]:
     return damage.summary(found)
 
 
+def _soak(minutes: float, place: Path) -> dict[str, Any]:
+    from tests.faults.soak import soak
+
+    (place / "soak").mkdir()
+    return soak(place / "soak", minutes)
+
+
 def _counts(value: Any) -> Any:
     return {name: count for name, count in value.items() if name != "each"} if isinstance(value, dict) else value
 
@@ -90,7 +100,12 @@ def _sound(content: dict[str, Any]) -> bool:
     lived = all(content[kind]["survived"] == content[kind]["trials"] for kind in kinds)
     damage = content.get("damage", {"detected": 0, "trials": 0, "loaded": 0, "passed_over": 0, "of_checkpoints": 0})
     found = damage["detected"] == damage["trials"] and not damage["loaded"]
-    return lived and found and damage["passed_over"] == damage["of_checkpoints"]
+    return (
+        lived
+        and found
+        and not content.get("soak", {}).get("wrong")
+        and damage["passed_over"] == damage["of_checkpoints"]
+    )
 
 
 if __name__ == "__main__":

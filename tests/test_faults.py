@@ -1,0 +1,45 @@
+"""The harness that breaks runs and files (`python -m tests.faults`), in small; docs/reliability.md has it at length."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def faults(folder: Path, *options: str) -> dict[str, Any]:
+    file = folder / "counts.json"
+    command = [sys.executable, "-m", "tests.faults", "--json", str(file), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def test_interruptions(tmp_path: Path) -> None:
+    found = faults(tmp_path, "--trials", "10", "--no-damage", "--disks", "0", "--seed", "100")
+    assert found["training"]["survived"] + found["preparation"]["survived"] == 10
+    assert found["training"]["in_the_middle"] > 0
+
+
+def test_disks(tmp_path: Path) -> None:
+    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "4", "--seed", "100")["disks"]
+    assert found["survived"] == found["trials"] > 0
+
+
+def test_damage(tmp_path: Path) -> None:
+    found = faults(tmp_path, "--trials", "0", "--disks", "0", "--seed", "100")["damage"]
+    assert found["detected"] == found["trials"] > 50
+    assert found["loaded"] == 0
+
+
+def test_half_an_hour(tmp_path: Path) -> None:
+    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "0", "--soak", "30")["soak"]
+    assert found["steps"] > 1000
+    assert not found["wrong"]
