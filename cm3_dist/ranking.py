@@ -97,7 +97,7 @@ def top_k(
     Best first, ties by ascending row; -inf and -1 where fewer than k items may be ranked. Arguments as in `evaluate`.
     """
     # One flag for all ranks: a rank that raised alone would leave the others in the next broadcast.
-    bad = torch.stack([~torch.isfinite(user_rows).all(), ~torch.isfinite(item_rows).all()]).to(torch.int32)
+    bad = torch.stack([~_finite(user_rows), ~_finite(item_rows)]).to(torch.int32)
     if group is not None:
         traffic.add("evaluation sums", summed(bad.nbytes, dist.get_world_size(group)))
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
@@ -125,6 +125,12 @@ def top_k(
             order = merged.sort(dim=1, descending=True, stable=True).indices[:, :k]
             score[part], row[part] = merged.gather(1, order), place.gather(1, order)
     return score, row
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Whether all of them are, [] bool; `isfinite` on all at once would take as much memory as the rows."""
+    found = [torch.isfinite(block).all() for block in rows.split(METRIC_BLOCK)]
+    return torch.stack(found).all()
 
 
 def _item_blocks(

@@ -128,7 +128,6 @@ def evaluation_live(manifest: Manifest, settings: Settings, load: RankLoad) -> L
     k, seen = max(options.ks), load.user_from_item.edges * ranked / max(load.users, 1)
     block, scored = min(options.user_block, ranked), min(options.item_block, items)
     ranking = Live()
-    ranking.add("evaluation: final rows", users, widths.row)
     ranking.add("evaluation: ranked users", ranked, widths.row)
     ranking.add("evaluation: what they have seen", seen, 3 * INT64 / FLOAT)
     ranking.add("evaluation: best items", ranked, k * (1 + INT64 / FLOAT))

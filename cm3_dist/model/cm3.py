@@ -22,8 +22,8 @@ from cm3_dist.plan import Inputs, StepPlan
 from cm3_dist.runtime import Runtime, Stream, key
 from partition.layout import Manifest
 
-ENCODE_BLOCK = 65_536  # items encoded at a time when no gradient is wanted
-FINAL_COLUMNS = 32  # propagated at a time: two cache lines a row
+ENCODE_BLOCK = 65_536  # rows encoded or mixed at a time when no gradient is wanted
+FINAL_COLUMNS = 16  # propagated at a time: a cache line a row
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ class CM3(nn.Module):
             columns = slice(begin, begin + FINAL_COLUMNS)
             parts = users[:, columns].contiguous(), items[:, columns].contiguous()
             users[:, columns], items[:, columns] = propagation(*parts, weights)
-        return self.mix(users, mixing), items
+        for some in torch.arange(len(users)).split(ENCODE_BLOCK):
+            block = slice(int(some[0]), int(some[-1]) + 1)
+            users[block] = self.mix(users[block], mixing[block])
+        return users, items
 
     @torch.no_grad()
     def ego_rows(
@@ -87,11 +90,13 @@ class CM3(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of all local users and items before propagation, [., C * d] of unit channels, and the mixing logits."""
         looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items, True)
-        blocks = []
+        # Blocks that wait to be joined would be as much again, of a size that glibc keeps when they are freed.
+        items = looked_up.new_empty(features.rows, looked_up.shape[1])
         for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
             ids = None if item_ids is None else item_ids[rows.to(looked_up.device)]
-            blocks.append(self.encode(features.gather(rows.numpy()), looked_up.device, ids))
-        return self._unit(looked_up), torch.cat(blocks), mixing
+            block = slice(int(rows[0]), int(rows[-1]) + 1)
+            items[block] = self.encode(features.gather(rows.numpy()), looked_up.device, ids)
+        return self._unit(looked_up), items, mixing
 
     @torch.no_grad()
     def start_at_items(
