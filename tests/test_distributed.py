@@ -38,10 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {"item_uniformity": "plain"},
         "tables": {"name": "sgd", "lr": 1.0},
     },
-    "exact, learned layers and curve, users from items, gamma warmed up": {
+    "exact, learned layers and curve, users from items, gamma auto and warmed up": {
         "propagation": {"mode": "exact"},
         "model": {"learn_layer_weights": True, "curve_centre": "item", "user_init": "items", "item_graph_weight": 0.5},
-        "loss": {"gamma_warmup": 3},
+        "loss": {"gamma_warmup": 3, "gamma": "auto"},
         "dense": {"lr": 0.01},
     },
     "sampled": {"propagation": {"mode": "sampled", "fanouts": [3, 2, 2], "item_fanout": 2}},
