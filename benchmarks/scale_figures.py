@@ -18,7 +18,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     panels = []
     if "ranks" in results:
-        panels.append((_ranks, results["ranks"]))
+        predicted = results.get("plan", {}).get("resident_mib", {})
+        panels.append((_ranks, {**results["ranks"], "predicted_mib": predicted}))
     if "growth" in results:
         panels += [(_time, results["growth"]), (_memory, results["growth"])]
     if "cut" in results:
@@ -34,7 +35,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def _ranks(axis: Any, result: dict[str, Any]) -> None:
     peaks = {int(count): max(found) / 1024 for count, found in result["resident_mib"].items()}
     x, y = list(peaks), list(peaks.values())
-    axis.plot(x, y, "o-", color="tab:blue")
+    axis.plot(x, y, "o-", color="tab:blue", label="measured")
+    if result["predicted_mib"]:
+        predicted = {int(count): found / 1024 for count, found in result["predicted_mib"].items()}
+        axis.plot(list(predicted), list(predicted.values()), "x:", color="tab:orange", label="planner")
     axis.plot(x, [y[0] * x[0] / count for count in x], "--", color="0.7", label="1 / ranks")
     axis.set(title="memory of a rank", xlabel="ranks", ylabel="GiB, mapped files included", ylim=(0, None), xticks=x)
     axis.legend(frameon=False)
@@ -47,13 +51,19 @@ def _time(axis: Any, result: dict[str, Any]) -> None:
     axis.plot(x, [y[0] * value / x[0] for value in x], "--", color="0.7", label="linear")
     title = f"an epoch, exponent {result['exponent']:.2f}"
     axis.set(xscale="log", yscale="log", title=title, xlabel="training interactions", ylabel="minutes")
+    for side, values, unit in ((axis.xaxis, x, "M"), (axis.yaxis, y, "")):
+        scaled = [value / 1e6 if unit else value for value in values]
+        side.set_ticks(values, [f"{value:.1f}{unit}" for value in scaled])
+        side.set_ticks([], minor=True)
     axis.legend(frameon=False)
 
 
 def _memory(axis: Any, result: dict[str, Any]) -> None:
     runs = result["runs"].values()
-    axis.plot([one["train"] for one in runs], [one["peak_gib"] for one in runs], "o-", color="tab:blue")
-    axis.set(title="memory of all ranks", xlabel="training interactions", ylabel="GiB", xlim=(0, None), ylim=(0, None))
+    x = [one["train"] / 1e6 for one in runs]
+    axis.plot(x, [one["peak_gib"] for one in runs], "o-", color="tab:blue")
+    title, along = "memory of all 4 ranks", "training interactions, millions"
+    axis.set(title=title, xlabel=along, ylabel="GiB", xlim=(0, None), ylim=(0, None))
 
 
 def _cut(axis: Any, result: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ SAMPLED = [
     "evaluate.users=20000",
     "evaluate.test_users=20000",
 ]
+RANKS = (1, 2, 4)
 GROWTH = [1_000_000, 4_000_000, 15_000_000]
 # Small enough that a batch's neighbourhoods hardly overlap in the smallest graph: shared rows are read once, so that at
 # 32,768 a step of the small graph costs a third of one of the large graph.
@@ -149,11 +150,16 @@ def prepare(place: Place) -> dict[str, Any]:
 
 
 def plan(place: Place) -> dict[str, Any]:
-    """What the capacity planner says of the training."""
-    path = place.folder / "plan.json"
-    command = [sys.executable, "-m", "cm3_dist.capacity", "--data", str(place.folder / "prepared"), "--ranks", "4"]
-    found = place.run("plan", [*command, "--json", str(path), *SAMPLED, *place.headline.train])
-    return {**found, "prediction": json.loads(path.read_text())}
+    """What the capacity planner says of the training, on 4 ranks, and of a rank's memory on fewer."""
+    path, found, resident = place.folder / "plan.json", {}, {}
+    for count in RANKS:
+        command = [sys.executable, "-m", "cm3_dist.capacity", "--data", str(place.folder / "prepared")]
+        command += ["--ranks", str(count), "--json", str(path)]
+        found = place.run("plan", [*command, *SAMPLED, *place.headline.train])
+        found["prediction"] = json.loads(path.read_text())
+        memory = found["prediction"]["memory"]
+        resident[str(count)] = round((memory["host_peak"] + memory["mapped_features"]) / 2**20, 1)
+    return {**found, "resident_mib": resident}
 
 
 def train(place: Place) -> dict[str, Any]:
@@ -175,7 +181,7 @@ def train(place: Place) -> dict[str, Any]:
 def ranks(place: Place) -> dict[str, Any]:
     """Memory a rank on 1, 2 and 4 ranks: three steps of the same batch, evaluations of a few users."""
     found = {}
-    for count in (1, 2, 4):
+    for count in RANKS:
         few = ("train.max_steps=3", "evaluate.users=1000", "evaluate.test_users=1000")
         settings = [text for text in place.headline.train if not text.startswith("train.epochs")]
         found[str(count)] = place.train(f"ranks-{count}", place.folder / "prepared", count, *settings, *few)
