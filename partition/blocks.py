@@ -85,6 +85,24 @@ def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], f
     return [values[:done] for values in kept]
 
 
+def by_node(node: np.ndarray, other: np.ndarray, out: np.ndarray, degree: np.ndarray) -> np.ndarray:
+    """Sorts `other` [E] by `node` [E] into `out` [E], those of a node in their order; `degree` [nodes] of each.
+
+    Returns:
+        [nodes + 1] int64: where each node's begin.
+    """
+    indptr = np.concatenate([[0], np.cumsum(degree)])
+    end = indptr[:-1].copy()
+    for rows in slices(len(node)):
+        order = np.argsort(node[rows], kind="stable")
+        own = node[rows][order]
+        first = np.flatnonzero(np.diff(own, prepend=-1))
+        length = np.diff(first, append=len(own))
+        out[np.repeat(end[own[first]] - first, length) + np.arange(len(own))] = other[rows][order]
+        end[own[first]] += length
+    return indptr
+
+
 class Buckets:
     """Rows of several columns put together by bucket; those of a bucket stay in the order in which they came."""
 

@@ -49,7 +49,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         user, item = dataset.train(work.folder)
         assignment = _assignment(options, dataset, user, item, work, stages)
         graph = _item_graph(options, dataset, weights, user, item, work, stages)
-        _reliability(options, dataset, user, item, stages)
+        _reliability(options, dataset, user, item, work, stages)
         work.note(stages.statistics)
         with stages("write") as say:
             settings = options.model_dump(mode="json")
@@ -128,13 +128,15 @@ def _item_graph(
     return graph
 
 
-def _reliability(options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, stages: Stages) -> None:
+def _reliability(
+    options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, work: Work, stages: Stages
+) -> None:
     # What is made of the interactions cannot be judged by them.
     values = {name: features.values for name, features in dataset.features.items() if name != SPECTRAL}
     if not values or "reliability" in stages.statistics:  # of an earlier run
         return
     with stages("similarity") as say:
-        found = reliability(values, user, item, options.seed)
+        found = reliability(values, user, item, options.seed, work.folder)
         stages.statistics.update(found)
         alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
         say(f"reliability {found['reliability']:.2f} ({alone})")
