@@ -31,6 +31,31 @@ def column(rows: int, dtype: DTypeLike, folder: Path | None) -> np.ndarray:
     return mapped[:rows]
 
 
+class Growing:
+    """A column whose length is not known beforehand."""
+
+    def __init__(self, dtype: DTypeLike, folder: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as it grows
+        self._dtype, self._rows = np.dtype(dtype), 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def append(self, values: np.ndarray) -> None:
+        """Adds [n] values."""
+        self._file.write(values.astype(self._dtype, copy=False).tobytes())
+        self._rows += len(values)
+
+    def column(self) -> np.ndarray:
+        """[rows] all values by now; what is written into them stays."""
+        self._file.flush()
+        if not self._rows:
+            return np.empty(0, self._dtype)
+        mapped: np.ndarray = np.memmap(self._file, self._dtype, "r+", shape=(self._rows,))
+        self._file.seek(0, os.SEEK_END)
+        return mapped
+
+
 def index_type(limit: int) -> type[np.int32 | np.int64]:
     """The narrowest type for indices below `limit`."""
     return np.int32 if limit <= 2**31 else np.int64
@@ -71,6 +96,25 @@ def mapped(table: np.ndarray, values: np.ndarray, folder: Path | None) -> np.nda
     for rows in slices(len(values)):
         found[rows] = table[values[rows]]
     return found
+
+
+def joined(columns: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
+    """One column of several, one after another."""
+    found, done = column(sum(map(len, columns)), np.result_type(*columns), folder), 0
+    for values in columns:
+        for rows in slices(len(values)):
+            found[done + rows.start : done + rows.stop] = values[rows]
+        done += len(values)
+    return found
+
+
+def first(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
+    """The first row for which `wrong`, of a block of values, is true."""
+    for rows in slices(len(values)):
+        found = np.flatnonzero(wrong(values[rows]))
+        if len(found):
+            return rows.start + int(found[0])
+    return None
 
 
 def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], folder: Path | None) -> list[np.ndarray]:

@@ -44,8 +44,8 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
     with stages("read") as say:
         found = find(options.input, given, options.name)
         labels: Literal["column", "auto"] | None = options.split if options.split in ("column", "auto") else None
-        raw = read_interactions(found.interactions, given, labels, options.split == "leave-last-out")
-        inputs = resolve(found, raw, options.features, given)
+        raw = read_interactions(found.interactions, given, labels, options.split == "leave-last-out", work)
+        inputs = resolve(found, raw, options.features, given, work)
         say(f"{len(inputs.interactions):,} rows, {len(inputs.user_ids):,} users, {len(inputs.item_ids):,} items")
     user_ids, item_ids, kept = inputs.user_ids, inputs.item_ids, None
     with stages("clean") as say:
