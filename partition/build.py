@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partition import layout, stored
+from partition import blocks, layout, stored
 from partition.assign import Assignment, assign_parts, chosen_method
 from partition.dataset import SPECTRAL, Dataset
 from partition.errors import InputError
@@ -46,10 +46,10 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         stages.statistics.update(work.noted())
         dataset = _dataset(options, work, stages)
         weights = item_graph_weights(options.item_graph_weight, list(dataset.features))
-        user, item = dataset.train()
+        user, item = dataset.train(work.folder)
         assignment = _assignment(options, dataset, user, item, work, stages)
         graph = _item_graph(options, dataset, weights, user, item, work, stages)
-        _reliability(options, dataset, user, item, stages)
+        _reliability(options, dataset, user, item, work, stages)
         work.note(stages.statistics)
         with stages("write") as say:
             settings = options.model_dump(mode="json")
@@ -86,11 +86,16 @@ def _assignment(
 
     with stages("parts", kept=work.has("parts.npz")) as say:
         assignment = stored.read_assignment(work.result("parts.npz", cut))
-        inside = np.mean(assignment.user_part[user] == assignment.item_part[item])
+        inside = _inside(assignment, user, item)
         method = chosen_method(options.method, len(user))
         say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
     work.note(stages.statistics)
     return assignment
+
+
+def _inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
+    same = (assignment.user_part[user[rows]] == assignment.item_part[item[rows]] for rows in blocks.slices(len(user)))
+    return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def _item_graph(
@@ -123,13 +128,15 @@ def _item_graph(
     return graph
 
 
-def _reliability(options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, stages: Stages) -> None:
+def _reliability(
+    options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, work: Work, stages: Stages
+) -> None:
     # What is made of the interactions cannot be judged by them.
     values = {name: features.values for name, features in dataset.features.items() if name != SPECTRAL}
     if not values or "reliability" in stages.statistics:  # of an earlier run
         return
     with stages("similarity") as say:
-        found = reliability(values, user, item, options.seed)
+        found = reliability(values, user, item, options.seed, work.folder)
         stages.statistics.update(found)
         alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
         say(f"reliability {found['reliability']:.2f} ({alone})")

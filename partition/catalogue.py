@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from partition import blocks
 from partition.dataset import Interactions
 from partition.errors import InputError
 from partition.features import ListColumn, NpyFile, Source, is_feature_column
@@ -40,7 +41,13 @@ class _Requested:
     column: str = ""
 
 
-def resolve(found: Found, raw: RawInteractions, requested: Sequence[str], given: Mapping[Role, str | None]) -> Inputs:
+def resolve(
+    found: Found,
+    raw: RawInteractions,
+    requested: Sequence[str],
+    given: Mapping[Role, str | None],
+    folder: Path | None = None,
+) -> Inputs:
     """Numbers users and items, and finds every modality's rows.
 
     The catalogue is the items table if there is one, else the table of the first modality that comes as a table, else
@@ -52,6 +59,7 @@ def resolve(found: Found, raw: RawInteractions, requested: Sequence[str], given:
         requested: modalities in their order as `NAME` (one that was found) or `NAME=FILE[:column]`; empty for all that
             were found, the image first and the others by name.
         given: the columns' names where they were given.
+        folder: where columns of interactions go (see `partition.blocks`).
 
     Raises:
         InputError: no modality, feature rows that do not match the items, or an interaction with an unknown item.
@@ -68,17 +76,17 @@ def resolve(found: Found, raw: RawInteractions, requested: Sequence[str], given:
             raise InputError(f"--features: modality {modality!r} occurs twice")
     catalogue = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
     if catalogue:
-        item, item_ids, features = _by_table(catalogue, raw, modalities, given)
+        item, item_ids, features = _by_table(catalogue, raw, modalities, given, folder)
     else:
-        item, item_ids, features = _by_number(raw, modalities, found.mapping.get("item"))
-    user_ids, user = encode(raw.users)
+        item, item_ids, features = _by_number(raw, modalities, found.mapping.get("item"), folder)
+    user_ids, user = encode(raw.users, folder)
     if "user" in found.mapping:
         user_ids = _own_ids(user_ids, found.mapping["user"], "userID")
     mapped = [file.path for role, file in found.mapping.items() if role == "user" or not catalogue]
     tables = [file.path for file in (*raw.files, *catalogue)]
     feature_files = [path for source in features.values() for path in source.paths]
     return Inputs(
-        Interactions(np.concatenate(user), item, raw.split, raw.time),
+        Interactions(blocks.joined(user, folder), item, raw.split, raw.time),
         user_ids,
         item_ids,
         features,
@@ -121,7 +129,7 @@ def _requested(text: str, found: Found) -> _Requested:
 
 
 def _by_number(
-    raw: RawInteractions, modalities: Sequence[_Requested], mapping: TableFile | None
+    raw: RawInteractions, modalities: Sequence[_Requested], mapping: TableFile | None, folder: Path | None
 ) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
     """Item id = row of the NumPy files."""
     files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
@@ -129,17 +137,19 @@ def _by_number(
     for other in others:
         if other.rows != first.rows:
             raise InputError(f"{other.path}: {other.rows} rows, but {first.path} has {first.rows}; an item is a row")
-    ids, codes = encode(raw.items)
+    ids, codes = encode(raw.items, folder)
     if pa.types.is_string(ids.type):
         text = next(column for column in raw.items if len(column))
         raise text.file.error(
             f"the ids are text, so add an items table that lists them in the order of the rows of {first.path}",
             text.column,
         )
-    item = ids.to_numpy()[np.concatenate(codes)]
-    if item.max() >= first.rows:
-        row = int(np.flatnonzero(item >= first.rows)[0])
-        raise raw.error("item", row, f"item {item[row]} has no features: {first.path} ends with row {first.rows - 1}")
+    code, number = blocks.joined(codes, folder), ids.to_numpy()
+    row = blocks.first(code, lambda codes: number[codes] >= first.rows)
+    if row is not None:
+        item = number[code[row]]
+        raise raw.error("item", row, f"item {item} has no features: {first.path} ends with row {first.rows - 1}")
+    item = blocks.mapped(number.astype(blocks.index_type(first.rows)), code, folder)
     item_ids = pa.array(np.arange(first.rows))
     return item, item_ids if mapping is None else _own_ids(item_ids, mapping, "itemID"), {**files}
 
@@ -149,12 +159,16 @@ def _by_table(
     raw: RawInteractions,
     modalities: Sequence[_Requested],
     given: Mapping[Role, str | None],
+    folder: Path | None,
 ) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
     """Item index = row of the items table; other tables are matched by id, NumPy files by row."""
     tables = list(dict.fromkeys([*catalogue, *(table for modality in modalities for table in modality.tables)]))
     columns = [_item_ids(table, given) for table in tables]
-    ids, codes = encode([*raw.items, *columns])
-    code, entry_of = np.concatenate(codes[: len(raw.items)]), dict(zip(tables, codes[len(raw.items) :], strict=True))
+    ids, codes = encode([*raw.items, *columns], folder)
+    code, entry_of = (
+        blocks.joined(codes[: len(raw.items)], folder),
+        dict(zip(tables, codes[len(raw.items) :], strict=True)),
+    )
     for column, entry in zip(columns, entry_of.values(), strict=True):
         _check_unique(column, ids, entry)
     entries = np.concatenate([entry_of[table] for table in catalogue])
@@ -164,9 +178,8 @@ def _by_table(
     listed = np.bincount(entries, minlength=len(ids))
     if listed.max() > 1:
         raise InputError(f"{listing}: item {ids[int(listed.argmax())].as_py()!r} is in two of these items tables")
-    unknown = np.flatnonzero(position[code] < 0)
-    if len(unknown):
-        row = int(unknown[0])
+    row = blocks.first(code, lambda codes: position[codes] < 0)
+    if row is not None:
         raise raw.error("item", row, f"item {ids[int(code[row])].as_py()!r} has no features: it is not in {listing}")
 
     features: dict[str, Source] = {}
@@ -187,14 +200,18 @@ def _by_table(
             absent = ids[int(entries[np.setdiff1d(np.arange(len(entries)), rows)[0]])].as_py()
             raise table.error(f"{len(rows)} rows, but {listing} has {len(entries)} items; {absent!r} is missing")
         features[modality.name] = ListColumn(modality.tables, modality.column, rows)
-    return position[code], ids.take(pa.array(entries)), features
+    return (
+        blocks.mapped(position.astype(blocks.index_type(len(entries))), code, folder),
+        ids.take(pa.array(entries)),
+        features,
+    )
 
 
 def _item_ids(table: TableFile, given: Mapping[Role, str | None]) -> IdColumn:
     column = item_column(table, given)
     if column is None:
         raise missing_column(table, "item", given)
-    return IdColumn(table, column, table.read([column], [column])[column])
+    return IdColumn.read(table, column)
 
 
 def _check_unique(column: IdColumn, ids: pa.Array, entry: np.ndarray) -> None:
@@ -215,8 +232,7 @@ def _own_ids(numbers: pa.Array, mapping: TableFile, index: str) -> pa.Array:
     others = [name for name in mapping.names if name != index]
     if index not in mapping.names or len(others) != 1:
         raise mapping.error(f"expected column {index!r} and one with the own ids, not {', '.join(mapping.names)}")
-    table = mapping.read([index, others[0]], [index, others[0]])
-    columns = [IdColumn(mapping, name, table[name]) for name in (index, others[0])]
+    columns = [IdColumn.read(mapping, name) for name in (index, others[0])]
     (known, (position,)), (own, (code,)) = (encode([column]) for column in columns)
     for column, ids, entry in ((columns[0], known, position), (columns[1], own, code)):
         _check_unique(column, ids, entry)

@@ -1,14 +1,21 @@
-"""Cleaning before and after the split: repeated pairs, the k-core, and what cannot be evaluated."""
+"""Cleaning before and after the split: repeated pairs, the k-core, and what cannot be evaluated.
+
+Columns that are made lie in files in `folder` (see `partition.blocks`).
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import pyarrow as pa
+from pathlib import Path
 
+import numpy as np
+
+from partition import blocks
 from partition.dataset import TRAIN, Interactions
 
+BUCKET = 1 << 21  # rows that are sorted in memory at once, some 60 bytes each
 
-def merge_duplicates(interactions: Interactions, items: int) -> tuple[Interactions, int]:
+
+def merge_duplicates(interactions: Interactions, items: int, folder: Path | None = None) -> tuple[Interactions, int]:
     """Keeps each (user, item) pair once, sorted by both, with its lowest split label and its earliest time.
 
     A pair that occurs in training and in test therefore counts as training, and nothing leaks.
@@ -16,44 +23,72 @@ def merge_duplicates(interactions: Interactions, items: int) -> tuple[Interactio
     Args:
         interactions: in any order.
         items: number of items, so that a pair fits one integer.
+        folder: where the columns go.
 
     Returns:
         The pairs, and how many rows were merged away.
     """
-    columns = {"pair": interactions.user * items + interactions.item}
-    columns |= {
-        name: column
-        for name, column in (("split", interactions.split), ("time", interactions.time))
-        if column is not None
-    }
-    table = pa.table(columns)
-    merged = table.group_by("pair").aggregate([(name, "min") for name in columns if name != "pair"]).sort_by("pair")
-    user, item = np.divmod(merged["pair"].to_numpy(), items)
-    split, time = (merged[f"{name}_min"].to_numpy() if name in columns else None for name in ("split", "time"))
-    return Interactions(user, item, split, time), len(interactions) - len(user)
+    columns = interactions.columns
+    merged = {name: blocks.column(len(interactions), values.dtype, folder) for name, values in columns.items()}
+    buckets = _by_user(interactions, folder)
+    done = 0
+    for number in range(len(buckets)):
+        user, item, *others = buckets.rows(number)
+        pair = user.astype(np.int64) * items + item
+        order = np.argsort(pair, kind="stable")
+        pair = pair[order]
+        first = np.flatnonzero(np.diff(pair, prepend=-1))
+        end = done + len(first)
+        merged["user"][done:end], merged["item"][done:end] = np.divmod(pair[first], items)
+        for (name, _), values in zip(list(columns.items())[2:], others, strict=True):
+            merged[name][done:end] = np.minimum.reduceat(values[order], first)
+        done = end
+    return Interactions(**{name: values[:done] for name, values in merged.items()}), len(interactions) - done
 
 
-def k_core(interactions: Interactions, k: int) -> Interactions:
+def _by_user(interactions: Interactions, folder: Path | None) -> blocks.Buckets:
+    """The interactions in buckets of whole users, ascending; none is empty."""
+    degree = blocks.counts(interactions.user)
+    bounds = blocks.cuts(degree, BUCKET)
+    bucket = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    sizes = np.add.reduceat(degree, bounds[:-1])
+    columns = list(interactions.columns.values())
+    buckets = blocks.Buckets(sizes, [values.dtype for values in columns], folder)
+    for rows in blocks.slices(len(interactions)):
+        buckets.add(bucket[interactions.user[rows]], *(values[rows] for values in columns))
+    return buckets
+
+
+def k_core(interactions: Interactions, k: int, folder: Path | None = None) -> Interactions:
     """The largest set of interactions in which every user and every item has at least `k`; indices stay as they are."""
     while len(interactions):
-        kept = np.bincount(interactions.user)[interactions.user] >= k
-        kept &= np.bincount(interactions.item)[interactions.item] >= k
-        if kept.all():
+        core = _connected(interactions, k, folder)
+        if len(core) == len(interactions):
             break
-        interactions = interactions.take(kept)
+        interactions = core
     return interactions
 
 
-def renumber(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _connected(interactions: Interactions, k: int, folder: Path | None) -> Interactions:
+    """Those whose user and item have at least `k`."""
+    user, item = interactions.user, interactions.item
+    users, items = blocks.counts(user) >= k, blocks.counts(item) >= k
+    return interactions.select(lambda rows: users[user[rows]] & items[item[rows]], folder)
+
+
+def renumber(values: np.ndarray, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Indices without gaps: the values that occur, ascending, and for each entry its position among them."""
-    used = np.flatnonzero(np.bincount(values))
-    number = np.empty(used[-1] + 1 if len(used) else 0, np.int64)
-    number[used] = np.arange(len(used))
-    return used, number[values]
+    occurs = blocks.counts(values) > 0
+    number = (np.cumsum(occurs) - 1).astype(values.dtype)
+    return np.flatnonzero(occurs), blocks.mapped(number, values, folder)
 
 
-def evaluable(user: np.ndarray, split: np.ndarray) -> np.ndarray:
+def evaluable(user: np.ndarray, split: np.ndarray, folder: Path | None = None) -> np.ndarray:
     """[E] mask that leaves out validation and test interactions of users who have none in training."""
-    trained = np.zeros(int(user.max()) + 1, bool)
-    trained[user[split == TRAIN]] = True
-    return (split == TRAIN) | trained[user]
+    trained = np.zeros(int(user[-1]) + 1, bool)  # sorted
+    for rows in blocks.slices(len(user)):
+        trained[user[rows][split[rows] == TRAIN]] = True
+    keep = blocks.column(len(user), bool, folder)
+    for rows in blocks.slices(len(user)):
+        keep[rows] = (split[rows] == TRAIN) | trained[user[rows]]
+    return keep

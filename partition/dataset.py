@@ -1,12 +1,16 @@
-"""A cleaned, split data set in memory: what the readers produce and the part writer consumes."""
+"""A cleaned, split data set: what the readers produce and the part writer consumes. Its columns may lie in files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+
+from partition import blocks
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPECTRAL = "spectral"  # name of the modality that is made of training interactions, see partition.spectral
@@ -33,33 +37,39 @@ class Dataset:
     name: str
     user_ids: pa.Array  # [users] int64 or string
     item_ids: pa.Array  # [items] likewise
-    user: np.ndarray  # [E] int64   pairs are unique and sorted by (user, item)
-    item: np.ndarray  # [E] int64
+    user: np.ndarray  # [E] int32 or int64; pairs are unique and sorted by (user, item)
+    item: np.ndarray  # [E] likewise
     split: np.ndarray  # [E] int8: TRAIN, VALIDATION, TEST
     split_method: SplitMethod
     features: dict[str, Features]  # in the order of the curve's control points
     counts: dict[str, int] = field(default_factory=dict)  # dropped or merged, by reason
     inputs: dict[str, str] = field(default_factory=dict)  # input file name -> sha256
 
-    def train(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and item index of the training interactions."""
-        kept = self.split == TRAIN
-        return self.user[kept], self.item[kept]
+    def train(self, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """User and item index of the training interactions, in files in `folder` (see `partition.blocks`)."""
+        user, item = blocks.select((self.user, self.item), lambda rows: self.split[rows] == TRAIN, folder)
+        return user, item
 
 
 @dataclass(frozen=True)
 class Interactions:
     """Interactions by user and item index, before they are split."""
 
-    user: np.ndarray  # [E] int64
-    item: np.ndarray  # [E] int64
+    user: np.ndarray  # [E] int32 or int64
+    item: np.ndarray  # [E] likewise
     split: np.ndarray | None = None  # [E] int8, where the input says it
     time: np.ndarray | None = None  # [E] int64 or float64, in whatever unit the input has
 
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, chosen: np.ndarray) -> Interactions:
-        """Some of them: a boolean mask [E] or positions."""
-        split, time = (None if column is None else column[chosen] for column in (self.split, self.time))
-        return Interactions(self.user[chosen], self.item[chosen], split, time)
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Those that are there, by name."""
+        columns = {"user": self.user, "item": self.item, "split": self.split, "time": self.time}
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def select(self, keep: Callable[[slice], np.ndarray], folder: Path | None) -> Interactions:
+        """Those of the rows that stay, in files in `folder`; `keep` gives the mask of a block of rows."""
+        columns = self.columns
+        return Interactions(**dict(zip(columns, blocks.select(list(columns.values()), keep, folder), strict=True)))

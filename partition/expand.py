@@ -105,7 +105,7 @@ def expand(options: ExpandOptions) -> tuple[Path, Path]:
 def _real(dataset: Dataset) -> _Real:
     users, user = np.unique(dataset.user, return_inverse=True)
     first = np.searchsorted(user, np.arange(len(users)))
-    return _Real(user, dataset.item, first, len(users), len(dataset.item_ids))
+    return _Real(user, dataset.item.astype(np.int64), first, len(users), len(dataset.item_ids))
 
 
 def _check(options: ExpandOptions, real: _Real) -> None:

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from partition import layout
+from partition import blocks, layout
 from partition.catalogue import resolve
 from partition.clean import evaluable, k_core, merge_duplicates, renumber
-from partition.dataset import SPECTRAL, TEST, TRAIN, VALIDATION, Dataset, Features, Interactions
+from partition.dataset import SPECTRAL, TRAIN, Dataset, Features
 from partition.errors import InputError
 from partition.features import load
 from partition.noise import noisy_items, permute_rows
@@ -29,7 +29,7 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
 
     Args:
         options: the command.
-        work: folder for intermediate feature matrices; it has to stay as long as the data set is used.
+        work: folder for columns and intermediate feature matrices; it has to stay as long as the data set is used.
         stages: where to report.
 
     Raises:
@@ -44,37 +44,36 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
     with stages("read") as say:
         found = find(options.input, given, options.name)
         labels: Literal["column", "auto"] | None = options.split if options.split in ("column", "auto") else None
-        raw = read_interactions(found.interactions, given, labels, options.split == "leave-last-out")
-        inputs = resolve(found, raw, options.features, given)
+        raw = read_interactions(found.interactions, given, labels, options.split == "leave-last-out", work)
+        inputs = resolve(found, raw, options.features, given, work)
         say(f"{len(inputs.interactions):,} rows, {len(inputs.user_ids):,} users, {len(inputs.item_ids):,} items")
     user_ids, item_ids, kept = inputs.user_ids, inputs.item_ids, None
     with stages("clean") as say:
-        interactions, merged = merge_duplicates(inputs.interactions, len(item_ids))
+        interactions, merged = merge_duplicates(inputs.interactions, len(item_ids), work)
         counts = {"duplicates_merged": merged}
         if options.kcore:
-            core = k_core(interactions, options.kcore)
+            core = k_core(interactions, options.kcore, work)
             if not len(core):
                 raise InputError(f"--kcore {options.kcore}: no interaction is left")
-            (kept_users, user), (kept, item) = renumber(core.user), renumber(core.item)
+            (kept_users, own), (kept, other) = renumber(core.user, work), renumber(core.item, work)
             counts["kcore_dropped"] = len(interactions) - len(core)
             counts["kcore_users_dropped"] = len(user_ids) - len(kept_users)
             counts["kcore_items_dropped"] = len(item_ids) - len(kept)
             user_ids, item_ids = user_ids.take(pa.array(kept_users)), item_ids.take(pa.array(kept))
-            interactions = replace(core, user=user, item=item)
+            interactions = replace(core, user=own, item=other)
         say(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
     with stages("split") as say:
         method = _method(options.split, interactions.split is not None)
-        label = split(interactions, method, options.seed)
-        if not (label == TRAIN).any():
+        label = split(interactions, method, options.seed, work)
+        if not blocks.counts(label, 3)[TRAIN]:
             raise raw.files[0].error("the training split is empty; --split random makes one", raw.split_column)
-        keep = evaluable(interactions.user, label)
-        counts["users_without_training"] = int(
-            (np.bincount(interactions.user[label == TRAIN], minlength=len(user_ids)) == 0).sum()
-        )
-        counts["heldout_dropped"] = int((~keep).sum())
-        interactions, label = interactions.take(keep), label[keep]
-        counted = [f"{int((label == code).sum()):,}" for code in (TRAIN, VALIDATION, TEST)]
-        say(f"{method}: training {counted[0]}, validation {counted[1]}, test {counted[2]}")
+        keep = evaluable(interactions.user, label, work)
+        columns = (interactions.user, interactions.item, label)
+        user, item, label = blocks.select(columns, lambda rows: keep[rows], work)
+        counts["users_without_training"] = int((blocks.counts(user, len(user_ids)) == 0).sum())
+        counts["heldout_dropped"] = len(interactions) - len(user)
+        training, validation, test = blocks.counts(label, 3)
+        say(f"{method}: training {training:,}, validation {validation:,}, test {test:,}")
         if counts["heldout_dropped"]:
             say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
     sizes = len(user_ids), len(item_ids)
@@ -94,7 +93,8 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
             say(f"rows of {len(chosen):,} items permuted")
     if options.spectral:
         with stages("spectral") as say:
-            features[SPECTRAL] = _spectral(options.spectral, features, interactions.take(label == TRAIN), sizes, work)
+            pairs = blocks.select((user, item), lambda rows: label[rows] == TRAIN, work)
+            features[SPECTRAL] = _spectral(options.spectral, features, pairs, sizes, work)
             say(f"{options.spectral} dimensions of the training interactions")
     with stages("digests") as say:
         digests = {_short(path, inputs.files): layout.sha256(path) for path in inputs.files}
@@ -103,8 +103,8 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
         name=found.name,
         user_ids=user_ids,
         item_ids=item_ids,
-        user=interactions.user,
-        item=interactions.item,
+        user=user,
+        item=item,
         split=label,
         split_method=method,
         features=features,
@@ -114,12 +114,13 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
 
 
 def _spectral(
-    dim: int, features: dict[str, Features], train: Interactions, sizes: tuple[int, int], work: Path
+    dim: int, features: dict[str, Features], pairs: Sequence[np.ndarray], sizes: tuple[int, int], work: Path
 ) -> Features:
     if SPECTRAL in features:
         raise InputError(f"--spectral {dim}: there is a modality {SPECTRAL!r} already; leave it out with --features")
     path = work / f"{SPECTRAL}.npy"
-    np.save(path, spectral_features(train.user, train.item, *sizes, dim))
+    user, item = pairs
+    np.save(path, spectral_features(user, item, *sizes, dim))
     return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 

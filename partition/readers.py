@@ -7,7 +7,7 @@ layout: numbers as ids, feature row = item number, and `i_id_mapping.csv` with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from partition import blocks
 from partition.dataset import TEST, TRAIN, VALIDATION
 from partition.errors import InputError
-from partition.ids import IdColumn
+from partition.ids import IdColumn, IdReader
 from partition.tables import SUFFIXES, TableFile, open_table
 
 Role = Literal["user", "item", "time", "split"]
@@ -162,9 +163,13 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def read_interactions(
-    tables: Sequence[TableFile], given: Mapping[Role, str | None], split: Literal["column", "auto"] | None, time: bool
+    tables: Sequence[TableFile],
+    given: Mapping[Role, str | None],
+    split: Literal["column", "auto"] | None,
+    time: bool,
+    folder: Path | None = None,
 ) -> RawInteractions:
-    """Reads the columns that are needed.
+    """Reads the columns that are needed, into files in `folder` (see `partition.blocks`).
 
     Args:
         tables: files with a user and an item column each.
@@ -182,7 +187,7 @@ def read_interactions(
     needed: dict[Role, bool] = {"user": True, "item": True, "split": labelled, "time": time}
     roles = [role for role, wanted in needed.items() if wanted]
     ids: dict[Role, list[IdColumn]] = {"user": [], "item": []}
-    splits, times = [], []
+    labels, times = blocks.Growing(np.int8, folder), []
     for file in tables:
         names: dict[Role, str] = {}
         for role in roles:
@@ -190,14 +195,18 @@ def read_interactions(
             if column is None:
                 raise missing_column(file, role, given)
             names[role] = column
-        encoded = [column for role, column in names.items() if role != "time"]
-        table = file.read(list(names.values()), encoded)
-        for role, columns in ids.items():
-            columns.append(IdColumn(file, names[role], table[names[role]]))
-        if labelled:
-            splits.append(_split_labels(file, names["split"], table[names["split"]]))
+        readers = {role: IdReader(file, names[role], folder) for role in ids}
+        encoded, row = [column for role, column in names.items() if role != "time"], 0
+        for batch in file.batches(list(dict.fromkeys(encoded)), blocks.BLOCK, encoded):
+            for role, reader in readers.items():
+                reader.add(batch[names[role]])
+            if labelled:
+                labels.append(_split_labels(file, names["split"], batch[names["split"]], row))
+            row += len(batch)
+        for role, reader in readers.items():
+            ids[role].append(reader.done())
         if time:
-            times.append(_times(file, names["time"], table[names["time"]]))
+            times.append(_times(file, names["time"], folder))
     if not sum(map(len, ids["user"])):
         raise tables[0].error("has no rows")
     dated = [kind for kind, _ in times]
@@ -208,40 +217,53 @@ def read_interactions(
         list(tables),
         ids["user"],
         ids["item"],
-        np.concatenate(splits) if labelled else None,
-        np.concatenate([values for _, values in times]) if time else None,
+        labels.column() if labelled else None,
+        blocks.joined([values for _, values in times], folder) if time else None,
         column_of(tables[0], "split", given) if labelled else None,
     )
 
 
-def _split_labels(file: TableFile, column: str, values: pa.ChunkedArray) -> np.ndarray:
-    """[rows] int8."""
+def _split_labels(file: TableFile, column: str, values: pa.Array, first: int) -> np.ndarray:
+    """[rows] int8 of a batch that begins with row `first`."""
     if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise file.error("the split label is missing", column, row)
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise file.error("the split label is missing", column, first + row)
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
-    labels = [np.empty(0, np.int8)]
-    for chunk in values.chunks:
-        names = chunk.dictionary.to_pylist()
-        meaning = np.array([SPLIT_VALUES.get(str(value).lower(), -1) for value in names], np.int8)
-        labels.append(meaning[chunk.indices.to_numpy()])
-        if len(chunk) and labels[-1].min() < 0:
-            row = int(np.flatnonzero(labels[-1] < 0)[0])
-            value = names[chunk.indices[row].as_py()]
-            raise file.error(
-                f"unknown split {value!r}; expected 0, 1, 2 or train, validation, test",
-                column,
-                row + sum(map(len, labels[:-1])),
-            )
-    return np.concatenate(labels)
+    names = values.dictionary.to_pylist()
+    meaning = np.array([SPLIT_VALUES.get(str(value).lower(), -1) for value in names], np.int8)
+    labels: np.ndarray = meaning[values.indices.to_numpy(zero_copy_only=False)]
+    if len(labels) and labels.min() < 0:
+        row = int(np.flatnonzero(labels < 0)[0])
+        value = names[values.indices[row].as_py()]
+        message = f"unknown split {value!r}; expected 0, 1, 2 or train, validation, test"
+        raise file.error(message, column, first + row)
+    return labels
 
 
-def _times(file: TableFile, column: str, values: pa.ChunkedArray) -> tuple[bool, np.ndarray]:
-    """Whether they are dates, and [rows] int64 (microseconds for dates) or float64."""
+def _times(file: TableFile, column: str, folder: Path | None) -> tuple[bool, np.ndarray]:
+    """Whether they are dates, and [rows] int64 (microseconds for dates) or float64.
+
+    Text is read at once: what its times are written as shows only when all have been read.
+    """
+    table = file.read([column]) if file.is_text else None
+    batches: Iterable[pa.RecordBatch] = file.batches([column], blocks.BLOCK) if table is None else table.to_batches()
+    schema: pa.Schema = file.schema if table is None else table.schema
+    kind = schema.field(column).type
+    found = blocks.Growing(np.float64 if pa.types.is_floating(kind) else np.int64, folder)
+    for batch in batches:
+        found.append(_numbers(file, column, batch.column(0), len(found)))
+    return _dates(kind), found.column()
+
+
+def _dates(kind: pa.DataType) -> bool:
+    return pa.types.is_temporal(kind) and not pa.types.is_time(kind) and not pa.types.is_duration(kind)
+
+
+def _numbers(file: TableFile, column: str, values: pa.Array, first: int) -> np.ndarray:
+    """[n] int64 or float64 of one batch of times, which begins with row `first`."""
     kind = values.type
-    dates = pa.types.is_temporal(kind) and not pa.types.is_time(kind) and not pa.types.is_duration(kind)
-    if dates:
+    if _dates(kind):
         values = pc.cast(values, pa.timestamp("us"), safe=False).cast(pa.int64())
     elif pa.types.is_integer(kind) and kind != pa.uint64():
         values = values.cast(pa.int64())
@@ -250,6 +272,7 @@ def _times(file: TableFile, column: str, values: pa.ChunkedArray) -> tuple[bool,
     elif len(values):
         raise file.error(f"has type {kind}; times are numbers or dates such as 2026-01-31 12:00:00", column)
     if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise file.error("the time is missing", column, row)
-    return dates, values.to_numpy()
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise file.error("the time is missing", column, first + row)
+    found: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return found

@@ -13,36 +13,43 @@ features that are noise get 0 but for one time in forty.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.stats import rankdata
 
+from partition import blocks
 from partition.neighbours import unit_rows
 
 PAIRS, PER_INTERACTION = 200_000, 4  # drawn, with repetition: so many at most
 BLOCK = 16_384  # pairs at a time
 
 
-def reliability(features: Mapping[str, np.ndarray], user: np.ndarray, item: np.ndarray, seed: int) -> dict[str, float]:
+def reliability(
+    features: Mapping[str, np.ndarray], user: np.ndarray, item: np.ndarray, seed: int, folder: Path | None = None
+) -> dict[str, float]:
     """`reliability`, of the mean of the modalities' cosines, and `reliability_NAME` of every modality alone.
 
     Args:
         features: modality -> [items, d]; may be memory-mapped.
-        user, item: [E] index of the training interactions.
+        user, item: [E] index of the training interactions, unique pairs sorted by both; may be memory-mapped.
         seed: of the halves and the pairs.
+        folder: where columns go (see `partition.blocks`).
     """
     rng = np.random.default_rng([seed, len(user)])
     items, pairs = len(next(iter(features.values()))), min(PAIRS, PER_INTERACTION * len(user))
     second_half = rng.random(int(user.max()) + 1) < 0.5
-    together = _same_user(user[second_half[user]], item[second_half[user]], pairs, rng)
+    owner, owned = blocks.select((user, item), lambda rows: second_half[user[rows]], folder)
+    together = _same_user(owner, owned, pairs, rng)
     apart = np.stack([together[0], rng.permutation(together[1])])
     apart = apart[:, apart[0] != apart[1]]
     names = [f"reliability_{name}" for name in features]
     if not together.size or not apart.size:
         return dict.fromkeys(["reliability", *names], 0.0)
-    first = ~second_half[user]
-    ceiling = somers_d(*(_cooccurrence(user[first], item[first], items, p) for p in (together, apart)))
+    owner, owned = blocks.select((user, item), lambda rows: ~second_half[user[rows]], folder)
+    matrix = _by_item(owner, owned, items, folder)
+    ceiling = somers_d(*(_cooccurrence(matrix, p) for p in (together, apart)))
     # Of ranks without a difference; pairs drawn twice tell nothing new.
     n, m = (len(np.unique(kind[0] * np.int64(items) + kind[1])) for kind in (together, apart))
     error = 2 * np.sqrt((n + m + 1) / 12 / n / m)
@@ -68,24 +75,33 @@ def _same_user(user: np.ndarray, item: np.ndarray, pairs: int, rng: np.random.Ge
     """[2, n] items of one user, unlike each other; users occur as often as their interactions do."""
     if not len(user):
         return np.empty((2, 0), np.int64)
-    order = np.lexsort((item, user))
-    user, item = user[order], item[order]
     first = rng.integers(0, len(user), pairs)
     begin = np.searchsorted(user, user[first])
     degree = np.searchsorted(user, user[first], side="right") - begin
-    found = np.stack([item[first], item[begin + rng.integers(0, degree)]])
+    found = np.stack([item[first], item[begin + rng.integers(0, degree)]]).astype(np.int64)
     return found[:, found[0] != found[1]]
 
 
-def _cooccurrence(user: np.ndarray, item: np.ndarray, items: int, pairs: np.ndarray) -> np.ndarray:
-    """Cosine of the items' columns of the interaction matrix; 0 for an item without any."""
+def _by_item(user: np.ndarray, item: np.ndarray, items: int, folder: Path | None) -> sp.csr_array:
+    """[items, users] int8 matrix of the interactions, in files."""
     users = int(user.max(initial=0)) + 1
-    matrix = sp.csr_array((np.ones(len(item)), (item, user)), shape=(items, users))
-    norm = np.sqrt(np.maximum(np.diff(matrix.indptr), 1))
+    kind = blocks.index_type(max(users, len(user)))
+    indices, ones = blocks.column(len(user), kind, folder), blocks.column(len(user), np.int8, folder)
+    indptr = blocks.by_node(item, user, indices, blocks.counts(item, items))
+    for rows in blocks.slices(len(ones)):
+        ones[rows] = 1
+    return sp.csr_array((ones, indices, indptr.astype(kind)), shape=(items, users))
+
+
+def _cooccurrence(matrix: sp.csr_array, pairs: np.ndarray) -> np.ndarray:
+    """[n] cosine of the items' rows [items, users]; 0 for an item without any."""
+    degree = np.diff(matrix.indptr).astype(np.int64)
+    norm = np.sqrt(np.maximum(degree, 1))
     found = np.empty(pairs.shape[1])
-    for begin in range(0, len(found), BLOCK):
-        a, b = pairs[:, begin : begin + BLOCK]
-        found[begin : begin + BLOCK] = matrix[a].multiply(matrix[b]).sum(axis=1) / norm[a] / norm[b]
+    bounds = blocks.cuts(degree[pairs].sum(axis=0) + 1, blocks.BLOCK)
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        a, b = pairs[:, begin:end]
+        found[begin:end] = matrix[a].multiply(matrix[b]).sum(axis=1) / norm[a] / norm[b]
     return found
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from partition import blocks
+
 SLACK = 1.03  # of the mean load; beyond it a part gets dear
 PRICE, OVERPRICE = 2.0, 30.0  # of a full part, of every part above it, against a share of neighbours of 0 to 1
 BLOCKS = 50  # that a part's share of a side is placed in, at least
@@ -34,14 +36,13 @@ class _Side:
 
     @classmethod
     def of(cls, own: np.ndarray, other: np.ndarray, count: int, parts: int) -> _Side:
-        indptr = np.zeros(count + 1, np.int64)
-        np.cumsum(np.bincount(own, minlength=count), out=indptr[1:])
-        kind = np.int32 if max(len(own), int(other.max(initial=0))) < 2**31 else np.int64
-        order = np.argsort(own, kind="stable")
-        nodes = np.flatnonzero(np.diff(indptr))
+        degree = blocks.counts(own, count)
+        sorted_other = np.empty(len(own), blocks.index_type(int(other.max(initial=0)) + 1))
+        indptr = blocks.by_node(own, other, sorted_other, degree)
+        nodes = np.flatnonzero(degree)
         full = np.array([[len(nodes)], [len(own)]]) / parts * SLACK
         part = np.full(count, -1, np.int32)
-        return cls(indptr, other.astype(kind)[order], part, nodes, np.zeros((2, parts)), full)
+        return cls(indptr, sorted_other, part, nodes, np.zeros((2, parts)), full)
 
     def neighbours(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of `nodes` [n]: the lengths of their lists [n], and the lists one after another."""
@@ -118,10 +119,10 @@ def _blocks(nodes: np.ndarray, step: int, rng: np.random.Generator, title: str) 
 
 
 def _inside(by_user: _Side, by_item: _Side) -> float:
-    """Share of the interactions with both ends in one part; 1M users at a time."""
-    total = 0
-    for begin in range(0, len(by_user.nodes), 1 << 20):
-        nodes = by_user.nodes[begin : begin + (1 << 20)]
-        length, neighbour = by_user.neighbours(nodes)
-        total += int((by_item.part[neighbour] == np.repeat(by_user.part[nodes], length)).sum())
+    """Share of the interactions with both ends in one part."""
+    total, degree = 0, np.diff(by_user.indptr)
+    for rows in blocks.slices_of_nodes(degree):
+        begin, end = np.searchsorted(by_user.indptr, (rows.start, rows.stop), side="right") - 1
+        part = np.repeat(by_user.part[begin:end], degree[begin:end])
+        total += int(np.count_nonzero(by_item.part[by_user.other[rows]] == part))
     return total / len(by_user.other)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -59,30 +60,34 @@ class TableFile:
         Raises:
             InputError: the file is torn or otherwise unreadable, or a name occurs twice.
         """
-        for name in columns:
-            if self.names.count(name) > 1:
-                raise self.error("the file has two columns of this name", name)
+        self._check_names(columns)
         try:
             if self.schema is None:
                 return self._read_text(columns, encoded)
             if self.path.suffix in PARQUET:
-                strings = [name for name in encoded if _is_string(self.schema.field(name).type)]
-                with pq.ParquetFile(self.path, read_dictionary=strings) as file:
+                with pq.ParquetFile(self.path, read_dictionary=self._strings(encoded)) as file:
                     return file.read(columns=list(columns))
             with _open_arrow(self.path) as reader:
                 return reader.read_all().select(list(columns))
         except _UNREADABLE as error:
             raise self.error(f"cannot be read: {_one_line(error, self.names)}") from None
 
-    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """Some columns, at most about `rows` rows at a time; only for files that are not text.
+    def batches(self, columns: Sequence[str], rows: int, encoded: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+        """Some columns, at most about `rows` rows at a time; of text, 16 MiB.
+
+        The arguments are those of `read`. In text, all columns have to be `encoded`: the type of others would be
+        guessed by the first batch.
 
         Raises:
-            InputError: the file is torn or otherwise unreadable.
+            InputError: the file is torn or otherwise unreadable, or a name occurs twice.
         """
+        self._check_names(columns)
         try:
+            if self.schema is None:
+                yield from self._text_batches(columns, encoded)
+                return
             if self.path.suffix in PARQUET:
-                with pq.ParquetFile(self.path) as file:
+                with pq.ParquetFile(self.path, read_dictionary=self._strings(encoded)) as file:
                     yield from file.iter_batches(rows, columns=list(columns))
                 return
             with _open_arrow(self.path) as reader:
@@ -93,24 +98,40 @@ class TableFile:
         except _UNREADABLE as error:
             raise self.error(f"cannot be read: {_one_line(error, self.names)}") from None
 
-    def _read_text(self, columns: Sequence[str], encoded: Sequence[str]) -> pa.Table:
-        def read(threads: bool) -> pa.Table:
-            return csv.read_csv(
-                self.path,
-                read_options=csv.ReadOptions(use_threads=threads, block_size=_TEXT_BLOCK),
-                parse_options=csv.ParseOptions(delimiter=self.separator),
-                convert_options=csv.ConvertOptions(
-                    include_columns=list(columns),
-                    column_types=dict.fromkeys(encoded, ENCODED),
-                    null_values=[""],
-                    strings_can_be_null=True,
-                ),
-            )
+    def _check_names(self, columns: Sequence[str]) -> None:
+        for name in columns:
+            if self.names.count(name) > 1:
+                raise self.error("the file has two columns of this name", name)
 
+    def _strings(self, columns: Sequence[str]) -> list[str]:
+        assert self.schema is not None
+        return [name for name in columns if _is_string(self.schema.field(name).type)]
+
+    def _text_batches(self, columns: Sequence[str], encoded: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
-            return read(threads=True)
+            yield from csv.open_csv(self.path, **self._text_options(columns, encoded))
         except pa.ArrowInvalid:
-            return read(threads=False)  # fails again, but now Arrow knows the line
+            for _ in csv.open_csv(self.path, **self._text_options(columns, encoded, threads=False)):
+                pass  # fails again, but now Arrow knows the line
+            raise
+
+    def _text_options(self, columns: Sequence[str], encoded: Sequence[str], threads: bool = True) -> dict[str, Any]:
+        return {
+            "read_options": csv.ReadOptions(use_threads=threads, block_size=_TEXT_BLOCK),
+            "parse_options": csv.ParseOptions(delimiter=self.separator),
+            "convert_options": csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=dict.fromkeys(encoded, ENCODED),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        }
+
+    def _read_text(self, columns: Sequence[str], encoded: Sequence[str]) -> pa.Table:
+        try:
+            return csv.read_csv(self.path, **self._text_options(columns, encoded))
+        except pa.ArrowInvalid:  # fails again, but now Arrow knows the line
+            return csv.read_csv(self.path, **self._text_options(columns, encoded, threads=False))
 
 
 def open_table(path: Path) -> TableFile:

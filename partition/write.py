@@ -2,7 +2,7 @@
 
 DGL's own `partition_graph` with `num_hops=1` writes the same in-edges and halo, but it holds the whole relabelled graph
 and all parts in memory at once, and numbers nodes by part without gaps and without regard to which are trained. Here
-one part is built at a time from the sorted interactions, and the row space (part * stride + offset, trained nodes
+one part is built at a time from its own interactions, and the row space (part * stride + offset, trained nodes
 first) is assigned at once, for any assignment.
 """
 
@@ -13,7 +13,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,35 +24,16 @@ from tqdm import tqdm
 
 from partition import layout
 from partition.assign import Assignment
-from partition.dataset import TEST, VALIDATION, Dataset
+from partition.dataset import Dataset
+from partition.edges import Edges, RowSpace
 from partition.errors import InputError
 from partition.item_graph import ItemGraph
-from partition.part_files import Graph, Similar, write_graph, write_similar, write_table
+from partition.part_files import Similar, write_graph, write_similar, write_table
 from partition.seal import sealed
 from partition.work import Work, sync
 
 _SIZES = "sizes.json"  # of a part, until the manifest has them
 FEATURE_BLOCK = 65_536  # rows copied at a time
-
-
-@dataclass(frozen=True)
-class RowSpace:
-    """Rows of one node type: row = part * stride + offset, trained nodes first, then by index."""
-
-    row: np.ndarray  # [nodes] int64
-    members: list[np.ndarray]  # per part: node indices in offset order
-    stride: int
-
-    @classmethod
-    def of(cls, part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
-        """Numbers the nodes: `part` [nodes] and training `degree` [nodes]."""
-        order = np.lexsort((np.arange(len(part)), degree == 0, part))
-        members = np.split(order, np.searchsorted(part[order], np.arange(1, parts)))
-        stride = max(len(nodes) for nodes in members)
-        row = np.empty(len(part), np.int64)
-        for number, nodes in enumerate(members):
-            row[nodes] = number * stride + np.arange(len(nodes))
-        return cls(row, members, stride)
 
 
 def write_prepared(
@@ -79,52 +59,45 @@ def write_prepared(
     Raises:
         InputError: `output` is something else than a prepared folder or an empty one; it is left alone.
     """
-    parts = int(assignment.user_part.max()) + 1
-    user, item = dataset.train()
-    user_degree = np.bincount(user, minlength=len(dataset.user_ids))
-    item_degree = np.bincount(item, minlength=len(dataset.item_ids))
-    users = RowSpace.of(assignment.user_part, user_degree, parts)
-    items = RowSpace.of(assignment.item_part, item_degree, parts)
-    training = (users.row[user], items.row[item])
-    by_user, by_item = _grouped(*training, users.stride, parts), _grouped(*training[::-1], items.stride, parts)
-    held_out = {}
-    for split, code in (("validation", VALIDATION), ("test", TEST)):
-        kept = dataset.split == code
-        held_out[split] = _grouped(users.row[dataset.user[kept]], items.row[dataset.item[kept]], users.stride, parts)
-    degrees = {"user": _by_row(user_degree, users, parts), "item": _by_row(item_degree, items, parts)}
 
     def write_part(target: Path, part: int) -> None:
         target.mkdir(parents=True)
-        _write_nodes(target / layout.USERS, dataset.user_ids, user_degree, users.members[part])
-        _write_nodes(target / layout.ITEMS, dataset.item_ids, item_degree, items.members[part])
-        edges = _graph(part, users, items, by_user[part], by_item[part], degrees)
-        write_graph(target / layout.GRAPH, edges)
-        _write_item_graph(target / layout.ITEM_GRAPH, graph, items, part)
+        users, items = edges.users.members[part], edges.items.members[part]
+        _write_nodes(target / layout.USERS, dataset.user_ids, edges.users.degree, users)
+        _write_nodes(target / layout.ITEMS, dataset.item_ids, edges.items.degree, items)
+        own = edges.graph(part)
+        write_graph(target / layout.GRAPH, own)
+        source, _ = own.edges[layout.ITEM_TO_USER]
+        counted = {
+            "train": len(source),
+            "inner_edges": int((source < len(items)).sum()),
+            "halo_users": len(own.row["user"]) - len(users),
+            "halo_items": len(own.row["item"]) - len(items),
+        }
+        del own, source  # the largest by far
+        _write_item_graph(target / layout.ITEM_GRAPH, graph, edges.items, part)
         for split, name in layout.HELD_OUT.items():
-            row, other = held_out[split][part]
+            row, other = edges.held_out(split, part)
             write_table(target / name, {"user": pa.array(row), "item": pa.array(other)})
+            counted[split] = len(row)
         for name, features in dataset.features.items():
-            _write_features(target / layout.features_file(name), features.values, items.members[part])
+            _write_features(target / layout.features_file(name), features.values, items)
         sizes = layout.Part(
-            users=len(users.members[part]),
-            active_users=int((user_degree[users.members[part]] > 0).sum()),
-            items=len(items.members[part]),
-            active_items=int((item_degree[items.members[part]] > 0).sum()),
-            train=len(by_user[part][0]),
-            validation=len(held_out["validation"][part][0]),
-            test=len(held_out["test"][part][0]),
-            inner_edges=int((by_user[part][1] // items.stride == part).sum()),
-            halo_users=len(edges.row["user"]) - len(users.members[part]),
-            halo_items=len(edges.row["item"]) - len(items.members[part]),
+            users=len(users),
+            active_users=int((edges.users.degree[users] > 0).sum()),
+            items=len(items),
+            active_items=int((edges.items.degree[items] > 0).sum()),
             digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
             bytes={path.name: path.stat().st_size for path in sorted(target.iterdir())},
+            **counted,
         )
         (target / _SIZES).write_text(sizes.model_dump_json(), encoding="utf-8")
 
     with replacing(output) as folder:
-        targets = [layout.part_dir(folder, part) for part in range(parts)]
+        edges = Edges(dataset, assignment, folder if work is None else work.folder)
+        targets = [layout.part_dir(folder, part) for part in range(edges.parts)]
         targets[0].parent.mkdir(parents=True)
-        for part in tqdm(range(parts), desc="writing parts", unit="part", disable=None):
+        for part in tqdm(range(edges.parts), desc="writing parts", unit="part", disable=None):
             write = partial(write_part, part=part)
             if work is None:
                 write(targets[part])
@@ -142,7 +115,7 @@ def write_prepared(
                 basis = folder / layout.basis_file(name)
                 np.save(basis, features.basis)
                 shared[basis.name] = layout.sha256(basis)
-        manifest = _manifest(dataset, graph, users, items, sizes, shared, settings, statistics)
+        manifest = _manifest(dataset, graph, edges.users, edges.items, sizes, shared, settings, statistics)
         (folder / layout.MANIFEST).write_bytes(sealed(manifest.model_dump(mode="json")))
 
 
@@ -173,48 +146,8 @@ def replacing(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _grouped(row: np.ndarray, other: np.ndarray, stride: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs sorted by (row, other) and cut where the part of `row` changes."""
-    order = np.lexsort((other, row))
-    row, other = row[order], other[order]
-    cuts = np.searchsorted(row, np.arange(1, parts) * stride)
-    return list(zip(np.split(row, cuts), np.split(other, cuts), strict=True))
-
-
-def _by_row(degree: np.ndarray, space: RowSpace, parts: int) -> np.ndarray:
-    by_row = np.zeros(parts * space.stride, np.int32)
-    by_row[space.row] = degree
-    return by_row
-
-
 def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:
     write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
-
-
-def _graph(
-    part: int,
-    users: RowSpace,
-    items: RowSpace,
-    by_user: tuple[np.ndarray, np.ndarray],
-    by_item: tuple[np.ndarray, np.ndarray],
-    degrees: dict[str, np.ndarray],
-) -> Graph:
-    """Own nodes in offset order, then the halo ascending by row."""
-    nodes, edges = {}, {}
-    for kind, space, sources in (("item", items, by_user[1]), ("user", users, by_item[1])):
-        own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
-        remote = sources // space.stride != part
-        halo = np.unique(sources[remote])
-        local = sources - part * space.stride
-        local[remote] = len(own) + np.searchsorted(halo, sources[remote])
-        nodes[kind], edges[kind] = np.concatenate([own, halo]), local
-    to_user = edges["item"], by_user[0] - part * users.stride
-    to_item = edges["user"], by_item[0] - part * items.stride
-    return Graph(
-        nodes,
-        {kind: degrees[kind][rows] for kind, rows in nodes.items()},
-        {layout.ITEM_TO_USER: to_user, layout.USER_TO_ITEM: to_item},
-    )
 
 
 def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) -> None:

@@ -132,7 +132,7 @@ def _cleaned(text: str | None) -> str | None:
 
 
 def _unique_ids(table: TableFile, column: str) -> pa.Array:
-    ids, (code,) = encode([IdColumn(table, column, table.read([column], [column])[column])])
+    ids, (code,) = encode([IdColumn.read(table, column)])
     if not len(code):
         raise table.error("has no rows")
     _, first = np.unique(code, return_index=True)
