@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from partition.errors import InputError
-from partition.stream import stream_parts
+from partition.stream import METIS_EDGES, stream_parts
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import of dgl writes a file into the home folder
 import dgl
 
 Method = Literal["auto", "metis", "stream", "random"]
-METIS_EDGES = 20_000_000  # interactions up to which `auto` takes METIS: some 5 GiB and 5 minutes there
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from partition import blocks
 
+METIS_EDGES = 20_000_000  # interactions up to which `auto` takes METIS: some 5 GiB and 5 minutes there
 SLACK = 1.03  # of the mean load; beyond it a part gets dear
 PRICE, OVERPRICE = 2.0, 30.0  # of a full part, of every part above it, against a share of neighbours of 0 to 1
 BLOCKS = 50  # that a part's share of a side is placed in, at least

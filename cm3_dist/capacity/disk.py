@@ -11,13 +11,16 @@ from cm3_dist.config import Settings
 from cm3_dist.model.widths import dense_weights
 from partition import layout
 from partition.layout import Manifest
+from partition.stream import METIS_EDGES
 
 INT32, INT64, FLOAT = 4, 8, 4
 TEXT_ID = 16  # an id that is text, about
 # Of one process on two cores, measured at 15M and 42M interactions (docs/scale.md). Seconds: an interaction to read,
 # clean, split, cut and write; exact search a pair and feature value; approximate search, and copying, a feature value.
 PREPARE_EDGE, PREPARE_PAIR, PREPARE_SEARCH, PREPARE_VALUE = 6e-6, 2.5e-11, 7.5e-7, 4e-9
-PREPARE_EDGE_BYTES, PREPARE_NODE_BYTES, PREPARE_PROCESS = 105, 630, 333 * 2**20  # at the peak
+# Its own memory, measured at 8M, 16M and 42M interactions: a node; an interaction of the part that is put together, and
+# in METIS's graph up to METIS_EDGES of them, else in the streaming partitioner's two lists.
+PREPARE_NODE_BYTES, PREPARE_PART_BYTES, METIS_BYTES, STREAM_BYTES, PREPARE_PROCESS = 330, 57, 200, 8, 375 * 2**20
 
 
 def checkpoint_bytes(
@@ -66,7 +69,8 @@ def preparation_seconds(manifest: Manifest, approximate_above: int = 200_000) ->
 
 
 def preparation_bytes(manifest: Manifest) -> float:
-    """Its own memory at the peak; interactions and ids are held whole."""
-    interactions = manifest.train + manifest.validation + manifest.test
+    """Its own memory at the peak, mapped files left out: nodes, and the stage that holds most of the interactions."""
+    cutting = METIS_BYTES if manifest.train <= METIS_EDGES else STREAM_BYTES
+    part = PREPARE_PART_BYTES * manifest.train / manifest.num_parts
     nodes = manifest.users + manifest.items
-    return PREPARE_PROCESS + PREPARE_EDGE_BYTES * interactions + PREPARE_NODE_BYTES * nodes
+    return PREPARE_PROCESS + PREPARE_NODE_BYTES * nodes + max(cutting * manifest.train, part)
