@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from partition import blocks
 from partition.dataset import TRAIN, Interactions
@@ -32,7 +33,7 @@ def merge_duplicates(interactions: Interactions, items: int, folder: Path | None
     merged = {name: blocks.column(len(interactions), values.dtype, folder) for name, values in columns.items()}
     buckets = _by_user(interactions, folder)
     done = 0
-    for number in range(len(buckets)):
+    for number in tqdm(range(len(buckets)), desc="clean", unit="bucket", disable=None, leave=False):
         user, item, *others = buckets.rows(number)
         pair = user.astype(np.int64) * items + item
         order = np.argsort(pair, kind="stable")

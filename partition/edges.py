@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from partition import blocks, layout
 from partition.assign import Assignment
@@ -66,7 +67,8 @@ class Edges:
             for space, types in ((self.users, kinds), (self.items, kinds[::-1]))
         )
         self._held_out = {split: blocks.Buckets(sizes, kinds, folder) for split, sizes in held_out.items()}
-        for rows in blocks.slices(len(dataset.user)):
+        whole = list(blocks.slices(len(dataset.user)))
+        for rows in tqdm(whole, desc="interactions to their parts", unit="block", disable=None, leave=False):
             user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
             pair = self.users.row[user], self.items.row[item]
             train = split == TRAIN

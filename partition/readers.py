@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from partition import blocks
 from partition.dataset import TEST, TRAIN, VALIDATION
@@ -197,12 +198,17 @@ def read_interactions(
             names[role] = column
         readers = {role: IdReader(file, names[role], folder) for role in ids}
         encoded, row = [column for role, column in names.items() if role != "time"], 0
-        for batch in file.batches(list(dict.fromkeys(encoded)), blocks.BLOCK, encoded):
-            for role, reader in readers.items():
-                reader.add(batch[names[role]])
-            if labelled:
-                labels.append(_split_labels(file, names["split"], batch[names["split"]], row))
-            row += len(batch)
+        bar = tqdm(
+            desc=f"read {file.path.name}", total=file.rows, unit="row", unit_scale=True, disable=None, leave=False
+        )
+        with bar:
+            for batch in file.batches(list(dict.fromkeys(encoded)), blocks.BLOCK, encoded):
+                for role, reader in readers.items():
+                    reader.add(batch[names[role]])
+                if labelled:
+                    labels.append(_split_labels(file, names["split"], batch[names["split"]], row))
+                row += len(batch)
+                bar.update(len(batch))
         for role, reader in readers.items():
             ids[role].append(reader.done())
         if time:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from partition import blocks
 from partition.dataset import TEST, TRAIN, VALIDATION, Interactions
@@ -33,7 +34,8 @@ def split(interactions: Interactions, method: Method, seed: int, folder: Path | 
     degree = blocks.counts(interactions.user)
     held_out = _tenths(degree) if method == "random" else ((degree >= 3).astype(int), (degree >= 2).astype(int))
     labels = blocks.column(len(interactions), np.int8, folder)
-    for rows in blocks.slices_of_nodes(degree):
+    whole_users = list(blocks.slices_of_nodes(degree))
+    for rows in tqdm(whole_users, desc="split", unit="block", disable=None, leave=False):
         if method == "random":
             key = rng.random(rows.stop - rows.start)
         else:

@@ -42,6 +42,20 @@ class TableFile:
         """True when every value is written out as text."""
         return self.schema is None
 
+    @property
+    def rows(self) -> int | None:
+        """How many it has, where the file says so without being read: Parquet.
+
+        Raises:
+            InputError: the file is torn or otherwise unreadable.
+        """
+        if self.path.suffix not in PARQUET:
+            return None
+        try:
+            return int(pq.read_metadata(self.path).num_rows)
+        except _UNREADABLE as error:
+            raise self.error(f"cannot be read: {_one_line(error, self.names)}") from None
+
     def error(self, message: str, column: str | None = None, row: int | None = None) -> InputError:
         """An error that names the file, the column and the row (the first row of data is row 0)."""
         where = [f"column {column!r}"] if column is not None else []
