@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import socket
@@ -47,7 +48,7 @@ def open_run_folder(folder: Path, settings: Settings, plan: str, world_size: int
         with (folder / "command.txt").open("a", encoding="utf-8") as handle:
             handle.write(shlex.join(sys.argv) + f"  # on {world_size} rank(s)\n")
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error) from None
 
 
 def versions() -> dict[str, Any]:
@@ -88,7 +89,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
     try:
         _write_json(path, result)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     return path
 
 
@@ -114,8 +115,9 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     temporary.rename(path)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{error.filename or path}: cannot be written: {error.strerror or error}")
+def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
+    """The error for a file of a run; the one that `error` names, else `path`."""
+    return InputError(f"{os.fsdecode(error.filename or path)}: cannot be written: {error.strerror or error}{hint}")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3_dist.run_folder import EVALUATIONS, STEPS, keep_lines
+from cm3_dist.run_folder import EVALUATIONS, STEPS, cannot_write, keep_lines
 from partition.errors import InputError
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 BOARD = "tensorboard"
+_HINT = "; checkpoints are kept as they are: mend it, then start again with --resume"
 
 
 class RunLog:
@@ -122,9 +123,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or str(error)
-            hint = "checkpoints are kept as they are: mend it, then start again with --resume"
-            self._error = self._error or f"{os.fsdecode(error.filename or path)}: cannot be written: {reason}; {hint}"
+            self._error = self._error or str(cannot_write(path, error, _HINT))
 
 
 def _keep_quiet() -> None:

@@ -24,11 +24,10 @@ def column(rows: int, dtype: DTypeLike, folder: Path | None) -> np.ndarray:
     """
     length = max(1, rows)  # nothing cannot be mapped
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(
-            file.fileno(), 0, length * np.dtype(dtype).itemsize
-        )  # a full disk kills whoever writes later
-        mapped: np.ndarray = np.memmap(file, dtype, "r+", shape=(length,))
-    return mapped[:rows]
+        # Without room set aside, whoever writes on a full disk later is killed.
+        os.posix_fallocate(file.fileno(), 0, length * np.dtype(dtype).itemsize)
+        values: np.ndarray = np.memmap(file, dtype, "r+", shape=(length,))
+    return values[:rows]
 
 
 class Growing:
@@ -51,9 +50,9 @@ class Growing:
         self._file.flush()
         if not self._rows:
             return np.empty(0, self._dtype)
-        mapped: np.ndarray = np.memmap(self._file, self._dtype, "r+", shape=(self._rows,))
+        values: np.ndarray = np.memmap(self._file, self._dtype, "r+", shape=(self._rows,))
         self._file.seek(0, os.SEEK_END)
-        return mapped
+        return values
 
 
 def index_type(limit: int) -> type[np.int32 | np.int64]:
@@ -140,10 +139,10 @@ def by_node(node: np.ndarray, other: np.ndarray, out: np.ndarray, degree: np.nda
     for rows in slices(len(node)):
         order = np.argsort(node[rows], kind="stable")
         own = node[rows][order]
-        first = np.flatnonzero(np.diff(own, prepend=-1))
-        length = np.diff(first, append=len(own))
-        out[np.repeat(end[own[first]] - first, length) + np.arange(len(own))] = other[rows][order]
-        end[own[first]] += length
+        begin = np.flatnonzero(np.diff(own, prepend=-1))
+        length = np.diff(begin, append=len(own))
+        out[np.repeat(end[own[begin]] - begin, length) + np.arange(len(own))] = other[rows][order]
+        end[own[begin]] += length
     return indptr
 
 

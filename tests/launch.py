@@ -17,6 +17,11 @@ from cm3_dist.run_folder import STEPS
 PATIENCE = 120  # seconds for anything a test waits for
 
 
+def lines(file: Path) -> int:
+    """How many it has by now; 0 when it is not there yet."""
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 class Training:
     """One start of cm3_dist.train, alone (ranks 0) or under torchrun."""
 
@@ -57,10 +62,7 @@ class Training:
     def wait_for_steps(self, run: Path, count: int) -> None:
         """Returns when the run has done at least `count` steps."""
 
-        def reached() -> bool:
-            return (run / STEPS).exists() and (run / STEPS).read_bytes().count(b"\n") >= count
-
-        self.wait_for(reached, f"step {count}")
+        self.wait_for(lambda: lines(run / STEPS) >= count, f"step {count}")
 
     def finish(self, timeout: float = PATIENCE) -> tuple[int, str]:
         """Waits for the end: exit code and output. Kills what is left after `timeout`, and fails."""

@@ -19,6 +19,7 @@ from cm3_dist.exits import BAD_INPUT, DONE
 from cm3_dist.run_folder import STEPS
 from tests.faults import forked, results
 from tests.faults.kills import SETTINGS
+from tests.launch import lines
 from tests.small import prepare_small
 
 RANKS = 2
@@ -152,7 +153,7 @@ def _mount(disk: Path, options: str) -> bool:
 
 def _wait_for_steps(run: Path, count: int, processes: list[forked.Process]) -> None:
     deadline = time.monotonic() + 60
-    while not ((run / STEPS).exists() and (run / STEPS).read_bytes().count(b"\n") >= count):
+    while lines(run / STEPS) < count:
         assert time.monotonic() < deadline, processes[0].said()
         time.sleep(0.002)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cm3_dist.exits import INTERRUPTED
 from cm3_dist.run_folder import EVALUATIONS, STEPS
 from tests.faults import forked
+from tests.launch import lines
 from tests.small import prepare_small
 
 RANKS, PAUSE = 2, 2.0  # seconds between two looks
@@ -84,7 +85,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         wrong += [
             f"rank {number}: more {name}: {one[name]}" for name in ("files", "threads") if one[name][1] > one[name][0]
         ]
-    counted = {name: (folder / "run" / name).read_bytes().count(b"\n") for name in (STEPS, EVALUATIONS)}
+    counted = {name: lines(folder / "run" / name) for name in (STEPS, EVALUATIONS)}
     return {
         "minutes": minutes,
         "ranks": found,
