@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from partition.errors import InputError
+from partition.metis import metis_parts
 from partition.stream import METIS_EDGES, stream_parts
-
-os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import of dgl writes a file into the home folder
-import dgl
 
 Method = Literal["auto", "metis", "stream", "random"]
 
@@ -46,10 +36,9 @@ def assign_parts(
     """Cuts the training graph into `parts` of nearly equal numbers of users and of items.
 
     METIS balances users, items and edges (`balance_ntypes`, `balance_edges`) and is run by recursive bisection, which
-    depends on the graph alone, while DGL's k-way mode gives other parts at every call (it drops edges by memory it has
-    not set). It also cuts less: Baby into 4 parts keeps .58 of the interactions inside a part instead of .53, TikTok
-    .51 instead of .50, for at most 1.6 times the time. Without balanced edges TikTok's largest part has 3.0 times the
-    mean number of interactions, with them 1.01. Nodes without a training interaction then level the sizes.
+    cuts less than DGL's k-way mode: Baby into 4 parts keeps .58 of the interactions inside a part instead of .53,
+    TikTok .51 instead of .50, for 1.6 times the time at most. Without balanced edges its largest part has 3.0 times
+    the mean number of interactions, with them 1.01. Nodes without a training interaction then level the sizes.
 
     Args:
         user: [E] int64 user index of the training interactions, unique pairs.
@@ -103,21 +92,9 @@ def _by_metis(
     user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
     trained_users, user_node = np.unique(user, return_inverse=True)
     trained_items, item_node = np.unique(item, return_inverse=True)
-    ends = user_node, item_node + len(trained_users)
-    with _working_in(scratch):
-        part = _metis(*ends, len(trained_users), len(trained_items), parts)
+    part = metis_parts(user_node, item_node, len(trained_users), len(trained_items), parts, scratch)
     user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
     return user_part, item_part
-
-
-def _metis(user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int) -> np.ndarray:
-    """[users + items] int32 part of every node of the graph with edges both ways; all have one."""
-    ends = torch.from_numpy(user), torch.from_numpy(item)
-    graph = dgl.graph((torch.cat(ends), torch.cat(ends[::-1])), num_nodes=users + items)
-    kinds = torch.cat([torch.zeros(users, dtype=torch.int64), torch.ones(items, dtype=torch.int64)])
-    with _quiet():
-        part = dgl.metis_partition_assignment(graph, parts, balance_ntypes=kinds, balance_edges=True, mode="recursive")
-    return part.numpy().astype(np.int32)
 
 
 def _evenly(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -136,33 +113,3 @@ def _level(part: np.ndarray, parts: int) -> None:
     target = ascending[:reached].sum() + len(idle)
     level = target // reached + (np.arange(reached) < target % reached)
     part[idle] = np.repeat(order[:reached], level - ascending[:reached])
-
-
-@contextlib.contextmanager
-def _working_in(scratch: Path | None) -> Iterator[None]:
-    """METIS writes the coarser levels of a large graph into the working directory."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="metis.", dir=scratch) as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallows what METIS and DGL print, in Python and in C; errors come as exceptions."""
-    flush = ctypes.CDLL(None).fflush
-    sys.stdout.flush()
-    sys.stderr.flush()
-    flush(None)
-    with contextlib.ExitStack() as restore, tempfile.TemporaryFile() as sink:
-        restore.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        for descriptor in (1, 2):
-            kept = os.dup(descriptor)
-            restore.callback(os.close, kept)
-            restore.callback(os.dup2, kept, descriptor)
-            os.dup2(sink.fileno(), descriptor)
-        restore.callback(flush, None)
-        yield

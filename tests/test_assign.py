@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 
+from partition import metis
 from partition.assign import assign_parts
 from partition.errors import InputError
 
-BABY = Path(__file__).parents[2] / "shared" / "data" / "baby" / "baby.inter"
+ROOT = Path(__file__).parents[1]
+BABY = ROOT.parent / "shared" / "data" / "baby" / "baby.inter"
 Method = Literal["metis", "stream", "random"]
 
 
@@ -36,6 +43,39 @@ def test_metis_cuts_little_balances_and_repeats(capfd: pytest.CaptureFixture[str
     assert first.user_part.dtype == first.item_part.dtype == np.int32
     print("still there")
     assert capfd.readouterr() == ("still there\n", "")  # METIS and DGL are not heard
+
+
+def test_metis_repeats_in_another_process_with_other_memory() -> None:
+    program = (
+        "import numpy as np; from tests.test_assign import clustered_graph; from partition.assign import assign_parts; "
+        "import hashlib; found = assign_parts(*clustered_graph(), 250, 165, 4, 'metis'); "
+        "print(hashlib.sha256(found.user_part.tobytes() + found.item_part.tobytes()).hexdigest())"
+    )
+    here = assign_parts(*clustered_graph(), 250, 165, 4, "metis")
+    wanted = hashlib.sha256(here.user_part.tobytes() + here.item_part.tobytes()).hexdigest()
+    environment = {**os.environ, "MALLOC_PERTURB_": "7", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == [wanted]
+
+
+def test_a_process_of_metis_that_ends_is_named_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, item = clustered_graph()
+    wanted = assign_parts(user, item, 250, 165, 4, "metis")
+    metis._server().kill()
+    metis._server().wait()
+    np.testing.assert_array_equal(assign_parts(user, item, 250, 165, 4, "metis").user_part, wanted.user_part)
+    monkeypatch.setattr(np, "save", lambda path, rows, save=np.save: "user" in str(path) and save(path, rows))
+    with pytest.raises(InputError, match=r"--method metis: METIS failed: .*item\.npy.*; use --method stream"):
+        assign_parts(user, item, 250, 165, 4, "metis")
+    monkeypatch.undo()
+    server = metis._server()
+    monkeypatch.setattr(np, "save", lambda path, rows: os.mkfifo(path))  # it waits there for ever
+    ending = threading.Timer(0.5, server.kill)
+    ending.start()
+    with pytest.raises(InputError, match="--method metis: METIS was ended by SIGKILL; use --method stream"):
+        assign_parts(user, item, 250, 165, 4, "metis")
+    ending.join()
 
 
 def test_streaming_cuts_little_balances_and_repeats() -> None:
@@ -98,7 +138,9 @@ def test_more_parts_than_nodes_are_refused(method: Method) -> None:
 
 def test_an_empty_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     user, item = clustered_graph()
-    monkeypatch.setattr("partition.assign._metis", lambda user, item, users, items, parts: np.arange(users + items) % 3)
+    monkeypatch.setattr(
+        "partition.assign.metis_parts", lambda user, item, users, items, *_: np.arange(users + items) % 3
+    )
     with pytest.raises(InputError, match="--parts 4: --method metis left part 3 without any user; use fewer parts"):
         assign_parts(user, item, 240, 160, 4)
     assignment = assign_parts(user, item, 241, 161, 4)  # one idle node of each kind fills it
