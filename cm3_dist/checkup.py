@@ -33,7 +33,10 @@ class Checkup:
     def look(self, step: int, epoch: int, rows: tuple[Tensor, Tensor]) -> None:
         """After an evaluation with final `rows`, `step` steps done. Collective."""
         sphere, cold = look_at_sphere(self._trainer), self._rank_cold(rows)
-        scalars = {"health/off_sphere": sum(sphere.off.values()) / max(1, sphere.items * len(sphere.largest))}
+        scalars = {
+            "health/off_sphere": sum(sphere.off.values()) / max(1, sphere.items * len(sphere.largest)),
+            "health/fused_cosine": sphere.alike,
+        }
         if cold is not None:
             scalars["health/cold_over_random"] = cold.recall / cold.random
         self._monitor.scalars(step, scalars)

@@ -73,6 +73,13 @@ class Model(_Section):
 
     dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
     item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
+    fused_channel: Literal["fused", "constant"] = Field(
+        default="fused", description="the items' fused rows, or one row for all, so that phi alone sees what is fused"
+    )
+    collaborative_channel: bool = Field(
+        default=False,
+        description="one channel more, in which items have no row of their own: they are what the graph brings them",
+    )
     encoder_precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
     )

@@ -48,7 +48,8 @@ class FinishedRun:
     @property
     def channels(self) -> list[str]:
         """Names of the C blocks of a row, in order."""
-        return [*(modality.name for modality in self.manifest.modalities), "fused"]
+        more = ["collaborative"] if self.settings.model.collaborative_channel else []
+        return [*(modality.name for modality in self.manifest.modalities), "fused", *more]
 
     @cached_property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -81,7 +82,7 @@ class FinishedRun:
 
     @cached_property
     def item_ego(self) -> Tensor:
-        """This rank's item rows before propagation, [items, C * d]: unit modality channels, then the unit fused row."""
+        """This rank's item rows before propagation, [items, C * d]: unit rows of each of the `channels`."""
         return self.trainer.ego_rows()[1]
 
 

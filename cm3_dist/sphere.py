@@ -1,4 +1,4 @@
-"""Do the curve's control points lie on the unit sphere? Looked at for a sample of every rank's items."""
+"""Do the curve's control points lie on the unit sphere, and fused rows apart? For a sample of every rank's items."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Sphere:
     items: int
     off: dict[str, int]
     largest: dict[str, float]  # largest absolute feature value, of every modality
+    alike: float  # mean cosine of two items' fused rows
 
 
 @torch.no_grad()
@@ -31,12 +32,19 @@ def look_at_sphere(trainer: Trainer) -> Sphere:
     runtime, own = trainer.runtime, np.flatnonzero(trainer.shard.is_item)
     chosen = own[np.linspace(0, len(own) - 1, min(len(own), SAMPLE)).astype(np.int64)]
     features = {name: rows.to(runtime.device) for name, rows in trainer.features.gather(chosen).items()}
-    points = trainer.model.encoder.points(features, torch.float32)
+    encoder = trainer.model.encoder
+    points = encoder.points(features, torch.float32)
+    _, fused = encoder(features, torch.full((len(chosen),), 0.5, device=runtime.device))
     off = [(~((rows.norm(dim=1) - 1).abs() <= TOLERANCE)).sum().double() for rows in points.values()]
     counts = torch.stack([*off, torch.tensor(float(len(chosen)), dtype=torch.float64, device=runtime.device)])
+    total = fused.double().sum(0)
     largest = torch.stack([rows.double().abs().max() for rows in features.values()])
     if runtime.rows_group is not None:
         dist.all_reduce(counts, group=runtime.rows_group)
+        dist.all_reduce(total, group=runtime.rows_group)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=runtime.rows_group)
     off_counts = {name: int(count) for name, count in zip(points, counts.tolist()[:-1], strict=True) if count}
-    return Sphere(int(counts[-1]), off_counts, dict(zip(points, largest.tolist(), strict=True)))
+    items = int(counts[-1])
+    # The squared length of a sum of unit rows is that of each, and twice the cosine of every pair.
+    alike = (float(total.square().sum()) - items) / max(1, items * (items - 1))
+    return Sphere(items, off_counts, dict(zip(points, largest.tolist(), strict=True)), alike)

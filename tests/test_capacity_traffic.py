@@ -17,7 +17,11 @@ STEPS = 2
 CASES = {
     "exact": {"propagation": {"mode": "exact", "item_item_layers": 2}},
     "exact, uniform negatives": {"propagation": {"mode": "exact"}, "negatives": "uniform", "loss": {"scope": "local"}},
-    "plain": {"propagation": {"mode": "exact", "user_item_layers": 1}, "loss": {"item_uniformity": "plain"}},
+    "plain": {
+        "propagation": {"mode": "exact", "user_item_layers": 1},
+        "loss": {"item_uniformity": "plain"},
+        "model": {"collaborative_channel": True},
+    },
     "sampled": {"propagation": {"mode": "sampled", "fanouts": [3]}, "model": {"dim": 8, "item_ids": True}},
     "sampled, few items": {
         "propagation": {"mode": "sampled", "fanouts": [2, 4], "user_item_layers": 2, "item_fanout": 2},

@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled, uniform, no prefetch": {
         "negatives": "uniform",
         "propagation": {"mode": "sampled", "fanouts": [4]},
-        "model": {"learn_layer_weights": True, "user_init": "items"},
+        "model": {"learn_layer_weights": True, "user_init": "items", "collaborative_channel": True},
         "machine": {"prefetch": 0},
     },
     "sampled, all neighbours": {"negatives": "in_batch", "propagation": {"mode": "sampled", "fanouts": [-1]}},

@@ -71,6 +71,15 @@ def test_fused_rows_off_the_sphere(tmp_path: Path) -> None:
     assert_quoted(f"warning: {line}")
 
 
+def test_a_fused_channel_that_is_emptied(prepared: Path, tmp_path: Path) -> None:
+    fast = {"train": {"epochs": 20}, "evaluate": {"every": 5}, "dense": {"lr": 0.02}}
+    (line,) = train(small_settings(prepared, tmp_path / "run", **fast))["warnings"]
+    assert line.startswith("fused channel emptied: the fused rows of all items are alike (mean cosine 0.9")
+    assert_quoted(f"warning: {line}")
+    for name, section in {"detached": {"phi_gradient": False}, "plain": {"item_uniformity": "plain"}}.items():
+        assert train(small_settings(prepared, tmp_path / name, loss=section, **fast))["warnings"] == []
+
+
 def _off_sphere(prepared: Path, folder: Path) -> list[str]:
     return train(small_settings(prepared, folder))["warnings"]
 

@@ -57,7 +57,7 @@ class Dense:
         self.features = [torch.from_numpy(v.astype(np.float64)) for v in values]
         self.similar = ref.item_graph(self.features, [weights[name] for name in dataset.features], K)
         state = trainer.model.tables.local_state()
-        channels = 1 + len(values)
+        channels = 1 + len(values) + trainer.settings.model.collaborative_channel
         self.table = state["user_channels"][self.users].double().requires_grad_()
         self.mixing = state["user_mixing"][self.users, :channels].double().requires_grad_()
         encoder = trainer.model.encoder
@@ -105,7 +105,12 @@ class Dense:
     def rows(self, curve: Tensor, layers: int, item_layers: int) -> tuple[Tensor, Tensor, Tensor]:
         users = ref.ego(self.table.view(len(self.table), self.mixing.shape[1], -1))
         channels, fused = ref.encode(self.features, self.weights, self.moved(curve), self.fuse)
-        items = ref.ego(torch.cat([channels, fused.unsqueeze(1)], 1))
+        shared = torch.zeros_like(fused)
+        shared[:, 0] = 1
+        shared = shared if self.model.fused_channel == "constant" else fused
+        items = ref.ego(torch.cat([channels, shared.unsqueeze(1)], 1))
+        if self.model.collaborative_channel:
+            items = torch.cat([items, torch.zeros_like(fused)], 1)
         users, items = ref.propagate(self.adjacency, users, items, layers, self.layer_weights())
         items = ref.item_rows(items, self.similar, item_layers, self.model.item_graph_weight)
         return ref.user_rows(users, self.mixing), items, fused
@@ -172,6 +177,15 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
         1e-4,
         {
             "model": {"learn_layer_weights": True, "curve_centre": "shared"},
+            "propagation": {"mode": "sampled", "fanouts": [-1]},
+        },
+    ),
+    "collaborative channel": (2, 1e-4, {"model": {"collaborative_channel": True}}),
+    "one fused row for all, sampled": (
+        3,
+        1e-4,
+        {
+            "model": {"collaborative_channel": True, "fused_channel": "constant"},
             "propagation": {"mode": "sampled", "fanouts": [-1]},
         },
     ),

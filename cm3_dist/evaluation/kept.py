@@ -32,6 +32,7 @@ def kept_neighbours(run: FinishedRun, nearest: int = NEAREST, sample: int = SAMP
         name: values.to(run.rows[1]) for name, values in run.trainer.features.gather(np.arange(shard.item_rows)).items()
     }
     blocks = dict(zip(run.channels, run.item_ego.split(dim, dim=1), strict=True))
+    blocks.pop("collaborative", None)  # zeros
     by_rows = {name: _nearest(run, rows, asked, nearest) for name, rows in blocks.items()}
     by_rows["ego"], by_rows["final"] = (_nearest(run, rows, asked, nearest) for rows in (run.item_ego, run.rows[1]))
     found: dict[str, dict[str, float]] = {name: {} for name in by_rows}

@@ -1,6 +1,8 @@
 """CM3: sharded user tables and encoded items, propagated over both graphs (CM3.md section 2).
 
-Legend of shapes: n users and m items enter the propagation on this rank, C = M + 1 channels of width d.
+Legend of shapes: n users and m items enter the propagation on this rank, C = M + 1 channels of width d, the fused one
+last. `model.collaborative_channel` adds one more, in which items enter with zeros: propagation brings them what their
+users hold.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.config import Settings
@@ -43,6 +46,8 @@ class CM3(nn.Module):
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
         self.dim = settings.model.dim
+        self._constant = settings.model.fused_channel == "constant"
+        self._collaborative = settings.model.collaborative_channel
         self.tables = Tables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
         self.encoder = ItemEncoder.of(dims, settings.model, key(Stream.INIT, settings.train.seed)).to(runtime.device)
@@ -104,13 +109,16 @@ class CM3(nn.Module):
     ) -> None:
         """Lets the users' channels start where their items' ego rows lead, A E, as long as they were. Collective.
 
-        Users without a training interaction stay where they are.
+        Users without a training interaction stay where they are, and so does the collaborative channel.
         """
         _, items, _ = self.ego_rows(features, parts_users, parts_items)
         led = self._unit(propagation.hops[0].user_from_item.forward(items))
         length = self.tables.init_std * self.dim**0.5
         channels = self.tables.channels
-        channels.copy_(torch.where(led.any(1, keepdim=True), led * length, channels))
+        blocks = led.view(-1, self.dim)
+        channels.copy_(
+            torch.where(blocks.any(1, keepdim=True), blocks * length, channels.view(-1, self.dim)).view_as(led)
+        )
 
     @torch.no_grad()
     def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
@@ -121,8 +129,10 @@ class CM3(nn.Module):
         return self._items(channels, fused, item_ids)
 
     def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
-        shared = fused if item_ids is None else fused + item_ids
-        return self._unit(torch.cat([*channels, shared], dim=1))
+        nothing = torch.zeros_like(fused)
+        shared = F.pad(nothing[:, 1:], (1, 0), value=1) if self._constant else fused
+        blocks = [*channels, shared if item_ids is None else shared + item_ids]
+        return self._unit(torch.cat([*blocks, nothing] if self._collaborative else blocks, dim=1))
 
     def _unit(self, rows: Tensor) -> Tensor:
         """L2-normalises every channel."""

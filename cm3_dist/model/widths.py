@@ -16,7 +16,7 @@ CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 
 @dataclass(frozen=True)
 class Widths:
-    """Floats a row. C = modalities + 1 channels of width d."""
+    """Floats a row. C = modalities + 1 channels of width d, or one more with `model.collaborative_channel`."""
 
     channels: int  # C
     dim: int  # d
@@ -24,7 +24,7 @@ class Widths:
     @staticmethod
     def of(manifest: Manifest, settings: Settings) -> Widths:
         """For these modalities and settings."""
-        return Widths(len(manifest.modalities) + 1, settings.model.dim)
+        return Widths(len(manifest.modalities) + 1 + settings.model.collaborative_channel, settings.model.dim)
 
     @property
     def row(self) -> int:
