@@ -19,6 +19,7 @@ from cm3_dist.settings_file import load_settings
 from jobs.collect import collect
 from jobs.command import command_line
 from jobs.compare import choose_baseline, differences, group_runs, sensitivities
+from jobs.curves import by_variant, curves
 from jobs.report import report
 from jobs.table import table
 
@@ -194,3 +195,32 @@ def test_a_table_to_choose_by(study: Path, monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         command_line(table)
     assert "| full | 3 | .0510 ± .0010 |  |  | .0510 ± .0010 |" in capsys.readouterr().out
+
+
+def test_curves_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "noise"
+    for name, path, recall in (("0", "p/baby", 0.1), ("0.25", "p/baby_noise0.25", 0.08), ("1", "p/baby_noise1", 0.05)):
+        for seed in (1, 2):
+            for variant in ("plain", "calibrated"):
+                folder = root / f"{variant},noise={name},seed={seed}"
+                make_run(folder, recall + seed / 1000, f"data.path={path}", f"train.seed={seed}")
+    make_run(tmp_path / "gamma/gamma=auto,seed=1", 0.2, "loss.gamma=auto", data="tiktok")
+    make_run(tmp_path / "gamma/gamma=0.5,seed=1", 0.1, "loss.gamma=0.5", data="tiktok")
+    lines = by_variant(collect([root])[0], "data.path", METRIC)["baby"]
+    assert lines.keys() == {"plain", "calibrated"}
+    assert lines["plain"].keys() == {0.0, 0.25, 1.0}
+    assert lines["plain"][0.25] == pytest.approx([0.081, 0.082])
+    assert by_variant(collect([tmp_path / "gamma"])[0], "loss.gamma", METRIC)["tiktok"][""] == {
+        "auto": [0.2],
+        0.5: [0.1],
+    }
+    picture = tmp_path / "pictures/noise.png"
+    arguments = ["curves", str(root), str(tmp_path / "gamma"), "--x", "loss.gamma", "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="0"):
+        command_line(curves)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", [*arguments, "--metric", "recall@7"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(curves)
+    assert "has no setting loss.gamma or no validation recall@7" in capsys.readouterr().err
