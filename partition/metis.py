@@ -52,8 +52,11 @@ def metis_parts(
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    """The other process, which serves until this one ends: importing DGL takes longer than cutting a small graph."""
+def _server(asking: int) -> subprocess.Popen[str]:
+    """The other process, which serves until this one ends: importing DGL takes longer than cutting a small graph.
+
+    `asking`: this process; one that is forked off it gets a server of its own.
+    """
     tunables, paths = os.environ.get("GLIBC_TUNABLES", ""), os.environ.get("PYTHONPATH", "")
     environment = {
         **os.environ,
@@ -62,16 +65,16 @@ def _server() -> subprocess.Popen[str]:
         "OMP_NUM_THREADS": "1",  # more of them would order the graph's edges by chance
         "DGLBACKEND": "pytorch",  # else the import of dgl writes a file into the home folder
     }
-    command = [sys.executable, "-m", "partition.metis", str(os.getpid())]
+    command = [sys.executable, "-m", "partition.metis", str(asking)]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
 
 
 def _ask(task: dict[str, object]) -> str:
     """Has a graph cut; returns what went wrong, if anything did."""
-    if _server().poll() is not None:  # killed while it had nothing to do
+    if _server(os.getpid()).poll() is not None:  # killed while it had nothing to do
         _server.cache_clear()
-    server = _server()
+    server = _server(os.getpid())
     assert server.stdin is not None
     assert server.stdout is not None
     try:
