@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from cm3_dist.config import Settings
 from cm3_dist.run_folder import EVALUATIONS, METRICS, SETTINGS, STEPS
 from cm3_dist.settings_file import flat
 from partition.errors import InputError
@@ -113,7 +114,8 @@ def _column(values: list[Any]) -> pa.Array:
 
 def _read(folder: Path) -> Run:
     try:
-        settings = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+        said = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+        settings = flat(Settings().plain()) | said  # an older run did what newer settings do by default
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         steps = list(_lines(folder / STEPS))
         evaluations = [line for line in _lines(folder / EVALUATIONS) if line["split"] == "validation"]
