@@ -20,7 +20,8 @@ TEXT_ID = 16  # an id that is text, about
 PREPARE_EDGE, PREPARE_PAIR, PREPARE_SEARCH, PREPARE_VALUE = 6e-6, 2.5e-11, 7.5e-7, 4e-9
 # Its own memory, measured at 8M, 16M and 42M interactions: a node; an interaction of the part that is put together, and
 # in METIS's graph up to METIS_EDGES of them, else in the streaming partitioner's two lists.
-PREPARE_NODE_BYTES, PREPARE_PART_BYTES, METIS_BYTES, STREAM_BYTES, PREPARE_PROCESS = 330, 57, 200, 8, 375 * 2**20
+PREPARE_NODE_BYTES, PREPARE_PART_BYTES, METIS_BYTES, STREAM_BYTES = 330, 57, 200, 8
+PREPARE_PROCESS, METIS_PROCESS = 230 * 2**20, 410 * 2**20  # the programs: METIS runs in one of its own, with torch
 
 
 def checkpoint_bytes(
@@ -70,7 +71,8 @@ def preparation_seconds(manifest: Manifest, approximate_above: int = 200_000) ->
 
 def preparation_bytes(manifest: Manifest) -> float:
     """Its own memory at the peak, mapped files left out: nodes, and the stage that holds most of the interactions."""
-    cutting = METIS_BYTES if manifest.train <= METIS_EDGES else STREAM_BYTES
+    metis = manifest.train <= METIS_EDGES
+    cutting = METIS_PROCESS + METIS_BYTES * manifest.train if metis else STREAM_BYTES * manifest.train
     part = PREPARE_PART_BYTES * manifest.train / manifest.num_parts
     nodes = manifest.users + manifest.items
-    return PREPARE_PROCESS + PREPARE_NODE_BYTES * nodes + max(cutting * manifest.train, part)
+    return PREPARE_PROCESS + PREPARE_NODE_BYTES * nodes + max(cutting, part)
