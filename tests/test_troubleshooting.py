@@ -118,16 +118,18 @@ CASES: dict[str, Callable[[Path], object]] = {
 }
 
 
-# Provoked in tests/test_health.py, tests/test_check.py and tests/test_finite.py, which compare them with the page too.
+# Provoked in test_health.py, test_check.py, test_finite.py and test_assign.py, which compare them with the page too.
 ELSEWHERE = (
     "warning: collapse",
     "error: step",
     "warning: step",
     "warning: fused rows",
+    "warning: fused channel",
     "warning: cold items",
     "error: rank",
     "error: prepared/mine/parts/",
     "error: prepared/mine/manifest.json: changed",
+    "error: --method metis: METIS was ended",
 )
 
 
