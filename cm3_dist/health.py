@@ -15,7 +15,7 @@ from cm3_dist.sphere import Sphere
 # below -1.5 t; with gamma = 0 Baby stands at .006 and -.01 t after an epoch, small data at .08 and -.13 t after five.
 COLLAPSED_ALIGNMENT, COLLAPSED_UNIFORMITY = 0.1, -0.2  # the second times t
 LIKE_RANDOM = 1.5  # times the recall of a random order
-PATIENCE, ENOUGH_STEPS = 3, 1_000  # evaluations, or steps, before a ranking is judged
+PATIENCE, ENOUGH_STEPS = 3, 1_000  # evaluations, or steps, before fused rows or a ranking are judged
 # Mean cosine of two fused rows. With the calibrated loss it ends at .99 on Baby, without a gradient through phi at .05.
 ALIKE = 0.9
 TOO_LARGE = 1e15  # squares of such features leave float32
@@ -85,9 +85,8 @@ def _sphere(signs: Signs) -> str:
 
 def _fused(signs: Signs, settings: Settings) -> str:
     calibrated = settings.loss.item_uniformity == "calibrated" and settings.loss.phi_gradient
-    if not calibrated or settings.model.fused_channel == "constant" or signs.sphere.alike < ALIKE:
-        return ""
-    if signs.epoch + 1 < PATIENCE and signs.step < ENOUGH_STEPS:
+    alike = calibrated and settings.model.fused_channel == "fused" and signs.sphere.alike >= ALIKE
+    if not alike or _early(signs):
         return ""
     return (
         f"fused channel emptied: the fused rows of all items are alike (mean cosine {signs.sphere.alike:.2f}), for the "
@@ -98,12 +97,14 @@ def _fused(signs: Signs, settings: Settings) -> str:
 
 def _cold(signs: Signs) -> str:
     cold = signs.cold
-    if cold is None or cold.recall > LIKE_RANDOM * cold.random:
-        return ""
-    if signs.epoch + 1 < PATIENCE and signs.step < ENOUGH_STEPS:
+    if cold is None or cold.recall > LIKE_RANDOM * cold.random or _early(signs):
         return ""
     return (
         f"cold items are ranked like random: recall@{cold.k} {cold.recall:.4f} among {cold.items} items without a "
         f"training interaction, {cold.random:.4f} at random; do their feature rows belong to them? Else raise "
         "propagation.item_item_layers, or --item-graph-k at preparation"
     )
+
+
+def _early(signs: Signs) -> bool:
+    return signs.epoch + 1 < PATIENCE and signs.step < ENOUGH_STEPS

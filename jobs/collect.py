@@ -84,6 +84,14 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     return list(unique.values()), sorted(set(unfinished))
 
 
+def collect_finished(roots: list[Path]) -> tuple[list[Run], list[Path]]:
+    """As `collect`; InputError when no run is finished."""
+    runs, unfinished = collect(roots)
+    if not runs:
+        raise InputError(f"{roots[0]}: no finished run yet; {len(unfinished)} begun")
+    return runs, unfinished
+
+
 def write_table(runs: list[Run], path: Path) -> None:
     """A Parquet table with a row a run, in one move."""
     rows = [_row(run) for run in runs]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.collect import Run, collect
+from jobs.collect import Run, collect_finished
 from jobs.command import command_line
 from partition.errors import InputError
 
@@ -33,9 +33,7 @@ def curves(
     label: Annotated[str | None, typer.Option(help="of the axis, if not the setting's name")] = None,
 ) -> None:
     """Draw the validation metric of finished runs against a setting."""
-    found, unfinished = collect(runs)
-    if not found:
-        raise InputError(f"{runs[0]}: no finished run yet; {len(unfinished)} begun")
+    found, _ = collect_finished(runs)
     if missing := [run.folder for run in found if x not in run.settings or metric not in run.content["validation"]]:
         raise InputError(f"{missing[0]}: has no setting {x} or no validation {metric}")
     draw(by_variant(found, x, metric), label or x, f"validation {metric}", picture)

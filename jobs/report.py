@@ -23,7 +23,7 @@ from cm3_dist import __version__
 from cm3_dist.dashboard import experiment
 from cm3_dist.run_folder import SETTINGS
 from cm3_dist.settings_file import load_settings
-from jobs.collect import Run, collect, write_table
+from jobs.collect import Run, collect_finished, write_table
 from jobs.command import command_line
 from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities
 from partition.errors import InputError
@@ -48,9 +48,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="of the page")] = None,
 ) -> None:
     """Collect finished runs into a table and a page."""
-    found, unfinished = collect(runs)
-    if not found:
-        raise InputError(f"{runs[0]}: no finished run yet; {len(unfinished)} begun")
+    found, unfinished = collect_finished(runs)
     output = output or runs[0] / "report.html"
     table = table or output.with_suffix(".parquet")
     sections = [_section(data, found, metric, baseline) for data in dict.fromkeys(run.data for run in found)]

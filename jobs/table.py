@@ -17,10 +17,9 @@ from typing import Annotated
 import typer
 from scipy.stats import ttest_rel
 
-from jobs.collect import collect
+from jobs.collect import collect_finished
 from jobs.command import command_line
 from jobs.compare import Group, choose_baseline, group_runs
-from partition.errors import InputError
 
 
 def table(
@@ -32,9 +31,7 @@ def table(
     test: Annotated[bool, typer.Option("--test", help="show the test too; to be looked at once, at the end")] = False,
 ) -> None:
     """Print a table of finished runs in Markdown."""
-    found, unfinished = collect(runs)
-    if not found:
-        raise InputError(f"{runs[0]}: no finished run yet; {len(unfinished)} begun")
+    found, _ = collect_finished(runs)
     studies = {
         data: group_runs([run for run in found if run.data == data])
         for data in dict.fromkeys(run.data for run in found)

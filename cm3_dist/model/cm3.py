@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.config import Settings
@@ -112,13 +111,10 @@ class CM3(nn.Module):
         Users without a training interaction stay where they are, and so does the collaborative channel.
         """
         _, items, _ = self.ego_rows(features, parts_users, parts_items)
-        led = self._unit(propagation.hops[0].user_from_item.forward(items))
+        led = self._unit(propagation.hops[0].user_from_item.forward(items)).view(-1, self.dim)
         length = self.tables.init_std * self.dim**0.5
-        channels = self.tables.channels
-        blocks = led.view(-1, self.dim)
-        channels.copy_(
-            torch.where(blocks.any(1, keepdim=True), blocks * length, channels.view(-1, self.dim)).view_as(led)
-        )
+        channels = self.tables.channels.view(-1, self.dim)
+        channels.copy_(torch.where(led.any(1, keepdim=True), led * length, channels))
 
     @torch.no_grad()
     def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
@@ -129,10 +125,12 @@ class CM3(nn.Module):
         return self._items(channels, fused, item_ids)
 
     def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
-        nothing = torch.zeros_like(fused)
-        shared = F.pad(nothing[:, 1:], (1, 0), value=1) if self._constant else fused
-        blocks = [*channels, shared if item_ids is None else shared + item_ids]
-        return self._unit(torch.cat([*blocks, nothing] if self._collaborative else blocks, dim=1))
+        if self._constant:
+            fused = torch.eye(1, self.dim, dtype=fused.dtype, device=fused.device).expand_as(fused)
+        blocks = [*channels, fused if item_ids is None else fused + item_ids]
+        if self._collaborative:
+            blocks.append(torch.zeros_like(fused))
+        return self._unit(torch.cat(blocks, dim=1))
 
     def _unit(self, rows: Tensor) -> Tensor:
         """L2-normalises every channel."""

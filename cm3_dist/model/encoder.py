@@ -87,23 +87,24 @@ class ItemEncoder(nn.Module):
             )
             for name, x in inputs.items()
         ]
-        points = self.points(inputs, curve.dtype)
-        return channels, self._fused([points[name] for name in self._order], self._moved(curve, inputs))
+        return channels, self.fuse(self.points(inputs, curve.dtype), inputs, curve)
 
-    def _fused(self, points: list[Tensor], curve: Tensor) -> Tensor:
+    def fuse(self, points: Mapping[str, Tensor], features: Mapping[str, Tensor], curve: Tensor) -> Tensor:
+        """Control points modality -> [n, d], `features` and `curve` as in `forward` -> fused rows [n, d] of norm 1."""
+        ordered, curve = [points[name] for name in self._order], self._moved(curve, features)
         if self._fusion is not None:
-            return self._fusion(points, curve)
+            return self._fusion(ordered, curve)
         assert self.projection is not None
-        together = torch.cat(points, dim=1)
+        together = torch.cat(ordered, dim=1)
         return unit(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
 
-    def _moved(self, curve: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _moved(self, curve: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         """The curve's parameter with its odds times e^b, b learned: 0 and 1 stay, 1/2 becomes the sigmoid of b."""
         if self.centre is None:
             return curve
         b = self.centre
         for name, layer in self.centre_of.items():
-            b = b + self._linear(layer, inputs[name]).to(curve.dtype).squeeze(1)
+            b = b + self._linear(layer, features[name].to(self._low or curve.dtype)).to(curve.dtype).squeeze(1)
         # The odds' two sides, both at most 1, whatever b is.
         up, down = curve * torch.sigmoid(b), (1 - curve) * torch.sigmoid(-b)
         return up / (up + down)
