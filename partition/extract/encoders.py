@@ -1,21 +1,15 @@
-"""Pretrained encoders, from a local folder or the Hugging Face hub: one call takes items and gives rows.
-
-What the model is decides how it is called: a sentence-transformers model by its own `encode`; of a model with two
-towers (CLIP, SigLIP) the tower that is asked for, projected; a text or an image encoder by its last hidden states; a
-multimodal language model by those of a prompt with the picture and the text.
-"""
+"""Pretrained encoders, one class for every way a model is called: one call takes items and gives rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from partition.errors import InputError
+from partition.extract.extra import needs_extra
 from partition.extract.request import Request
 
 if TYPE_CHECKING:
@@ -42,58 +36,15 @@ class Encoder(Protocol):
         """[len(pieces), d] float32."""
 
 
-def load_encoder(request: Request) -> Encoder:
-    """Loads `request.model`, in the precision it is stored in on a GPU, in float32 on a CPU.
+class SentenceTransformerEncoder:
+    """Of texts, of pictures, or of both, by the model's own `encode`."""
 
-    Raises:
-        InputError: the extra is not installed, the model cannot be found or read, lacks weights, or does not take what
-            it is to encode.
-    """
-    model = str(request.model)
-    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
-        raise InputError(f"--model {model}: no such folder")
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise needs_extra(error) from None
-    from huggingface_hub.utils import logging as hub_logging
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
-    if request.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why")
-    device = "cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"
-    dtype: Any = torch.float32 if device == "cpu" else "auto"
-    with _one_line(model):
-        if _has_file(request, "modules.json"):
-            return _SentenceTransformer(request, device, dtype)
-        config = transformers.AutoConfig.from_pretrained(model, **_where(request))
-        if config.model_type in _multimodal_types():
-            module, missing = _load(request, device, dtype)
-            if not hasattr(module, "get_text_features"):
-                return _MultimodalLM(request, module, missing)
-        else:
-            module, missing = _load(request, device, dtype)
-        if hasattr(module, "get_text_features") and hasattr(module, "get_image_features"):
-            return _TwoTowers(request, module, missing)
-        if module.main_input_name == "pixel_values":
-            return _ImageEncoder(request, module, missing)
-        if module.main_input_name == "input_ids":
-            return _TextEncoder(request, module, missing)
-    raise InputError(f"--model {model}: {type(module).__name__} takes {module.main_input_name}, not text or pictures")
-
-
-class _SentenceTransformer:
     def __init__(self, request: Request, device: str, dtype: Any) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise needs_extra(error) from None
-        self._model = SentenceTransformer(
-            request.model, device=device, model_kwargs={"dtype": dtype}, **_where(request)
-        )
+        self._model = SentenceTransformer(request.model, device=device, model_kwargs={"dtype": dtype}, **request.source)
         self._takes_images, self._batch = self._model.supports("image"), request.batch_size
         if request.images is not None and not self._takes_images:
             raise _refused(request, "sentence-transformers model of texts", "pictures")
@@ -106,6 +57,7 @@ class _SentenceTransformer:
         self.kind = "sentence-transformers"
 
     def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """[len(pieces), d] float32."""
         # A bare string could be taken for the path of a picture where the model takes both.
         inputs: list[Any] = [
             {key: value for key, value in (("text", piece.text), ("image", piece.image)) if value is not None}
@@ -129,6 +81,7 @@ class _Module:
         self._request, self._module = request, module
 
     def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """[len(pieces), d] float32."""
         import torch
 
         with torch.inference_mode():
@@ -155,7 +108,9 @@ class _Module:
         return min(self._request.max_tokens or _MAX_TOKENS, tokenizer.model_max_length, most)
 
 
-class _TwoTowers(_Module):
+class TwoTowerEncoder(_Module):
+    """CLIP, SigLIP and the like: the tower that is asked for, projected."""
+
     kind = "two towers, projected"
 
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
@@ -167,7 +122,7 @@ class _TwoTowers(_Module):
         if request.pooling != "auto":
             raise InputError(f"--pooling {request.pooling}: {type(module).__name__} projects in its own way")
         kind = transformers.AutoImageProcessor if request.images is not None else transformers.AutoTokenizer
-        self._prepare = kind.from_pretrained(request.model, **_where(request))
+        self._prepare = kind.from_pretrained(request.model, **request.source)
         # SigLIP was trained on texts padded to their full length.
         self._padding = "max_length" if module.config.model_type.startswith("siglip") else True
 
@@ -182,14 +137,16 @@ class _TwoTowers(_Module):
         return getattr(found, "pooler_output", found)
 
 
-class _TextEncoder(_Module):
+class TextEncoder(_Module):
+    """Texts, by the last hidden states."""
+
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
 
         super().__init__(request, module, missing, "pooler")
         if request.images is not None:
             raise _refused(request, f"text encoder ({type(module).__name__})", "pictures")
-        self._tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(request.model, **_where(request)))
+        self._tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(request.model, **request.source))
         if module.config.is_encoder_decoder:
             self._module = module.get_encoder()
         self._pooling = request.pooling
@@ -203,14 +160,16 @@ class _TextEncoder(_Module):
         return _pooled(self._module(**inputs).last_hidden_state, inputs["attention_mask"], self._pooling)
 
 
-class _ImageEncoder(_Module):
+class ImageEncoder(_Module):
+    """Pictures, by the last hidden states of a transformer or a convolutional network."""
+
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
 
         super().__init__(request, module, missing, "pooler")
         if request.text:
             raise _refused(request, f"image encoder ({type(module).__name__})", "texts")
-        self._processor = transformers.AutoImageProcessor.from_pretrained(request.model, **_where(request))
+        self._processor = transformers.AutoImageProcessor.from_pretrained(request.model, **request.source)
         self._pooling = "mean" if request.pooling == "auto" else request.pooling
         self.kind = f"image encoder, {self._pooling} of the last hidden states"
 
@@ -224,12 +183,14 @@ class _ImageEncoder(_Module):
         return _pooled(hidden, hidden.new_ones(hidden.shape[:2]), self._pooling)
 
 
-class _MultimodalLM(_Module):
+class MultimodalEncoder(_Module):
+    """Texts with their pictures, by the last hidden states of a prompt to a language model."""
+
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
 
         super().__init__(request, module, missing, None)
-        self._processor = transformers.AutoProcessor.from_pretrained(request.model, **_where(request))
+        self._processor = transformers.AutoProcessor.from_pretrained(request.model, **request.source)
         self._tokenizer = _with_padding(self._processor.tokenizer)
         self._pooling = "last" if request.pooling == "auto" else request.pooling
         self.kind = f"multimodal language model, {self._pooling} of the last hidden states"
@@ -270,41 +231,6 @@ class _MultimodalLM(_Module):
         return text if len(tokens) <= limit else self._tokenizer.decode(tokens[:limit], skip_special_tokens=True)
 
 
-def _load(request: Request, device: str, dtype: Any) -> tuple[Any, list[str]]:
-    """The model, and the names of weights that were not in it and now are random."""
-    import transformers
-
-    module, info = transformers.AutoModel.from_pretrained(
-        str(request.model), dtype=dtype, output_loading_info=True, **_where(request)
-    )
-    return module.to(device).eval(), list(info["missing_keys"])
-
-
-def _where(request: Request) -> dict[str, Any]:
-    return {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
-
-
-def _has_file(request: Request, name: str) -> bool:
-    from transformers.utils.hub import cached_file
-
-    if Path(str(request.model)).is_dir():
-        return (Path(str(request.model)) / name).is_file()
-    found = cached_file(
-        str(request.model),
-        name,
-        revision=request.revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found is not None
-
-
-def _multimodal_types() -> set[str]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    return set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-
-
 def _decoder_only(config: Any) -> bool:
     """A causal language model that is not also a masked one (BERT can be built as both)."""
     from transformers.models.auto import modeling_auto as auto
@@ -343,20 +269,3 @@ def _refused(request: Request, what: str, given: str) -> InputError:
 
 def _one_at_a_time(request: Request) -> InputError:
     return InputError(f"--model {request.model}: has one row for a text and one for a picture; give --text or --images")
-
-
-def needs_extra(error: ImportError) -> InputError:
-    """What to do where a package of the extra is not installed."""
-    return InputError(
-        f"{error.name} is not installed; `make extract`, or the package's extra of that name, adds what this command "
-        "needs"
-    )
-
-
-@contextmanager
-def _one_line(model: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"--model {model}: {text}") from None

@@ -49,6 +49,11 @@ class Request(BaseModel):
         """The JSON file that says what the rows are."""
         return self.output.with_name(f"{self.output.name}.json")
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """How transformers is to take the model from the hub."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
     def check(self) -> None:
         """Raises InputError where options do not go together."""
         if not self.text and self.images is None:

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from partition.errors import InputError
 from partition.extract import tfidf
-from partition.extract.encoders import Encoder, Piece, load_encoder
+from partition.extract.encoders import Encoder, Piece
 from partition.extract.images import Picture, UnreadableError
 from partition.extract.items import Item, Items
+from partition.extract.loading import load_encoder
 from partition.extract.request import BLOCK, Request
 from partition.raw_tables import whole
 from partition.work import work_folder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from partition.errors import InputError
-from partition.extract.encoders import needs_extra
+from partition.extract.extra import needs_extra
 
 _TERMS = 100_000  # the most frequent ones
 _ENOUGH = 1000  # texts above which a term has to occur in two of them: that of one says nothing about others

@@ -1,0 +1,13 @@
+"""The packages that only extraction needs."""
+
+from __future__ import annotations
+
+from partition.errors import InputError
+
+
+def needs_extra(error: ImportError) -> InputError:
+    """What to do where a package of the extra is not installed."""
+    return InputError(
+        f"{error.name} is not installed; `make extract`, or the package's extra of that name, adds what this command "
+        "needs"
+    )
