@@ -56,7 +56,7 @@ class Planner:
         self.padded = can_record(settings, mode, runtime)
         # Ids of what all plans share, on the device since the start.
         self.resident: set[int] = set()
-        self._sampler: Sampler | None = None
+        self.sampler: Sampler | None = None
         if mode == "exact":
             self._whole = self._operator(adjoint=True)  # on the CPU, where steps are planned
             self._exact = to_device(self._whole, runtime.device)
@@ -67,11 +67,11 @@ class Planner:
             self.resident |= {id(layer) for layer in self._exact.similar}
         else:
             choice, seed = Fanouts.of(propagation), settings.train.seed
-            self._sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning)
+            self.sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning)
 
     def inference(self) -> Propagation:
         """The exact operator over all local rows, on the device. Collective; in sampled mode made anew each time."""
-        if self._sampler is None:
+        if self.sampler is None:
             return self._exact
         return to_device(self._operator(adjoint=False), self._runtime.device)
 
@@ -119,7 +119,7 @@ class Planner:
                 items, item_count, min(most * (2 if len(batch.negative) else 1), shard.item_rows)
             )
 
-        choose = self._exact_rows if self._sampler is None else self._sampled_rows
+        choose = self._exact_rows if self.sampler is None else self._sampled_rows
         rows = choose(users, items, epoch, step)
         positive_item, exchange = self._positives(batch.positive, items)
         size = self._batches.size(step)
@@ -243,8 +243,8 @@ class Planner:
 
     def _sampled_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
         """The batch's neighbourhood enters, the batch's rows first; the batch's come out."""
-        assert self._sampler is not None
-        shard, sample = self._shard, self._sampler.draw(users, items, epoch, step)
+        assert self.sampler is not None
+        shard, sample = self._shard, self.sampler.draw(users, items, epoch, step)
         total = torch.tensor(len(sample.users) + len(sample.items))
         self._sum(total)
         rows = sample.items + shard.first_item

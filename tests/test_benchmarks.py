@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from benchmarks.scale import targets
 from benchmarks.scale_figures import draw as draw_scale
 from benchmarks.scale_stages import slope
 from benchmarks.timing import Result
+from benchmarks.walk_training import WalkSampler, train
 from benchmarks.walks import Comparison, Walks, draw_curves, random_rows
 from cm3_dist.config import Machine
 from cm3_dist.graph.shard import load_shard
@@ -128,3 +130,32 @@ def test_walks_and_trees_estimate_the_exact_sum(tmp_path: Path) -> None:
     assert pairs[0][1].noise == pytest.approx(pairs[0][0].noise / 2, rel=0.1)  # of walks it falls with their root
     assert whole.noise < 1e-6
     draw_curves([one for pair in pairs for one in pair], tmp_path / "walks.png")
+
+
+def test_a_step_on_walks_is_the_operator_that_was_drawn(tmp_path: Path) -> None:
+    """The batch's rows come first in and out, and the gradient goes back by the transpose."""
+    shard = load_shard(prepare_small(tmp_path), 0, 1)
+    users, items = np.array([3, 5, 11]), np.array([0, 7])
+    sample = WalkSampler(shard, walks=4, layers=2, seed=1).draw(users, items, epoch=0, step=0)
+    assert sample.users[:3].tolist() == users.tolist()
+    assert sample.items[:2].tolist() == items.tolist()
+    # One-hot rows in, a column a node: what comes out is the matrix itself.
+    read = len(sample.users) + len(sample.items)
+    eye = torch.eye(read, requires_grad=True)
+    u, i = sample.propagation(eye[: len(sample.users)], eye[len(sample.users) :])
+    matrix = torch.cat([u, i])
+    assert matrix.shape == (5, read)
+    assert matrix.detach()[[0, 1, 2], [0, 1, 2]].ge(1 - 1e-6).all()  # a walk starts where it is
+    direction = torch.randn(5, read)
+    (gradient,) = torch.autograd.grad((matrix * direction).sum(), eye)
+    torch.testing.assert_close(gradient, matrix.detach().T @ direction)
+
+
+def test_training_on_walks_learns(tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path)
+    settings = ["train.batch_size=64", "model.dim=8", "tables.lr=0.1"]
+    few, many = (train(prepared, "walks:5", 1, epochs, 1, settings) for epochs in (1, 6))
+    assert many.recall > few.recall > 0
+    assert 0 < few.input_rows <= 1
+    with pytest.raises(InputError, match="--way tree: expected exact"):
+        train(prepared, "tree", 1, 1, 1, settings)
