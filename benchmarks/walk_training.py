@@ -39,7 +39,7 @@ class Trained:
     way: str
     seed: int
     recall: float  # validation Recall@20, the best epoch's
-    input_rows: float  # share of all nodes that a step reads, mean of the last epoch
+    input_rows: float  # share of all nodes that a step reads, mean of ten steps
     seconds: float  # of training, an epoch; mean of all but the first
 
 
@@ -97,25 +97,27 @@ def _first(batch: np.ndarray, read: np.ndarray) -> np.ndarray:
     return np.concatenate([batch, np.setdiff1d(read, batch)])
 
 
-def settings_of(way: str) -> list[str]:
-    """Of "exact", "tree:FANOUTS" (as tree:4-2-1) or "walks:N"."""
+def read_way(way: str) -> tuple[list[str], int]:
+    """Settings of "exact", "tree:FANOUTS" (as tree:4-2-1) or "walks:N", and N, or 0 where there are no walks."""
     name, _, size = way.partition(":")
     if name == "tree" and size.replace("-", "").isdigit():
-        return ["propagation.mode=sampled", f"propagation.fanouts=[{size.replace('-', ',')}]"]
+        return ["propagation.mode=sampled", f"propagation.fanouts=[{size.replace('-', ',')}]"], 0
     if name == "walks" and size.isdigit() and int(size) > 0:
-        return ["propagation.mode=sampled"]
+        return ["propagation.mode=sampled"], int(size)
     if way == "exact":
-        return ["propagation.mode=exact"]
+        return ["propagation.mode=exact"], 0
     raise InputError(f"--way {way}: expected exact, tree:FANOUTS (tree:4-2-1) or walks:N")
 
 
 def train(prepared: Path, way: str, seed: int, epochs: int, threads: int, overrides: list[str]) -> Trained:
     """One run, judged after every epoch."""
-    settings = [*SETTINGS, *overrides, *settings_of(way), f"train.seed={seed}"]
-    with trainer_for(prepared, threads, *settings) as (trainer, _):
-        if way.startswith("walks"):
-            layers = trainer.settings.propagation.user_item_layers
-            trainer.planner.sampler = WalkSampler(trainer.shard, int(way.split(":")[1]), layers, seed)
+    own, walks = read_way(way)
+    with trainer_for(prepared, threads, *SETTINGS, *overrides, *own, f"train.seed={seed}") as (trainer, _):
+        if walks:
+            propagation = trainer.settings.propagation
+            if propagation.item_item_layers:
+                raise InputError("propagation.item_item_layers: walks are drawn without the item graph; leave it at 0")
+            trainer.planner.sampler = WalkSampler(trainer.shard, walks, propagation.user_item_layers, seed)
         recalls, taken = [], []
         for epoch in range(epochs):
             taken.append(run_epoch(trainer, epoch))
@@ -139,9 +141,11 @@ def main(
     output: Annotated[Path | None, typer.Option("--json", help="write the runs there")] = None,
 ) -> None:
     """Train with each way of drawing a step's propagation."""
-    found = []
+    found, ways = [], ways or ["exact", "tree:4-2-1", "walks:5"]
+    for way in ways:
+        read_way(way)  # a wrong one is refused before an hour of training, not after it
     for seed in range(1, seeds + 1):
-        for way in ways or ["exact", "tree:4-2-1", "walks:5"]:
+        for way in ways:
             one = train(prepared, way, seed, epochs, threads, overrides or [])
             found.append(one)
             print(

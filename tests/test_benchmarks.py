@@ -160,3 +160,5 @@ def test_training_on_walks_learns(tmp_path: Path) -> None:
     assert 0 < trained.input_rows <= 1
     with pytest.raises(InputError, match="--way tree: expected exact"):
         train(prepared, "tree", 1, 1, 1, settings)
+    with pytest.raises(InputError, match="item_item_layers: walks are drawn without the item graph"):
+        train(prepared, "walks:1", 1, 1, 1, [*settings, "propagation.item_item_layers=1"])

@@ -53,12 +53,9 @@ def load_encoder(request: Request) -> Encoder:
         if _has_file(request, "modules.json"):
             return SentenceTransformerEncoder(request, device, dtype)
         config = transformers.AutoConfig.from_pretrained(model, **request.source)
-        if config.model_type in _multimodal_types():
-            module, missing = _load(request, device, dtype)
-            if not hasattr(module, "get_text_features"):
-                return MultimodalEncoder(request, module, missing)
-        else:
-            module, missing = _load(request, device, dtype)
+        module, missing = _load(request, device, dtype)
+        if config.model_type in _multimodal_types() and not hasattr(module, "get_text_features"):
+            return MultimodalEncoder(request, module, missing)
         if hasattr(module, "get_text_features") and hasattr(module, "get_image_features"):
             return TwoTowerEncoder(request, module, missing)
         if module.main_input_name == "pixel_values":
