@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test extract cuda demo test test-slow docs bench lint format types check requirements requirements-check clean distclean
 
-# Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/test_loss.py -x".
+# Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/cm3_dist/loss/test_cm3_loss.py -x".
 # EXTRA is cpu or cuda; once installed, it stays what it is until named again.
 EXTRA ?= $(if $(wildcard .venv/installed-cuda),cuda,cpu)
 PYTHON := >=3.10,<3.12
@@ -29,7 +29,7 @@ test-slow: setup-test ## Run the long tests too.
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 docs: setup ## Write docs/settings.md from the typed settings; draw docs/images/architecture.svg where Graphviz is.
-	$(BIN)/python -m cm3_dist.settings_page > docs/settings.md
+	$(BIN)/python -m cm3_dist.config.reference > docs/settings.md
 	! command -v dot > /dev/null || dot -Tsvg docs/images/architecture.dot > docs/images/architecture.svg
 
 bench: setup-test ## Measure speed against the plain implementation (ARGS goes to benchmarks.speed).
@@ -96,7 +96,7 @@ requirements: | $(filter .tools/bin/uv,$(UV)) ## Refresh the pinned requirements
 	sed -i "/python_full_version >= '3.12'/d; s/== '3.11.\*'/>= '3.11'/" requirements/*.txt
 
 requirements-check: setup-test ## Check the pinned requirements against pyproject.toml.
-	$(BIN)/python -m pytest tests/test_packaging.py
+	$(BIN)/python -m pytest tests/repository/test_packaging.py
 
 clean: ## Remove caches and built packages.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from benchmarks import reference
 from benchmarks.plain_data import load_plain
 from benchmarks.timing import Result, copy_bandwidth, peak_above_now, seconds
-from cm3_dist.config import Settings
-from cm3_dist.graph.exact import exact_propagation
+from cm3_dist.config.loading import load_settings
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.runtime import Runtime, distributed
+from cm3_dist.graph.full_graph import exact_propagation
 from cm3_dist.graph.shard import load_shard
-from cm3_dist.loss import uniformity
-from cm3_dist.plan import Pairs, PairWeight
-from cm3_dist.runtime import Runtime, distributed
-from cm3_dist.settings_file import load_settings
-from cm3_dist.trainer import Trainer
+from cm3_dist.loss.cm3_loss import uniformity
+from cm3_dist.pipeline.step_plan import Pairs, PairWeight
+from cm3_dist.training.trainer import Trainer
 
 PLAIN_STEPS = 8  # of the plain implementation, timed; all of an epoch's take the same time
 QUALITY = 0.099  # validation Recall@20

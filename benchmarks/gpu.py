@@ -1,6 +1,6 @@
 """Everything that only an NVIDIA GPU can show, in one command::
 
-    python -m pytest -m gpu tests/test_gpu.py tests/test_triton.py
+    python -m pytest -m gpu tests/cm3_dist/training/test_gpu.py tests/cm3_dist/kernels/test_triton.py
     python -m benchmarks.gpu --data ../shared/data/baby --json gpu.json
 
 Both Triton kernels against the bandwidth and the matrix rate that this GPU reaches, a step and its phases, and an epoch
@@ -21,13 +21,13 @@ import typer
 from benchmarks import reference
 from benchmarks.against_plain import PLAIN_STEPS, plain_model, run_epoch, settings_for
 from benchmarks.timing import Result, prepare_if_missing, report, run_command
-from cm3_dist.kernels.pairs import Rows, pair_sum
-from cm3_dist.kernels.triton_pairs import triton_pair_sum
-from cm3_dist.kernels.triton_spmm import triton_spmm
-from cm3_dist.monitor import PhaseTimer
-from cm3_dist.plan import StepPlan
-from cm3_dist.runtime import distributed
-from cm3_dist.trainer import Trainer
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.kernels.pair_sum import Rows, pair_sum
+from cm3_dist.kernels.pair_sum_triton import triton_pair_sum
+from cm3_dist.kernels.spmm_triton import triton_spmm
+from cm3_dist.monitoring.monitor import PhaseTimer
+from cm3_dist.pipeline.step_plan import StepPlan
+from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError
 
 REPEATS = 20

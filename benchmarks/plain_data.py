@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cm3_dist.features import ItemFeatures
 from cm3_dist.graph.shard import Adjacency, HeldOut, load_shard
+from cm3_dist.pipeline.item_features import ItemFeatures
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import typer
 from torch import Tensor
 
 from benchmarks.timing import run_command
-from cm3_dist.cli import run_settings
-from cm3_dist.config import Machine
-from cm3_dist.runtime import distributed
+from cm3_dist.config.command_options import run_settings
+from cm3_dist.config.settings import Machine
+from cm3_dist.distributed.runtime import distributed
 
 if TYPE_CHECKING:
-    from cm3_dist.finished import FinishedRun
+    from cm3_dist.inference.trained_model import FinishedRun
 
 PAIRS, BLOCK = 200_000, 16_384
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -112,7 +112,7 @@ def main(
     """Cosines between a run's items: of features, fused rows and final rows."""
     settings, found = [run_settings(folder, []) for folder in runs], []
     with distributed(settings[0].machine if len(settings) == 1 else Machine()) as runtime:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         for each in settings:
             found += cosines_of(FinishedRun(each, runtime, checkpoint))

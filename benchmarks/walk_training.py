@@ -21,12 +21,12 @@ from torch import Tensor
 from benchmarks.against_plain import run_epoch, trainer_for
 from benchmarks.timing import run_command, write_json
 from benchmarks.walks import Walks
-from cm3_dist.graph.operators import Csr
-from cm3_dist.graph.propagation import ONE_EACH, LayerWeights, Propagation
-from cm3_dist.graph.sampling import Sample, Sampler
+from cm3_dist.distributed.runtime import Stream, key
+from cm3_dist.graph.lightgcn import ONE_EACH, LayerWeights, Propagation
+from cm3_dist.graph.neighbor_sampling import Sample, Sampler
 from cm3_dist.graph.shard import Shard
-from cm3_dist.runtime import Stream, key
-from cm3_dist.trainer import Trainer
+from cm3_dist.graph.sparse_ops import Csr
+from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError
 
 SETTINGS = ["propagation.item_item_layers=0", "machine.prefetch=0"]  # drawing and computing in turn: their times add up

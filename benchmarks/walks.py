@@ -23,15 +23,15 @@ import typer
 from torch import Tensor
 
 from benchmarks.timing import run_command, write_json
-from cm3_dist.batches import Batches
-from cm3_dist.config import Machine
-from cm3_dist.graph.exact import exact_propagation
-from cm3_dist.graph.operators import Csr
-from cm3_dist.graph.sampling import Fanouts, Sampler
+from cm3_dist.config.settings import Machine
+from cm3_dist.distributed.runtime import Runtime, distributed
+from cm3_dist.graph.full_graph import exact_propagation
+from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard, load_shard
-from cm3_dist.model.unit import unit
-from cm3_dist.runtime import Runtime, distributed
-from partition import layout
+from cm3_dist.graph.sparse_ops import Csr
+from cm3_dist.model.l2_normalize import unit
+from cm3_dist.pipeline.batch_sampler import Batches
+from partition.folder import layout
 
 WALKS = [1, 2, 5, 10, 20, 50, 100]  # a node
 FANOUTS = [[1], [2], [4, 2, 1], [4], [10, 4, 2], [10], [20]]
@@ -157,8 +157,8 @@ def random_rows(shard: Shard, width: int) -> tuple[Tensor, Tensor]:
 
 def trained_rows(folder: Path, prepared: Path, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Ego rows of a run."""
-    from cm3_dist.cli import run_settings
-    from cm3_dist.finished import FinishedRun
+    from cm3_dist.config.command_options import run_settings
+    from cm3_dist.inference.trained_model import FinishedRun
 
     users, items, _ = FinishedRun(run_settings(folder, [f"data.path={prepared}"]), runtime).trainer.ego_rows()
     return users, items

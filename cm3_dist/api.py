@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeAlias, Union
 import numpy as np
 import pyarrow as pa
 
-from cm3_dist.cli import run_settings
-from cm3_dist.run_folder import METRICS
-from cm3_dist.runtime import distributed
-from cm3_dist.settings_file import load_settings
+from cm3_dist.config.command_options import run_settings
+from cm3_dist.config.loading import load_settings
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.training.run_dir import METRICS
 from partition.errors import InputError
 
 Ids: TypeAlias = Union[Sequence[str], Sequence[int], np.ndarray, "pa.Array"]
@@ -57,7 +57,7 @@ def prepare(
     return build(wanted, Stages(quiet=quiet))
 
 
-def train(
+def fit(
     data: Folder | None = None,
     run: Folder | None = None,
     *,
@@ -77,13 +77,16 @@ def train(
     Raises:
         InputError: a wrong setting, or data or a run folder that do not fit.
     """
-    from cm3_dist.train import run as train_run
+    from cm3_dist.train import run as train
 
     overrides = _overrides(sections)
-    overrides += [f"data.path={_text(data)}"] * (data is not None) + [f"run.dir={_text(run)}"] * (run is not None)
+    if data is not None:
+        overrides.append(f"data.path={_text(data)}")
+    if run is not None:
+        overrides.append(f"run.dir={_text(run)}")
     settings = load_settings(None if config is None else Path(config), overrides)
     with distributed(settings.machine) as runtime:
-        train_run(settings, runtime, resume)
+        train(settings, runtime, resume)
         return load_run(settings.run.dir, machine=settings.machine.model_dump(mode="json"))
 
 
@@ -94,12 +97,14 @@ def load_run(folder: Folder, *, data: Folder | None = None, checkpoint: str = "b
         folder: run folder.
         data: its prepared folder, where that has moved.
         checkpoint: "best", "latest" or a name.
-        **sections: settings of this machine, as in `train`.
+        **sections: settings of this machine, as in `fit`.
 
     Raises:
         InputError: no run, no such checkpoint, or data that the run was not trained on.
     """
-    overrides = _overrides(sections) + [f"data.path={_text(data)}"] * (data is not None)
+    overrides = _overrides(sections)
+    if data is not None:
+        overrides.append(f"data.path={_text(data)}")
     return Run(Path(folder), overrides, checkpoint)
 
 
@@ -107,7 +112,7 @@ class Run:
     """A finished run. Use it in a `with` block, or `close` it: until then it keeps its memory and process group."""
 
     def __init__(self, folder: Path, overrides: list[str], checkpoint: str) -> None:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         settings = run_settings(folder, overrides)
         with ExitStack() as stack:
@@ -156,8 +161,8 @@ class Run:
         Raises:
             InputError: an unknown id, a user without a training interaction, or new items or users that do not fit.
         """
-        from cm3_dist.lists import Catalogue, chosen_items, new_user_lists, trained_users, user_lists
-        from cm3_dist.new_files import read_new_users
+        from cm3_dist.inference.cold_start_inputs import read_new_users
+        from cm3_dist.inference.top_k_lists import Catalogue, chosen_items, new_user_lists, trained_users, user_lists
         from cm3_dist.recommend import candidates
 
         run = self._open()
@@ -179,7 +184,7 @@ class Run:
         return pa.concat_tables(tables) if tables else pa.schema({**types, "score": pa.float32()}).empty_table()
 
     def similar(self, item: str | int, k: int = 10, by: str = "all") -> list[dict[str, Any]]:
-        """The nearest items and why, as `cm3_dist.neighbours.nearest_items` describes it."""
+        """The nearest items and why, as `cm3_dist.inference.similar_items.nearest_items` describes it."""
         from cm3_dist.similar import similar
 
         return similar(self._open(), item, k, by)
@@ -230,7 +235,7 @@ class Run:
         return self._finished
 
     def _ids(self, kind: Literal["user", "item"]) -> Any:
-        from cm3_dist.own_ids import OwnIds
+        from cm3_dist.inference.id_map import OwnIds
 
         run = self._open()
         return OwnIds(run.shard.root, run.manifest, kind)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.cli import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.runtime import distributed, entry_point
+from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
+from cm3_dist.distributed.runtime import distributed, entry_point
 from partition.errors import InputError
 
 if TYPE_CHECKING:
-    from cm3_dist.evaluation.task import Ranked, Task
-    from cm3_dist.finished import FinishedRun
+    from cm3_dist.evaluation.protocol import Ranked, Task
+    from cm3_dist.inference.trained_model import FinishedRun
 
 BASELINES = ("popularity", "random", "ease", "item-knn")
 
@@ -79,9 +79,9 @@ def command(
     settings = run_settings(run, overrides or [])
     other_settings = run_settings(against, overrides or []) if against else None
     with distributed(settings.machine) as runtime:
-        from cm3_dist.evaluation.show import show
-        from cm3_dist.finished import FinishedRun
-        from cm3_dist.output import new_file, on_rank_0
+        from cm3_dist.evaluation.tables import show
+        from cm3_dist.inference.atomic_output import new_file, on_rank_0
+        from cm3_dist.inference.trained_model import FinishedRun
 
         ours = FinishedRun(settings, runtime, checkpoint)
         other = FinishedRun(other_settings, runtime) if other_settings else None
@@ -120,11 +120,11 @@ def evaluate(
     Raises:
         InputError: nothing to rank, an unknown or unsuitable baseline, or a run on other data.
     """
+    from cm3_dist.evaluation.beyond_accuracy import exposure
     from cm3_dist.evaluation.bootstrap import paired_bootstrap
-    from cm3_dist.evaluation.exposure import exposure
-    from cm3_dist.evaluation.kept import kept_neighbours
+    from cm3_dist.evaluation.neighbourhood_overlap import kept_neighbours
+    from cm3_dist.evaluation.protocol import rank, task
     from cm3_dist.evaluation.slices import by_activity, by_popularity
-    from cm3_dist.evaluation.task import rank, task
 
     names = _baselines(baselines, run)
     if against is not None and against.manifest.digest() != run.manifest.digest():
@@ -167,7 +167,7 @@ def evaluate(
 
 
 def _baselines(text: str, run: FinishedRun) -> list[str]:
-    from cm3_dist.evaluation.linear import EASE_ITEMS
+    from cm3_dist.evaluation.linear_baselines import EASE_ITEMS
 
     if text == "auto":
         return ["popularity", "ease" if run.manifest.items <= EASE_ITEMS else "item-knn"]
@@ -179,8 +179,8 @@ def _baselines(text: str, run: FinishedRun) -> list[str]:
 
 
 def _ranking(run: FinishedRun, what: Task, name: str) -> Callable[[], Ranked]:
-    from cm3_dist.evaluation.linear import ease, item_knn
-    from cm3_dist.evaluation.task import rank
+    from cm3_dist.evaluation.linear_baselines import ease, item_knn
+    from cm3_dist.evaluation.protocol import rank
 
     if name == "ease":
         return lambda: ease(run, what)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.cli import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.runtime import distributed, entry_point
+from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
+from cm3_dist.distributed.runtime import distributed, entry_point
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from cm3_dist.finished import FinishedRun
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.id_map import OwnIds
+    from cm3_dist.inference.trained_model import FinishedRun
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,7 +68,7 @@ def command(
     """Command line; the help text is above."""
     settings = run_settings(run, overrides or [])
     with distributed(settings.machine) as runtime:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         finished = FinishedRun(settings, runtime, checkpoint)
         manifest = export(
@@ -115,8 +115,8 @@ def export(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from cm3_dist.output import everywhere, new_folder, on_rank_0
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.atomic_output import everywhere, new_folder, on_rank_0
+    from cm3_dist.inference.id_map import OwnIds
 
     runtime, manifest = run.runtime, run.manifest
     users, items = run.rows
@@ -158,12 +158,12 @@ def _indexed(run: FinishedRun, folder: Path, kind: str, width: int) -> dict[str,
     """Lets rank 0 build the index; all ranks learn what it is like."""
     import torch.distributed as dist
 
-    from cm3_dist.output import on_rank_0
+    from cm3_dist.inference.atomic_output import on_rank_0
 
     found: list[dict[str, Any]] = [{}]
 
     def build() -> None:
-        from cm3_dist.vector_index import build_index
+        from cm3_dist.inference.faiss_index import build_index
 
         found[0] = build_index(folder, kind, width, run.settings.train.seed)  # type: ignore[arg-type]
 
@@ -216,13 +216,13 @@ def _lists(rows: Tensor, dtype: str, what: str) -> pa.Array:
 
 
 def _described(path: Path, rows: int) -> dict[str, Any]:
-    from partition.layout import sha256
+    from partition.folder.layout import sha256
 
     return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _manifest(run: FinishedRun, dtype: str, modality_rows: bool, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from cm3_dist.run_folder import versions
+    from cm3_dist.training.run_dir import versions
 
     manifest, dim = run.manifest, run.settings.model.dim
     return {

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cm3_dist.cli import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.runtime import distributed, entry_point
+from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
+from cm3_dist.distributed.runtime import distributed, entry_point
 from partition.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cm3_dist.finished import FinishedRun
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.id_map import OwnIds
+    from cm3_dist.inference.trained_model import FinishedRun
 
 ALL = "all"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,7 +45,7 @@ def command(
     """Command line; the help text is above."""
     settings = run_settings(run, overrides or [])
     with distributed(settings.machine) as runtime:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         finished = FinishedRun(settings, runtime, checkpoint)
         folder, count = project(finished, items, names, by)
@@ -67,8 +67,8 @@ def project(run: FinishedRun, items: int, names: Path | None = None, by: str = A
     import numpy as np
     import torch.distributed as dist
 
-    from cm3_dist.own_ids import OwnIds
-    from cm3_dist.runtime import agree_on_error
+    from cm3_dist.distributed.runtime import agree_on_error
+    from cm3_dist.inference.id_map import OwnIds
 
     if by != ALL and by not in run.channels:
         raise InputError(f"--by {by}: there are {ALL}, {', '.join(run.channels)}")
@@ -102,7 +102,7 @@ def _labels(ids: OwnIds, rows: np.ndarray, degree: np.ndarray, names: Path | Non
     own = [[str(value), str(users)] for value, users in zip(ids.take(rows).to_pylist(), degree.tolist(), strict=True)]
     if names is None:
         return ["item", "training users"], own
-    from cm3_dist.id_files import read_ids
+    from cm3_dist.inference.id_tables import read_ids
 
     found = read_ids(names, ids)
     others = [name for name in found.file.names if name != found.column]

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.cli import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.runtime import agree_on_error, distributed, entry_point
+from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
+from cm3_dist.distributed.runtime import agree_on_error, distributed, entry_point
 from partition.errors import InputError
 
 if TYPE_CHECKING:
-    from cm3_dist.finished import FinishedRun
-    from cm3_dist.lists import Catalogue
+    from cm3_dist.inference.top_k_lists import Catalogue
+    from cm3_dist.inference.trained_model import FinishedRun
 
 FORMATS = (".parquet", ".jsonl")
 
@@ -65,7 +65,7 @@ def command(
         raise InputError("--users and --new-users: ask for one of them at a time")
     settings = run_settings(run, overrides or [])
     with distributed(settings.machine) as runtime:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         finished = FinishedRun(settings, runtime, checkpoint)
         counts = recommend(
@@ -103,8 +103,8 @@ def recommend(
 ) -> dict[str, int]:
     """Writes `out`, users in the order of the prepared folder, new ones in that of their file. Collective.
 
-    Returns how many users, entries and, left out, untrained users. `cm3_dist.newcomers` says what rows new items and
-    new users get.
+    Returns how many users, entries and, left out, untrained users. `cm3_dist.inference.cold_start`
+    describes the rows of new items and new users.
 
     Raises:
         InputError: an unknown id, by file and row, a list file that cannot be read, or `out` cannot be written.
@@ -114,10 +114,10 @@ def recommend(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from cm3_dist.list_files import WRITERS, Writer, join
-    from cm3_dist.lists import new_user_lists, trained_users, user_lists
-    from cm3_dist.new_files import read_new_users
-    from cm3_dist.output import everywhere, new_file, on_rank_0
+    from cm3_dist.inference.atomic_output import everywhere, new_file, on_rank_0
+    from cm3_dist.inference.cold_start_inputs import read_new_users
+    from cm3_dist.inference.list_writers import WRITERS, Writer, join
+    from cm3_dist.inference.top_k_lists import new_user_lists, trained_users, user_lists
 
     runtime = run.runtime
     with new_file(out, runtime, overwrite) as folder:
@@ -162,11 +162,11 @@ def candidates(run: FinishedRun, items: Path | None, new_items: Path | None) -> 
 
     import numpy as np
 
-    from cm3_dist.id_files import read_ids
-    from cm3_dist.lists import Catalogue, chosen_items
-    from cm3_dist.new_files import read_new_items, rows_with_new
-    from cm3_dist.newcomers import place_items
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.cold_start import place_items
+    from cm3_dist.inference.cold_start_inputs import read_new_items, rows_with_new
+    from cm3_dist.inference.id_map import OwnIds
+    from cm3_dist.inference.id_tables import read_ids
+    from cm3_dist.inference.top_k_lists import Catalogue, chosen_items
 
     runtime, new = run.runtime, None
     if new_items is not None:
@@ -194,8 +194,8 @@ def known_rows(run: FinishedRun, kind: Any, path: Path | None) -> Any:
     """
     import numpy as np
 
-    from cm3_dist.id_files import read_ids
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.id_map import OwnIds
+    from cm3_dist.inference.id_tables import read_ids
 
     if path is None:
         return None

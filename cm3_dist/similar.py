@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.cli import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.runtime import distributed, entry_point
+from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
+from cm3_dist.distributed.runtime import distributed, entry_point
 from partition.errors import InputError
 
 if TYPE_CHECKING:
-    from cm3_dist.finished import FinishedRun
+    from cm3_dist.inference.trained_model import FinishedRun
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,7 +38,7 @@ def command(
     """Command line; the help text is above."""
     settings = run_settings(run, overrides or [])
     with distributed(settings.machine) as runtime:
-        from cm3_dist.finished import FinishedRun
+        from cm3_dist.inference.trained_model import FinishedRun
 
         found = similar(FinishedRun(settings, runtime, checkpoint), item, k, by)
         if runtime.rank == 0:
@@ -49,15 +49,15 @@ def command(
 
 
 def similar(run: FinishedRun, item: str | int, k: int = 10, by: str = "all") -> list[dict[str, Any]]:
-    """The `k` items nearest to `item`, as `cm3_dist.neighbours.nearest_items` gives them. Collective.
+    """The `k` items nearest to `item`, as `cm3_dist.inference.similar_items.nearest_items` gives them. Collective.
 
     Raises:
         InputError: an unknown item or channel.
     """
     import pyarrow as pa
 
-    from cm3_dist.neighbours import ALL, nearest_items
-    from cm3_dist.own_ids import OwnIds
+    from cm3_dist.inference.id_map import OwnIds
+    from cm3_dist.inference.similar_items import ALL, nearest_items
 
     if by not in (ALL, *run.channels):
         raise InputError(f"--by {by}: there are {ALL}, {', '.join(run.channels)}")

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=2 -m cm3_dist.train data.path=prepared/NAME run.dir=runs/NAME
     python -m cm3_dist.train --config jobs/baby.yaml train.epochs=3                # one process
 
-Settings are `key.sub=value`, over the YAML file given with --config, over the defaults of cm3_dist/config.py.
+Settings are `key.sub=value`, over the YAML file given with --config, over the defaults of cm3_dist/config/settings.py.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cm3_dist.config import Settings
-from cm3_dist.exits import Interrupted
-from cm3_dist.runtime import Runtime, agree_on_error, distributed, entry_point, peak_memory
-from cm3_dist.settings_file import load_settings
+from cm3_dist.config.loading import load_settings
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.runtime import Runtime, agree_on_error, distributed, entry_point, peak_memory
+from cm3_dist.errors import Interrupted
 
 if TYPE_CHECKING:
-    from cm3_dist.checkpoint import Checkpoints
-    from cm3_dist.checkup import Checkup
-    from cm3_dist.monitor import Monitor, PhaseTimer
-    from cm3_dist.progress import Progress
-    from cm3_dist.trainer import Trainer
-    from cm3_dist.watch import Watch
+    from cm3_dist.checkpoint.manager import Checkpoints
+    from cm3_dist.distributed.stop_signal import Watch
+    from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
+    from cm3_dist.training.health_check import Checkup
+    from cm3_dist.training.progress import Progress
+    from cm3_dist.training.trainer import Trainer
 
 
 class Resume(str, Enum):
@@ -65,11 +64,11 @@ def train(
     """Command line; the help text is above."""
     settings = load_settings(config, overrides or [])
     if show:
-        from cm3_dist.show_settings import print_settings
+        from cm3_dist.config.show_settings import print_settings
 
         print_settings(settings)
         return
-    from cm3_dist.failures import explained
+    from cm3_dist.distributed.oom_advice import explained
 
     with distributed(settings.machine) as runtime, explained(settings, runtime.rank):
         run(settings, runtime, resume)
@@ -88,15 +87,15 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
         Interrupted: a signal ended it; everything is saved.
     """
     # Torch, TorchRec and DGL take seconds to import: settings and --help do not wait for them.
-    from cm3_dist.checkpoint import Checkpoints
-    from cm3_dist.checkup import Checkup
-    from cm3_dist.monitor import Monitor, PhaseTimer
-    from cm3_dist.progress import Progress
-    from cm3_dist.report import print_result
-    from cm3_dist.run_folder import open_run_folder, refuse_taken, write_result
-    from cm3_dist.state import resume_from
-    from cm3_dist.trainer import Trainer, check_splits
-    from cm3_dist.watch import Watch
+    from cm3_dist.checkpoint.manager import Checkpoints
+    from cm3_dist.distributed.stop_signal import Watch
+    from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
+    from cm3_dist.monitoring.summary import print_result
+    from cm3_dist.training.health_check import Checkup
+    from cm3_dist.training.progress import Progress
+    from cm3_dist.training.run_dir import open_run_folder, refuse_taken, write_result
+    from cm3_dist.training.trainer import Trainer, check_splits
+    from cm3_dist.training.trainer_state import resume_from
 
     began, folder = time.time(), settings.run.dir
     agree_on_error(runtime, lambda: refuse_taken(folder, bool(resume)))
@@ -149,13 +148,13 @@ def train_epochs(
     Raises:
         Interrupted: a signal asked for it; everything is saved.
     """
-    from cm3_dist.traffic import traffic
+    from cm3_dist.distributed.traffic import traffic
 
     settings, steps = trainer.settings, trainer.batches.steps
     limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
 
     def keep(best: bool = False) -> Path:
-        from cm3_dist.state import save
+        from cm3_dist.training.trainer_state import save
 
         monitor.flush()
         agree_on_error(trainer.runtime, monitor.check)
@@ -204,7 +203,7 @@ def _evaluates(settings: Settings, step: int, steps: int, limit: int) -> bool:
 
 def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: PhaseTimer, checkup: Checkup) -> bool:
     """Evaluates on the validation split; whether it is the best so far. Collective."""
-    from cm3_dist.traffic import traffic
+    from cm3_dist.distributed.traffic import traffic
 
     epoch = (progress.step - 1) // trainer.batches.steps
     with timer("evaluate"):
@@ -222,7 +221,7 @@ def test_best(
     trainer: Trainer, checkpoints: Checkpoints, progress: Progress, monitor: Monitor, best: Path
 ) -> dict[str, Any]:
     """Metrics of the best checkpoint on the test split, next to the baselines. Collective."""
-    from cm3_dist.state import restore
+    from cm3_dist.training.trainer_state import restore
 
     restore(trainer, checkpoints, best)
     test = trainer.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
@@ -265,16 +264,5 @@ def spell_out(arguments: list[str]) -> list[str]:
     return spelt
 
 
-class _Callable(ModuleType):
-    """`from cm3_dist import train` finds this module once it has been imported, and calls it like the function."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from cm3_dist.api import train
-
-        return train(*args, **kwargs)
-
-
 if __name__ == "__main__":
     entry_point(main)()
-else:
-    sys.modules[__name__].__class__ = _Callable

@@ -14,15 +14,15 @@ import math
 import os
 import shutil
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cm3_dist import __version__
-from cm3_dist.dashboard import experiment
-from cm3_dist.run_folder import SETTINGS
-from cm3_dist.settings_file import load_settings
+from cm3_dist.config.loading import load_settings
+from cm3_dist.monitoring.tensorboard import experiment
+from cm3_dist.training.run_dir import SETTINGS
 from jobs.collect import Run, collect_finished, write_table
 from jobs.command import command_line
 from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities
@@ -72,7 +72,7 @@ def _render(title: str, sections: list[dict[str, Any]], count: int, unfinished: 
         count=count,
         unfinished=[str(path) for path in unfinished],
         plotly=get_plotlyjs(),
-        version=__version__,
+        version=version("cm3-dist"),
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from cm3_dist.exits import INTERRUPTED
+from cm3_dist.errors import INTERRUPTED
 from jobs.command import command_line
 from jobs.expand import Into, Overrides, SweepFile
 from jobs.sweep import Point, read_sweep

@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 import yaml
 
-from cm3_dist.config import Settings
-from cm3_dist.run_folder import METRICS, SETTINGS
-from cm3_dist.settings_file import flat, load_settings, read_yaml
+from cm3_dist.config.loading import flat, load_settings, read_yaml
+from cm3_dist.config.settings import Settings
+from cm3_dist.training.run_dir import METRICS, SETTINGS
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")

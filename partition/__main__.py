@@ -184,7 +184,7 @@ app.command()(extract)
 @app.command()
 def verify(root: Prepared) -> None:
     """Check every invariant of a prepared folder."""
-    from partition.verify import verify as run
+    from partition.folder.verify import verify as run
 
     manifest = run(root)
     print(f"{root}: whole; {manifest.num_parts} parts, digest {manifest.digest()[:12]}")
@@ -196,7 +196,7 @@ def stats(
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the degrees' histograms.")] = None,
 ) -> None:
     """Show sizes, balance and edge cut of a prepared folder."""
-    from partition.stats import describe
+    from partition.folder.stats import describe
 
     describe(root, picture)
 
@@ -229,11 +229,11 @@ def synthetic(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier call.")] = False,
 ) -> None:
     """Make a multimodal data set of any size: with planted tastes, or grown from a real one."""
-    from partition.raw_tables import parse_modalities
+    from partition.synthetic.tables import parse_modalities
 
     if expand is not None:
-        from partition.expand import ExpandOptions
-        from partition.expand import expand as run
+        from partition.synthetic.fractal import ExpandOptions
+        from partition.synthetic.fractal import expand as run
 
         if users is None or items is None or interactions is None:
             raise InputError("--expand: give --users, --items and --interactions, the sizes to grow to")
@@ -242,7 +242,7 @@ def synthetic(
         grown = parse_modalities(modalities) if modalities else {}
         run(ExpandOptions(expand, output, users, items, interactions, grown, seed, overwrite))
     else:
-        from partition.synthetic import SyntheticOptions, synthesise
+        from partition.synthetic.planted import SyntheticOptions, synthesise
 
         options = SyntheticOptions(
             output=output,

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from partition import blocks, layout, stored
-from partition.assign import Assignment, assign_parts, chosen_method
-from partition.dataset import SPECTRAL, Dataset
+from partition import columns_on_disk as blocks
+from partition import stage_results as stored
+from partition.cut.assign import Assignment, assign_parts, chosen_method
 from partition.errors import InputError
-from partition.ingest import read_dataset
-from partition.item_graph import ItemGraph, Nearest, build_item_graph
+from partition.folder import layout
+from partition.folder.write import write_prepared
+from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import BuildOptions, item_graph_weights
-from partition.reliability import reliability
+from partition.resume import Work, work_folder
 from partition.stages import Stages
-from partition.work import Work, work_folder
-from partition.write import write_prepared
+from partition.transform.dataset import SPECTRAL, Dataset
+from partition.transform.ingest import read_dataset
+from partition.transform.reliability import reliability
 
 
 def build(options: BuildOptions, stages: Stages | None = None) -> Path:

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from partition.assign import Method
+from partition.cut.assign import Method
 from partition.errors import InputError
-from partition.item_graph import default_weights
+from partition.item_graph.graph import default_weights
 
 
 class BuildOptions(BaseModel):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import SHARED_DATA
+
 # Before anything imports dgl or torch; the ranks that tests start inherit both.
 os.environ.setdefault("DGLBACKEND", "pytorch")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +21,7 @@ if not torch.cuda.is_available():
 
 
 # Files whose tests take longest begin first: a worker takes a file at a time, and none should be left alone at the end.
-LONGEST = ["test_slurm", "test_distributed", "test_sweep", "test_train", "test_watch", "test_lost_ranks"]
+LONGEST = ["test_slurm", "test_ranks", "test_sweep", "test_loop", "test_stop_signal", "test_lost_ranks"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the repository; skips the test where there is none."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = SHARED_DATA
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist")
     return folder
@@ -39,6 +41,6 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on a small data set of 4 parts; not to be changed."""
-    from tests.small import finish_small
+    from tests.support.small import finish_small
 
     return finish_small(tmp_path_factory.mktemp("finished"))

@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cm3_dist.runtime import entry_point
-from cm3_dist.settings_file import load_settings
+from cm3_dist.config.loading import load_settings
+from cm3_dist.distributed.runtime import entry_point
 from partition.errors import InputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -76,9 +76,9 @@ def capacity(
         raise InputError(f"{missing[0]} is missing: give --data, or --users, --items and --interactions")
     # Torch and TorchRec take seconds to import: --help and mistakes do not wait for them.
     from cm3_dist.capacity.advice import advise
-    from cm3_dist.capacity.machine import GIB, machine
-    from cm3_dist.capacity.plan import Plan
-    from cm3_dist.capacity.show import show
+    from cm3_dist.capacity.hardware import GIB, machine
+    from cm3_dist.capacity.scenario import Plan
+    from cm3_dist.capacity.tables import show
 
     rates = {"memory": memory, "host_memory": host_memory, "link": link, "compute": compute, "copy": copy}
     cluster = machine(ranks, chosen, disk * GIB, {name: value for name, value in rates.items() if value is not None})

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cm3_dist.capacity.sizes import RankLoad, RankStep, Relation
-from cm3_dist.config import Settings
-from cm3_dist.kernels.pairs import COLUMNS, ROWS
+from cm3_dist.config.settings import Settings
+from cm3_dist.kernels.pair_sum import COLUMNS, ROWS
 from cm3_dist.model.cm3 import FINAL_COLUMNS
-from cm3_dist.model.local_rows import can_update
-from cm3_dist.model.widths import Widths
-from cm3_dist.ranking import METRIC_BLOCK
-from partition.layout import Manifest
+from cm3_dist.model.dimensions import Widths
+from cm3_dist.model.local_table import can_update
+from cm3_dist.ranking.full_ranking import METRIC_BLOCK
+from partition.folder.layout import Manifest
 
 FLOAT, INT64 = 4, 8
 SMALL = 32 << 20  # a freed block up to this size stays with the process

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cm3_dist.capacity.plan import Plan
 from cm3_dist.capacity.prediction import Prediction
-from cm3_dist.config import Settings
+from cm3_dist.capacity.scenario import Plan
+from cm3_dist.config.settings import Settings
 
 MOST_RANKS = 1 << 14
 NARROW = 128  # PCA to this width, where features are wider

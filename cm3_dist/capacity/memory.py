@@ -13,9 +13,9 @@ import numpy as np
 
 from cm3_dist.capacity.activations import Live, evaluation_live, step_live
 from cm3_dist.capacity.sizes import RankLoad, RankStep, Relation
-from cm3_dist.config import Settings
-from cm3_dist.model.widths import dense_weights
-from partition.layout import Manifest
+from cm3_dist.config.settings import Settings
+from cm3_dist.model.dimensions import dense_weights
+from partition.folder.layout import Manifest
 
 Place = Literal["host", "device"]
 Phase = Literal["always", "load", "step", "evaluation"]

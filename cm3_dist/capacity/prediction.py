@@ -7,15 +7,15 @@ from typing import Any
 
 from cm3_dist.capacity import disk
 from cm3_dist.capacity.activations import ranked_users
-from cm3_dist.capacity.duration import StepTime, evaluation_time, step_time
-from cm3_dist.capacity.machine import Machine
+from cm3_dist.capacity.hardware import Machine
 from cm3_dist.capacity.memory import Item, mapped_features, peak, rank_memory
-from cm3_dist.capacity.sent import evaluation_bytes, step_bytes
 from cm3_dist.capacity.sizes import RankLoad, RankStep
-from cm3_dist.config import Settings
-from cm3_dist.model.table_plan import table_storage
-from cm3_dist.model.widths import tables
-from partition.layout import Manifest
+from cm3_dist.capacity.time_model import StepTime, evaluation_time, step_time
+from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
+from cm3_dist.config.settings import Settings
+from cm3_dist.model.dimensions import tables
+from cm3_dist.model.sharding_plan import table_storage
+from partition.folder.layout import Manifest
 
 
 @dataclass(frozen=True)

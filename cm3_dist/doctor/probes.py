@@ -37,10 +37,10 @@ def gpu(folder: Path, device: str, parts: int) -> str:
 def partition(folder: Path, device: str, parts: int) -> str:
     """Makes data, prepares it with METIS, verifies the result."""
     from partition.build import build
+    from partition.folder.verify import verify
     from partition.options import BuildOptions
-    from partition.raw_tables import parse_modalities
-    from partition.synthetic import SyntheticOptions, synthesise
-    from partition.verify import verify
+    from partition.synthetic.planted import SyntheticOptions, synthesise
+    from partition.synthetic.tables import parse_modalities
 
     synthesise(SyntheticOptions(folder / "data", USERS, ITEMS, INTERACTIONS, 4, parse_modalities("image:8,text:4")))
     build(BuildOptions(input=[folder / "data"], output=folder / "prepared", parts=parts))
@@ -52,8 +52,8 @@ def neighbours(folder: Path, device: str, parts: int) -> str:
     """Draws neighbours with DGL, which refuses when its generator is not the one that runs repeat from."""
     import numpy as np
 
-    from cm3_dist.graph.parts import SIMILAR, PartGraph
-    from partition.layout import read_manifest
+    from cm3_dist.graph.part_graph import SIMILAR, PartGraph
+    from partition.folder.layout import read_manifest
 
     manifest = read_manifest(folder / "prepared")
     graph = PartGraph(folder / "prepared", manifest, 0)
@@ -67,8 +67,8 @@ def collective(folder: Path, device: str, parts: int) -> str:
     import torch
     import torch.distributed as dist
 
-    from cm3_dist.config import Machine
-    from cm3_dist.runtime import distributed
+    from cm3_dist.config.settings import Machine
+    from cm3_dist.distributed.runtime import distributed
 
     with distributed(Machine(device=device, timeout=60)) as runtime:  # type: ignore[arg-type]
         total = torch.ones(1, device=runtime.device)
@@ -85,12 +85,12 @@ def lookup(folder: Path, device: str, parts: int) -> str:
     """Looks rows up in sharded TorchRec tables, sends a gradient back, and compares the rows after the update."""
     import torch
 
-    from cm3_dist.config import Machine, Settings
+    from cm3_dist.config.settings import Machine, Settings
+    from cm3_dist.distributed.runtime import distributed
     from cm3_dist.graph.shard import own_parts
-    from cm3_dist.model.tables import Tables
-    from cm3_dist.model.widths import CHANNELS
-    from cm3_dist.runtime import distributed
-    from partition.layout import read_manifest
+    from cm3_dist.model.dimensions import CHANNELS
+    from cm3_dist.model.embedding_tables import Tables
+    from partition.folder.layout import read_manifest
 
     machine, root = Machine(device=device, timeout=60), folder / "prepared"  # type: ignore[arg-type]
     manifest = read_manifest(root)

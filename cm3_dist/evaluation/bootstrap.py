@@ -6,9 +6,9 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from cm3_dist.evaluation.task import Ranked
-from cm3_dist.finished import FinishedRun
-from cm3_dist.runtime import Stream, generator
+from cm3_dist.distributed.runtime import Stream, generator
+from cm3_dist.evaluation.protocol import Ranked
+from cm3_dist.inference.trained_model import FinishedRun
 
 RESAMPLES = 1000
 

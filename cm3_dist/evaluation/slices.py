@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cm3_dist.evaluation.task import Ranked, Task
-from cm3_dist.finished import FinishedRun
-from cm3_dist.metrics import hits
+from cm3_dist.evaluation.protocol import Ranked, Task
+from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.ranking.metrics import hits
 
 GROUPS = 5
 

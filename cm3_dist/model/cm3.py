@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cm3_dist.config import Settings
-from cm3_dist.features import ItemFeatures
-from cm3_dist.graph.propagation import Propagation
-from cm3_dist.model.encoder import ItemEncoder
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.runtime import Runtime, Stream, key
+from cm3_dist.graph.lightgcn import Propagation
+from cm3_dist.model.embedding_tables import Tables
+from cm3_dist.model.item_encoder import ItemEncoder
+from cm3_dist.model.l2_normalize import unit
 from cm3_dist.model.layer_sum import LayerSum
-from cm3_dist.model.tables import Tables
-from cm3_dist.model.unit import unit
-from cm3_dist.plan import Inputs, StepPlan
-from cm3_dist.runtime import Runtime, Stream, key
-from partition.layout import Manifest
+from cm3_dist.pipeline.item_features import ItemFeatures
+from cm3_dist.pipeline.step_plan import Inputs, StepPlan
+from partition.folder.layout import Manifest
 
 ENCODE_BLOCK = 65_536  # rows encoded or mixed at a time when no gradient is wanted
 FINAL_COLUMNS = 16  # propagated at a time: a cache line a row

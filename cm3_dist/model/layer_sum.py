@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cm3_dist.config import Settings
-from cm3_dist.graph.propagation import LayerWeights
+from cm3_dist.config.settings import Settings
+from cm3_dist.graph.lightgcn import LayerWeights
 
 
 class LayerSum(nn.Module):

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from partition.errors import InputError
 from partition.extract.images import Picture, folder_index
-from partition.ids import IdColumn, encode
-from partition.readers import item_column, missing_column
-from partition.tables import TableFile, open_table
+from partition.read.ids import IdColumn, encode
+from partition.read.sources import item_column, missing_column
+from partition.read.table_file import TableFile, open_table
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from partition.extract.images import Picture, UnreadableError
 from partition.extract.items import Item, Items
 from partition.extract.loading import load_encoder
 from partition.extract.request import BLOCK, Request
-from partition.raw_tables import whole
-from partition.work import work_folder
+from partition.resume import work_folder
+from partition.synthetic.tables import whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3_dist.exits import BAD_INPUT, DONE
+from cm3_dist.errors import BAD_INPUT, DONE
 from tests.faults import forked
 from tests.faults.kills import SETTINGS
 from tests.faults.preparing import partition, write_tables

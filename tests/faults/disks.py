@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3_dist.exits import BAD_INPUT, DONE
-from cm3_dist.run_folder import STEPS
+from cm3_dist.errors import BAD_INPUT, DONE
+from cm3_dist.training.run_dir import STEPS
 from tests.faults import forked, results
 from tests.faults.kills import SETTINGS
-from tests.launch import lines
-from tests.small import prepare_small
+from tests.support.launch import lines
+from tests.support.small import prepare_small
 
 RANKS = 2
 

@@ -14,9 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = [
-    *(f"cm3_dist.{name}" for name in ("train", "checkpoint", "checkpoint_tensors", "checkup", "monitor", "report")),
-    *("cm3_dist.state", "cm3_dist.trainer", "partition.__main__", "partition.build", "partition.verify"),
-    *("torch.utils.tensorboard", "faiss", "tests.faults.moments"),
+    "cm3_dist.train",
+    "cm3_dist.checkpoint.manager",
+    "cm3_dist.checkpoint.dcp_io",
+    "cm3_dist.monitoring.monitor",
+    "cm3_dist.monitoring.summary",
+    "cm3_dist.training.health_check",
+    "cm3_dist.training.trainer_state",
+    "cm3_dist.training.trainer",
+    "partition.__main__",
+    "partition.build",
+    "partition.folder.verify",
+    "torch.utils.tensorboard",
+    "faiss",
+    "tests.faults.moments",
 ]
 
 
@@ -97,7 +108,7 @@ def wait(processes: list[Process], after_first: float, limit: float = 300.0) -> 
 
 def train(arguments: list[str], ranks: int, folder: Path, before: Callable[[int], None] | None = None) -> list[Process]:
     """Starts `python -m cm3_dist.train` on some ranks; `before` is called with its rank in each of them."""
-    from cm3_dist.runtime import entry_point
+    from cm3_dist.distributed.runtime import entry_point
 
     main = sys.modules["cm3_dist.train"].main
     folder.mkdir(parents=True, exist_ok=True)

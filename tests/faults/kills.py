@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3_dist.exits import DONE, INTERRUPTED, LOST
+from cm3_dist.errors import DONE, INTERRUPTED, LOST
 from tests.faults import forked, moments, results
 from tests.faults.moments import Fault
-from tests.launch import Training
-from tests.small import prepare_small
+from tests.support.launch import Training
+from tests.support.small import prepare_small
 
 TIMEOUT = 30  # seconds: machine.timeout of these runs, on however busy a machine
 SETTINGS = [

@@ -14,15 +14,15 @@ from typing import Any
 
 # Moment -> the function whose time it is, as "module:qualified name".
 PLACES = {
-    "start": "cm3_dist.trainer:Trainer.__init__",
-    "step": "cm3_dist.trainer:Trainer.step",
-    "save": "cm3_dist.checkpoint:Checkpoints._write",
-    "commit": "cm3_dist.checkpoint_folder:CheckpointFolder.commit",  # rank 0 only
+    "start": "cm3_dist.training.trainer:Trainer.__init__",
+    "step": "cm3_dist.training.trainer:Trainer.step",
+    "save": "cm3_dist.checkpoint.manager:Checkpoints._write",
+    "commit": "cm3_dist.checkpoint.directory:CheckpointFolder.commit",  # rank 0 only
     "evaluation": "cm3_dist.train:_validate",
     "test": "cm3_dist.train:test_best",
-    "result": "cm3_dist.run_folder:write_result",  # rank 0 only
+    "result": "cm3_dist.training.run_dir:write_result",  # rank 0 only
     "preparation": "partition.build:build",
-    "writing": "partition.write:write_prepared",
+    "writing": "partition.folder.write:write_prepared",
 }
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partition.layout import read_manifest
+from partition.folder.layout import read_manifest
 from tests.faults import forked, moments
 from tests.faults.kills import Trial
 from tests.faults.moments import Fault
-from tests.small import small_dataset
+from tests.support.small import small_dataset
 
 METHODS = ("metis", "stream", "random")
 
@@ -101,7 +101,7 @@ def partition(arguments: list[str], output: Path, before: Callable[[], object]) 
     def command() -> None:
         import sys
 
-        from cm3_dist.runtime import entry_point
+        from cm3_dist.distributed.runtime import entry_point
         from partition.__main__ import app
 
         sys.argv = ["partition", *arguments]

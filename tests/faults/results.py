@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from cm3_dist.checkpoint_tensors import CheckpointReader
+from cm3_dist.checkpoint.dcp_io import CheckpointReader
 
 
 @dataclass(frozen=True)

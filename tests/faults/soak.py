@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from cm3_dist.exits import INTERRUPTED
-from cm3_dist.run_folder import EVALUATIONS, STEPS
+from cm3_dist.errors import INTERRUPTED
+from cm3_dist.training.run_dir import EVALUATIONS, STEPS
 from tests.faults import forked
-from tests.launch import lines
-from tests.small import prepare_small
+from tests.support.launch import lines
+from tests.support.small import prepare_small
 
 RANKS, PAUSE = 2, 2.0  # seconds between two looks
 WARM = 0.2  # of the time: caches fill, the allocator finds its level

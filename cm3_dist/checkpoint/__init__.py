@@ -1,0 +1,1 @@
+"""Checkpoints that are whole or absent, and load on any number of ranks."""

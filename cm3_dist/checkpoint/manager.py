@@ -1,0 +1,236 @@
+"""Checkpoints: saved whole or not at all, checked before they are loaded, and independent of the number of ranks.
+
+Tensors travel through torch.distributed.checkpoint (DCP) under keys that name the part they belong to, never the rank,
+so that any W that divides P loads what any other W saved. A folder of checkpoints::
+
+    latest, best            names of checkpoints; replaced in one move
+    step-00000580/
+      progress.json         what the caller wants back, and the best checkpoint so far
+      .metadata, *.distcp   DCP's files
+      SHA256SUMS            digests of all of them
+
+Everything is written to `step-00000580.tmp`, which is renamed when all ranks are done. Replacing `latest` is what makes
+a checkpoint count: until then a run resumes from the one before, and takes that one's word for which is best. So an
+interruption at any moment leaves one consistent state. `best` is for people and scripts; nothing here reads it.
+
+A save copies the tensors and writes the copies in a thread, with a process group of its own, while training goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cm3_dist.checkpoint.directory import CheckpointFolder
+from cm3_dist.checkpoint.integrity import check_files, read_record, read_sums
+from cm3_dist.distributed.runtime import Runtime, agree_on_error
+from partition.errors import InputError
+from partition.folder.layout import sha256
+
+T = TypeVar("T")
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` of them, and the best one. Every method but `failed` is collective.
+
+    Args:
+        folder: of all of them.
+        keep: how many.
+        runtime: this rank.
+        background: write while the caller goes on; it takes a copy of this rank's tensors in memory.
+    """
+
+    def __init__(self, folder: Path, keep: int, runtime: Runtime, *, background: bool = False) -> None:
+        self.folder, self._runtime, self._background = folder, runtime, background
+        self._on_disk = CheckpointFolder(folder, keep)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self,
+        sharded: dict[str, Tensor],
+        replicated: dict[str, Tensor],
+        progress: dict[str, Any],
+        *,
+        step: int,
+        best: bool,
+    ) -> Path:
+        """Writes a checkpoint under a temporary name and renames it when every rank is done.
+
+        With `background` it is there after `wait`, and what went wrong is raised there, or by the next save.
+
+        Args:
+            sharded: tensors that only this rank has, under keys that no other rank uses.
+            replicated: tensors that are equal on all ranks, under the same keys; written once.
+            progress: JSON that `peek` gives back; no NaN or infinity.
+            step: names the checkpoint.
+            best: whether it is the best so far, which is kept whatever comes later.
+
+        Raises:
+            InputError: the folder cannot be written, for instance because the disk is full. The checkpoints before this
+                one stay as they are.
+            ValueError: two ranks, or `sharded` and `replicated`, use the same key.
+        """
+        import cm3_dist.checkpoint.dcp_io  # noqa: F401  DCP: in the main thread, and not before it is needed
+
+        self.wait()
+        self._check_keys(sharded, replicated)
+        tensors = {**sharded, **replicated}
+        final = self.folder / f"step-{step:08d}"
+        if not self._background:
+            self._write(tensors, progress, final, best, self._runtime.control)
+            return final
+        # A copy, also on the CPU: the next step changes the tables in place.
+        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        def work() -> None:
+            try:
+                self._write(staged, progress, final, best, self._runtime.saving)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+        return final
+
+    def wait(self) -> None:
+        """Waits for the save under way, if any.
+
+        Raises:
+            InputError: as `save`.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def failed(self) -> bool:
+        """Whether a save in the background has failed on this rank, so that all ranks had better call `wait`."""
+        return self._error is not None
+
+    def newest(self) -> Path | None:
+        """The last whole checkpoint."""
+        return self._first_rank(self._on_disk.newest)
+
+    def newest_first(self) -> list[Path]:
+        """All checkpoints that may be whole, those that count first."""
+        return self._first_rank(self._on_disk.newest_first)
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with the files of a checkpoint; None if nothing is."""
+        from cm3_dist.checkpoint.dcp_io import check_metadata
+
+        def check() -> None:
+            self._check_files(path)
+            check_metadata(path)
+
+        try:
+            self._first_rank(lambda: read_record(path))
+            agree_on_error(self._runtime, check)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def best(self) -> Path | None:
+        """The checkpoint of the best evaluation, as of the newest checkpoint."""
+        return self._first_rank(self._on_disk.best)
+
+    def best_of(self, path: Path) -> Path | None:
+        """The checkpoint of the best evaluation, as of `path`; it may be damaged or gone."""
+        best = self._first_rank(lambda: read_record(path)).best
+        return None if best is None else self.folder / Path(best).name
+
+    def go_on_from(self, path: Path | None) -> None:
+        """Makes `path` the newest that counts, or none at all, whatever `latest` and damaged checkpoints say.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        self._first_rank(lambda: self._on_disk.point_at(path))
+
+    def forget_best(self) -> None:
+        """Leaves the best checkpoint out of the next ones: it is lost."""
+        self._on_disk.forget_best()
+
+    def peek(self, path: Path) -> dict[str, Any]:
+        """The progress of a checkpoint, without its tensors."""
+        return self._first_rank(lambda: read_record(path)).progress
+
+    def load(self, path: Path, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
+        """Fills the given tensors in place.
+
+        Raises:
+            InputError: a missing or altered file, or a tensor that is not there, or in another shape or type.
+        """
+        from cm3_dist.checkpoint.dcp_io import check_fit, read_tensors
+
+        agree_on_error(self._runtime, lambda: self._check_files(path))
+        wanted = {**sharded, **replicated}
+        agree_on_error(self._runtime, lambda: check_fit(path, wanted))
+        read_tensors(path, wanted, self._runtime.control)
+
+    def _write(
+        self, tensors: dict[str, Tensor], progress: dict[str, Any], final: Path, best: bool, group: dist.ProcessGroup
+    ) -> None:
+        temporary = final.with_suffix(".tmp")
+        self._first_rank(lambda: self._on_disk.begin(temporary), group)
+        from cm3_dist.checkpoint.dcp_io import write_tensors
+
+        try:
+            write_tensors(temporary, tensors, group)
+        except OSError as error:  # the same on all ranks
+            raise _cannot_write(temporary, error) from error
+
+        def digests() -> dict[str, str]:
+            try:
+                return {path.name: sha256(path) for path in temporary.glob(f"__{self._runtime.rank}_*")}
+            except OSError as error:
+                raise _cannot_write(temporary, error) from error
+
+        own = agree_on_error(self._runtime, digests, group)
+        found: list[dict[str, str]] = [{} for _ in range(self._runtime.world_size)]
+        dist.all_gather_object(found, own, group=group)
+        files = {name: digest for each in found for name, digest in each.items()}
+        self._first_rank(lambda: self._on_disk.commit(temporary, final, progress, files, best), group)
+
+    def _first_rank(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
+        result: list[Any] = [None]
+
+        def act() -> None:
+            if self._runtime.rank == 0:
+                try:
+                    result[0] = action()
+                except OSError as error:
+                    raise _cannot_write(self.folder, error) from error
+
+        agree_on_error(self._runtime, act, group)
+        dist.broadcast_object_list(result, group_src=0, group=group or self._runtime.control)
+        answer: T = result[0]
+        return answer
+
+    def _check_keys(self, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
+        """DCP would keep one of two tensors of the same name, without a word."""
+        keys: list[list[str]] = [[] for _ in range(self._runtime.world_size)]
+        dist.all_gather_object(keys, list(sharded), group=self._runtime.control)
+        seen = set(replicated)
+        for key in (key for own in keys for key in own):
+            if key in seen:
+                raise ValueError(f"two tensors of a checkpoint are called {key!r}")
+            seen.add(key)
+
+    def _check_files(self, path: Path) -> None:
+        """Compares the digests; the ranks share the files."""
+        files = sorted(read_sums(path).items())
+        check_files(path, dict(files[self._runtime.rank :: self._runtime.world_size]))
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}")

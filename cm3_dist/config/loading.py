@@ -1,0 +1,120 @@
+"""Settings as they are given: defaults <- YAML file <- `key.sub=value`; every wrong key or value is refused by name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cm3_dist.config.settings import Settings
+from partition.errors import InputError
+
+
+def load_settings(config: Path | None, overrides: list[str]) -> Settings:
+    """Merges the YAML file `config` (if any) and `key.sub=value` overrides over the defaults.
+
+    Raises:
+        InputError: unreadable or non-mapping YAML, an unknown key (with the nearest right one) or a bad value.
+    """
+    tree: dict[str, Any] = {} if config is None else _read_tree(config)
+    where = {key: str(config) for key in flat(tree)}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"{text!r}: expected key.sub=value, for example train.epochs=5")
+        try:
+            _put(tree, key.split("."), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise InputError(f"{text!r}: the value is not valid YAML") from None
+        where[key] = "command line"
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_one_line(error, where)) from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: of the file.
+        what: it is, for the message when there is none.
+
+    Raises:
+        InputError: it is missing, unreadable, or not valid YAML, with the line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {what}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path, "settings file")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"{path}: expected a mapping of settings at the top level")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            child = tree[name] = {}
+        tree = child
+    tree[path[-1]] = value
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Every dotted key, in the order of the classes above."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _one_line(error: ValidationError, where: dict[str, str]) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    place = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden" and (known := ".".join(place[:2])) in known_keys():
+        place = known.split(".")  # what follows says which of several kinds of value it was tried as
+    key = ".".join(place)
+    if not key:  # sections that do not fit each other: the message begins with the key
+        return f"{where.get(message.partition(':')[0], 'settings')}: {message}"
+    source = where.get(key) or next((place for name, place in where.items() if name.startswith(key)), "settings")
+    if first["type"] == "extra_forbidden":
+        names = known_keys()
+        key = next((name for name in where if name.startswith(f"{key}.")), key)  # an unknown section: name a whole key
+        near = difflib.get_close_matches(key, names, 1, 0.5) or [
+            n for n in names if n.split(".")[-1] == key.split(".")[-1]
+        ]
+        return f"{source}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return (
+        f"{source}: {key} = {first['input']!r}: {message}"
+        if not isinstance(first["input"], dict)
+        else f"{source}: {key}: {message}"
+    )

@@ -1,0 +1,89 @@
+"""docs/settings.md, made from the typed settings: `make docs`."""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cm3_dist.config.settings import Settings
+
+HEAD = """# Settings
+
+Made from `cm3_dist/config/settings.py` by `make docs`; a test holds the two together.
+
+A setting is `key.sub=value` on the command line, over the YAML file given with `--config`, over the default:
+
+```
+torchrun --nproc_per_node=2 -m cm3_dist.train --config jobs/baby.yaml train.epochs=20 propagation.fanouts=[10,5,5]
+python -m cm3_dist.train --config jobs/baby.yaml --settings     # what is in force, and no more
+```
+
+Values are YAML: `null`, `true`, `1e-3`, `[10, 5]`. A wrong key or value ends the command with code 2 and one line that
+names it, and the nearest right key. A run writes all its settings into `settings.yaml` in its folder
+([run-folder.md](run-folder.md)). A resumed run keeps the sections `model`, `propagation`, `negatives`, `loss`, `tables`
+and `dense`, and `train.batch_size` and `train.seed`; the others may change.
+"""
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    top = {name: field for name, field in Settings.model_fields.items() if _section(field) is None}
+    parts = [HEAD, "## Top level\n", _table("", top)]
+    for name, field in Settings.model_fields.items():
+        if (section := _section(field)) is not None:
+            parts += [f"## {name}\n", f"{section.__doc__}\n", _table(f"{name}.", section.model_fields)]
+    return "\n".join(parts)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _table(prefix: str, fields: dict[str, FieldInfo]) -> str:
+    rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("...\n").strip()
+        values = _values(field.annotation, field.metadata)
+        rows.append(f"| `{prefix}{name}` | `{default}` | {values} | {field.description or ''} |")
+    return "\n".join(rows) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | list | None) else str(value)
+
+
+def _values(kind: Any, limits: list[Any] | tuple[Any, ...] = ()) -> str:
+    """What a setting takes, in words."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _values(inside[0], [*_flat(inside[1:]), *limits])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inside)
+    if origin in (Union, types.UnionType):
+        return " or ".join("`null`" if one is type(None) else _values(one, limits) for one in inside)
+    if origin is list:
+        return f"list of {_values(inside[0]).replace('number', 'numbers')}"
+    names = {bool: "`true`, `false`", int: "whole number", float: "number", str: "text"}
+    bounds = [text for limit in _flat(limits) if (text := _bound(limit))]
+    return " ".join([names.get(kind, "path"), " and ".join(bounds)]).strip()
+
+
+def _flat(limits: Any) -> list[Any]:
+    """Bounds, also those that pydantic packs into one `Field`."""
+    return [one for limit in limits for one in (_flat(limit.metadata) if isinstance(limit, FieldInfo) else [limit])]
+
+
+def _bound(limit: Any) -> str:
+    for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+        if (value := getattr(limit, name, None)) is not None:
+            return f"{sign} {value}"
+    return ""
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,1 @@
+"""Ranks: process groups, seeds, heartbeats, stop signals, and how a command ends."""

@@ -1,0 +1,47 @@
+"""Failures of a run that its user can mend, one line each: values that are not finite, memory that ran out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cm3_dist.config.settings import Settings
+from partition.errors import InputError
+from partition.folder.layout import Manifest, read_manifest
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc")
+
+
+class NotFiniteError(FloatingPointError, InputError):
+    """A loss, a gradient or a row is NaN or infinite; all ranks raise it, for they look at the same values."""
+
+
+class OutOfMemoryError(InputError):
+    """This rank's memory ran out. Other ranks know nothing of it, so the rank that raises it speaks itself."""
+
+
+@contextmanager
+def explained(settings: Settings, rank: int) -> Iterator[None]:
+    """Turns an allocation that failed inside into `OutOfMemoryError`, with what would need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (on_gpu or isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        where = "GPU memory" if on_gpu else "memory"
+        raise OutOfMemoryError(
+            f"rank {rank}: out of {where}; {needs_less(settings, read_manifest(settings.data.path))}"
+        ) from error
+
+
+def needs_less(settings: Settings, manifest: Manifest) -> str:
+    """The settings that lower a rank's memory, the strongest for this data first."""
+    widest = max(manifest.modalities, key=lambda modality: modality.dim)
+    advice = ["more ranks", f"train.batch_size below {settings.train.batch_size}", "propagation.mode=sampled"]
+    if widest.dim > 256:
+        advice.insert(0, f"narrower features (prepare again with --pca {widest.name}=256, now {widest.dim} wide)")
+    return "try " + ", ".join(advice)

@@ -1,0 +1,131 @@
+"""Two baselines without features, computed on the spot: EASE in closed form, and the nearest neighbours of items.
+
+Both score a user by `x_u B`, x_u the user's training interactions and B an item-item matrix: dense for EASE, which is
+therefore for small catalogues only, sparse for item-kNN. They read the training interactions of all parts, on every
+rank; scores exist for a block of users at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from cm3_dist.evaluation.protocol import Ranked, Task, judged
+from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.ranking.topk import top_columns
+from partition.errors import InputError
+from partition.folder import layout
+from partition.folder.arrays import read_graph
+
+EASE_ITEMS = 20_000  # above: a dense matrix in float64 is more than a sanity check is worth
+EASE_L2 = 400.0  # best of 50, 100, 200, 400, 800 on Baby's validation
+NEIGHBOURS, SHRINK = 200, 100.0  # on Baby's validation .076; without shrinking .033
+SCORES = 1 << 26  # at a time
+ITEM_BLOCK = 1024
+
+Scorer = Callable[[sp.csr_array], np.ndarray]
+
+
+def ease(run: FinishedRun, task: Task, l2: float = EASE_L2) -> Ranked:
+    """Embarrassingly shallow autoencoder: B = I - P / diag(P), P = (X'X + l2 I)^-1 (Steck, WWW 2019). Collective.
+
+    Raises:
+        InputError: more than EASE_ITEMS items.
+    """
+    if run.manifest.items > EASE_ITEMS:
+        raise InputError(
+            f"{run.manifest.name}: {run.manifest.items:,} items are too many for EASE (up to {EASE_ITEMS:,}); "
+            "use --baselines popularity,item-knn"
+        )
+    matrix = _training(run)
+    rows = matrix.shape[1]
+    weights = torch.zeros(rows, rows)
+    if run.runtime.rank == 0:
+        # In float64, so that items with the same users get the same weights: ties then stay ties on any W.
+        gram = torch.from_numpy((matrix.T @ matrix).toarray()).double()
+        gram.diagonal().add_(l2)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        weights = inverse.div_(-inverse.diagonal().clone()).float().fill_diagonal_(0).contiguous()
+    if run.runtime.world_size > 1:
+        dist.broadcast(weights, group_src=0, group=run.runtime.control)
+    dense = weights.numpy()
+    return _rank(run, task, lambda users: users @ dense)
+
+
+def item_knn(run: FinishedRun, task: Task, neighbours: int = NEIGHBOURS) -> Ranked:
+    """Item-based collaborative filtering: B_ji = common users / (sqrt(d_i d_j) + SHRINK), `neighbours` an item.
+
+    Collective.
+    """
+    matrix = _training(run)
+    similar = _neighbours(run, matrix, neighbours)
+    return _rank(run, task, lambda users: (users @ similar).toarray())
+
+
+def _training(run: FinishedRun) -> sp.csr_array:
+    """[user rows, item rows] of ones."""
+    manifest = run.manifest
+    users, items = [], []
+    for part in range(manifest.num_parts):
+        graph = read_graph(layout.part_dir(run.shard.root, part) / layout.GRAPH)
+        source, destination = graph.edges[layout.ITEM_TO_USER]
+        users.append(graph.row["user"][destination])
+        items.append(graph.row["item"][source])
+    user, item = np.concatenate(users), np.concatenate(items)
+    return sp.csr_array((np.ones(len(user), np.float32), (user, item)), shape=(manifest.user_rows, manifest.item_rows))
+
+
+def _neighbours(run: FinishedRun, matrix: sp.csr_array, count: int) -> sp.csr_array:
+    """[item rows, item rows]: column i holds the similarities of its `count` nearest items; ranks share the columns."""
+    degree = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1)
+    by_item = sp.csr_array(matrix.T)
+    first, last = run.shard.first_item, run.shard.first_item + run.shard.item_rows
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    quiet = None if run.runtime.rank == 0 else True
+    for begin in tqdm(range(first, last, ITEM_BLOCK), desc="item-kNN", unit="block", disable=quiet, leave=False):
+        common = sp.csr_array(by_item[begin : min(begin + ITEM_BLOCK, last)] @ matrix)
+        row = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr)) + begin
+        column = common.indices.astype(np.int64)
+        value = common.data / (np.sqrt(degree[row] * degree[column]) + SHRINK)
+        keep = column != row
+        row, column, value = row[keep], column[keep], value[keep]
+        order = np.lexsort((column, -value, row))
+        row, column, value = row[order], column[order], value[order]
+        top = np.arange(len(row)) - np.searchsorted(row, row) < count
+        found.append((row[top], column[top], value[top].astype(np.float32)))
+    gathered: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(run.runtime.world_size)]
+    dist.all_gather_object(gathered, found, group=run.runtime.control)
+    row, column, value = (np.concatenate(parts) for parts in zip(*(b for own in gathered for b in own), strict=True))
+    return sp.csr_array((value, (column, row)), shape=(matrix.shape[1],) * 2)
+
+
+def _rank(run: FinishedRun, task: Task, score: Scorer) -> Ranked:
+    """The lists of the task's users; `score`: users' interactions [b, item rows], sparse -> scores, dense."""
+    seen = task.seen
+    rows, k = run.manifest.item_rows, max(task.ks)
+    lists = torch.full((len(task.users), k), -1, dtype=torch.int64)
+    candidates = np.flatnonzero(task.is_candidate)
+    block = max(1, SCORES // rows)
+    for begin in range(0, len(task.users), block):
+        part = range(begin, min(begin + block, len(task.users)))
+        indptr = seen.indptr[part.start : part.stop + 1].numpy()
+        values = seen.values[indptr[0] : indptr[-1]].numpy()
+        users = sp.csr_array((np.ones(len(values), np.float32), values, indptr - indptr[0]), shape=(len(part), rows))
+        scores = score(users)
+        scores[np.repeat(np.arange(len(part)), np.diff(indptr)), values] = -np.inf
+        lists[part.start : part.stop] = _best(torch.from_numpy(scores[:, candidates]), candidates, k)
+    return judged(lists, task)
+
+
+def _best(scores: Tensor, columns: np.ndarray, k: int) -> Tensor:
+    """[b, m] scores of the item rows `columns` -> [b, k] item rows, -1 where there are fewer."""
+    best, place = top_columns(scores, min(k, scores.shape[1]))
+    found = torch.full((len(scores), k), -1, dtype=torch.int64)
+    found[:, : best.shape[1]] = torch.where(best == -torch.inf, -1, torch.from_numpy(columns)[place])
+    return found

@@ -1,0 +1,1 @@
+"""Using a trained model: rows, lists, neighbours, new users and items, indexes."""

@@ -1,0 +1,1 @@
+"""Alignment and calibrated uniformity over the global batch."""

@@ -1,0 +1,1 @@
+"""TensorBoard, the event log, health rules and the final summary."""

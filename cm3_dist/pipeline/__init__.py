@@ -1,0 +1,1 @@
+"""From a rank's shard to the plan of a step: batches, negatives, exchange lists, prefetch."""

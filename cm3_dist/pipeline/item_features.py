@@ -1,0 +1,59 @@
+"""The frozen item features of a rank's parts, memory-mapped in the precision they were stored in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partition.errors import TORN_ARRAY, InputError
+from partition.folder import layout
+
+
+class ItemFeatures:
+    """Features of this rank's items by local row; padding rows are zero.
+
+    Raises:
+        InputError: a missing, torn or mis-shaped file, by name.
+    """
+
+    def __init__(self, root: Path, manifest: layout.Manifest, parts: range) -> None:
+        self.dims = {modality.name: modality.dim for modality in manifest.modalities}
+        self._stride = manifest.item_stride
+        self._rows = len(parts) * manifest.item_stride
+        self._maps: dict[str, list[np.ndarray]] = {}
+        for modality in manifest.modalities:
+            maps = []
+            for part in parts:
+                path = layout.part_dir(root, part) / layout.features_file(modality.name)
+                try:
+                    values = np.load(path, mmap_mode="r", allow_pickle=False)
+                except TORN_ARRAY as error:
+                    raise InputError(f"{path}: cannot be read: {error}") from None
+                shape = (manifest.parts[part].items, modality.dim)
+                if values.shape != shape or values.dtype != modality.dtype:
+                    raise InputError(
+                        f"{path}: {values.dtype} {values.shape}, but the manifest says {modality.dtype} {shape}"
+                    )
+                maps.append(values)
+            self._maps[modality.name] = maps
+
+    @property
+    def rows(self) -> int:
+        """Local item rows, padding included."""
+        return self._rows
+
+    def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features of local rows [n] (any order): modality -> [n, dim] in the stored dtype, on the CPU."""
+        part, offset = np.divmod(rows, self._stride)
+        groups = [np.flatnonzero(part == index) for index in range(self._rows // self._stride)]
+        gathered = {}
+        for name, maps in self._maps.items():
+            out = np.zeros((len(rows), maps[0].shape[1]), maps[0].dtype)
+            for values, group in zip(maps, groups, strict=True):
+                inside = group[offset[group] < len(values)]
+                out[inside] = values[offset[inside]]
+            gathered[name] = torch.from_numpy(out)
+        return gathered

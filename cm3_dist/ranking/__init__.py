@@ -1,0 +1,1 @@
+"""Full ranking over the catalogue, and its metrics."""

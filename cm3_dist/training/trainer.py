@@ -1,0 +1,233 @@
+"""One training step and one evaluation; everything a run holds in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.host_memory import give_back
+from cm3_dist.distributed.runtime import Runtime, Stream, agree_on_error, generator
+from cm3_dist.distributed.traffic import summed as summed_bytes
+from cm3_dist.distributed.traffic import traffic
+from cm3_dist.graph.halo_exchange import send_to_owners
+from cm3_dist.graph.shard import HeldOut, load_shard
+from cm3_dist.kernels import choose_kernels
+from cm3_dist.loss.auto_gamma import Given
+from cm3_dist.loss.cm3_loss import cm3_loss
+from cm3_dist.model.cm3 import CM3
+from cm3_dist.pipeline.batch_sampler import Batches
+from cm3_dist.pipeline.device_transfer import to_device
+from cm3_dist.pipeline.item_features import ItemFeatures
+from cm3_dist.pipeline.planner import Planner
+from cm3_dist.pipeline.step_plan import StepPlan
+from cm3_dist.ranking.full_ranking import evaluate
+from cm3_dist.ranking.user_sample import sample_users
+from cm3_dist.training.cuda_graph_step import RecordedStep, can_record
+from cm3_dist.training.dense_optimizer import DenseAdam
+from partition.errors import InputError
+from partition.folder.layout import Manifest
+
+Timer = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global scalars of a step, still on the device: nothing waits for them."""
+
+    loss: Tensor
+    alignment: Tensor
+    user_uniformity: Tensor
+    item_uniformity: Tensor
+    dense_gradient_norm: Tensor
+    table_gradient_norm: Tensor
+    origin: Tensor  # the first rank with a gradient of its own that is not finite; -1: none has, -2: all have
+
+    def stacked(self) -> Tensor:
+        """[7] in the order above."""
+        return torch.stack([getattr(self, field.name).reshape(()) for field in fields(self)])
+
+
+class Trainer:
+    """The model, its data and its optimizers on one rank.
+
+    Raises:
+        InputError: the prepared folder, a setting or the world size does not fit; the same on every rank.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        self.settings, self.runtime = settings, runtime
+        data, rank, world_size = settings.data, runtime.rank, runtime.world_size
+        self.shard = agree_on_error(runtime, lambda: load_shard(data.path, rank, world_size, data.check))
+        self.manifest: Manifest = self.shard.manifest
+        self.mode = resolve_mode(settings, self.manifest)
+        self.given = Given.by(settings, self.shard, runtime)
+        choose_kernels(settings.machine.kernels, runtime.device.type)
+        self.features = agree_on_error(
+            runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
+        )
+        train = settings.train
+        self.batches = agree_on_error(
+            runtime, lambda: Batches(self.shard, train.batch_size, settings.negatives, train.seed)
+        )
+        self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
+        self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
+        self._sampled: dict[str, HeldOut] = {}
+        dense = settings.dense
+        skip = train.on_nan == "skip"
+        extra = 2 + runtime.world_size  # see `_update`
+        self.dense = DenseAdam(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra, skip=skip)
+        compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
+        recordable = can_record(settings, self.mode, runtime)
+        self.recorded = RecordedStep(compute, self.planner.resident, runtime.device) if recordable else None
+        first_user, first_item = self.shard.first_user, self.shard.first_item
+        self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
+        self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
+        if settings.model.user_init == "items":
+            self.model.start_at_items(self.features, self._users, self._items, self.planner.inference())
+
+    def step(self, plan: StepPlan, timer: Timer = lambda _: nullcontext()) -> StepResult:
+        """Forward, backward and update. Collective."""
+        if self.recorded is None or not self.recorded.takes(plan):
+            return self._step(plan, timer)
+        with timer("replay"):
+            return StepResult(*self.recorded(plan).unbind())
+
+    def _step(self, plan: StepPlan, timer: Timer) -> StepResult:
+        """Kernel by kernel."""
+        with timer("fetch"):
+            plan = to_device(plan, self.runtime.device)
+            ego = self.model.ego(plan.inputs)
+            ego.looked_up.retain_grad()
+        with timer("forward"):
+            users, items = self.model.propagate(ego, plan)
+            fused = ego.fused.index_select(0, plan.item_inputs)
+            terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.given, self.runtime.rows_group)
+        with timer("backward"):
+            terms.local.backward()  # updates the tables on the way
+        with timer("optimizer"):
+            alignment, *gradient = self._update(terms.alignment, ego.looked_up.grad)
+        half_gamma = self.given.gamma / 2 * plan.gamma_share
+        loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
+        return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, *gradient)
+
+    def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps.
+
+        Returns:
+            Alignment, norms of the dense and the table gradient, origin (`StepResult`); all of all ranks.
+        """
+        summed, extra, ranks = self.dense.summed, self.dense.extra, self.runtime.world_size
+        extra[0] = alignment
+        if table_gradient is not None:
+            extra[1] = torch.linalg.vector_norm(table_gradient).square()
+        extra[2 + self.runtime.rank] = ~torch.isfinite(self.dense.gradient.sum() + extra[1])
+        if self.runtime.rows_group is not None:
+            traffic.add("dense gradients", summed_bytes(summed.nbytes, ranks))
+            dist.all_reduce(summed, group=self.runtime.rows_group)
+        fell = extra[2:]
+        origin = torch.where(fell.all(), -2, torch.where(fell.any(), fell.argmax(), -1)).to(summed)
+        found = extra[0].clone(), self.dense.gradient.norm(), extra[1].sqrt(), origin
+        self.dense.step()
+        return found
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates by TensorBoard tag."""
+        return {"learning_rate/dense": self.settings.dense.lr, "learning_rate/tables": self.settings.tables.lr}
+
+    def describe(self) -> str:
+        """What is trained on what, in one line."""
+        m = self.manifest
+        modalities = ", ".join(f"{modality.name} {modality.dim}" for modality in m.modalities)
+        return (
+            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
+            f"{m.num_parts} parts on {self.runtime.world_size} rank(s), {self.runtime.device.type}; "
+            f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps an epoch"
+            + (f"; gamma {self.given.gamma:.3f}" if self.settings.loss.gamma == "auto" else "")
+        )
+
+    def final_rows(self) -> tuple[Tensor, Tensor]:
+        """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
+        give_back()  # what the steps left
+        operator = self.planner.inference()
+        give_back()  # what making it took
+        return self.model.final_rows(self.features, self._users, self._items, operator)
+
+    def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""
+        return self.model.ego_rows(self.features, self._users, self._items)
+
+    def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
+        """Metrics of final rows on "validation" or "test". Collective."""
+        held_out, options = self.held_out(split), self.settings.evaluate
+        return evaluate(
+            *rows,
+            torch.from_numpy(held_out.users),
+            held_out.relevant,
+            self.shard.seen(held_out.users),
+            self.candidates(split),
+            options.ks,
+            user_block=options.user_block,
+            item_block=options.item_block,
+            group=self.runtime.rows_group,
+        )
+
+    def baselines(self, split: str) -> dict[str, dict[str, float]]:
+        """What ranking by training popularity, and at random, reaches on the same protocol. Collective."""
+        return {name: self.rank(rows, split) for name, rows in self.baseline_rows().items()}
+
+    def baseline_rows(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Rows of users and items whose inner product ranks by popularity, and at random."""
+        shard, device = self.shard, self.runtime.device
+        popularity = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
+        noise: dict[str, list[Tensor]] = {"user": [], "item": []}
+        for part in shard.parts:
+            for word, (kind, rows) in enumerate(
+                (("user", self.manifest.user_stride), ("item", self.manifest.item_stride))
+            ):
+                rng = generator(Stream.BASELINE, self.settings.train.seed, part, word)
+                noise[kind].append(torch.from_numpy(rng.standard_normal((rows, 8), np.float32)))
+        random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)
+        everyone = torch.ones(shard.user_rows, 1, device=device)
+        return {"popularity": (everyone, popularity), "random": random}
+
+    def held_out(self, split: str) -> HeldOut:
+        """This rank's users that are ranked, and what is held out for them. The first call is collective."""
+        if split not in self._sampled:
+            options, held_out = self.settings.evaluate, self.shard.held_out[split]
+            count = options.users if split == "validation" else options.test_users
+            if count is not None:
+                seed = self.settings.train.seed
+                held_out = sample_users(held_out, self.shard.first_user, count, seed, self.runtime)
+            self._sampled[split] = held_out
+        return self._sampled[split]
+
+    def candidates(self, split: str) -> Tensor:
+        """Local items that are ranked: all of them, or in a cold-start split the items held out for it."""
+        if self.manifest.split != "cold_items":
+            return torch.from_numpy(self.shard.is_item)
+        wanted = np.unique(self.shard.held_out[split].relevant.values.numpy())
+        asked = send_to_owners(wanted, self.shard.item_rows, self.runtime.planning).table[:, 0] - self.shard.first_item
+        candidates = torch.zeros(self.shard.item_rows, dtype=torch.bool)
+        candidates[torch.from_numpy(asked)] = True
+        return candidates
+
+
+def resolve_mode(settings: Settings, manifest: Manifest) -> str:
+    """`exact` or `sampled`; `auto` decides by the size of the graph."""
+    mode = settings.propagation.mode
+    if mode != "auto":
+        return mode
+    return "exact" if manifest.users + manifest.items <= settings.propagation.auto_rows else "sampled"
+
+
+def check_splits(manifest: Manifest) -> None:
+    """Raises InputError when there is nothing to validate on."""
+    if manifest.validation == 0:
+        raise InputError(f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split")

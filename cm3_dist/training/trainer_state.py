@@ -1,0 +1,138 @@
+"""A trainer's whole state as named tensors, and back: what a checkpoint of this program contains."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.runtime import agree_on_error
+from cm3_dist.training.progress import Progress
+from cm3_dist.training.run_dir import versions
+from cm3_dist.training.trainer import Trainer
+from partition.errors import InputError
+
+# What must be as it was for a run to go on as the same run; the rest (how long, where, how often) may change.
+FIXED = ("model", "propagation", "negatives", "loss", "tables", "dense")
+
+
+def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best: bool) -> Path:
+    """Saves everything that the next step depends on. Collective."""
+    record = {
+        **progress.plain(),
+        "settings": trainer.settings.plain(),
+        "versions": versions(),
+        "parts": trainer.manifest.num_parts,
+        "data": trainer.manifest.digest(),
+        "world_size": trainer.runtime.world_size,
+        "plan": trainer.model.tables.plan,
+    }
+    sharded, replicated = _state(trainer)
+    agree_on_error(trainer.runtime, lambda: _check_finite(trainer, progress.step, {**sharded, **replicated}))
+    return checkpoints.save(sharded, replicated, record, step=progress.step, best=best)
+
+
+def _check_finite(trainer: Trainer, step: int, tensors: dict[str, Tensor]) -> None:
+    """An update can leave float32 though its gradient did not; the next step would be the first to show it."""
+    for name, tensor in tensors.items():
+        # One number a tensor: it is not finite if any value is not.
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            raise InputError(
+                f"{step} steps: {name} of rank {trainer.runtime.rank} is not finite, so nothing is saved; the last "
+                f"checkpoint is kept; start again with a lower dense.lr (now {trainer.settings.dense.lr:g}) or "
+                f"tables.lr (now {trainer.settings.tables.lr:g})"
+            )
+
+
+def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> Progress:
+    """Loads the newest checkpoint, or with `whole` the newest that is whole; none then is a start from nothing.
+
+    Raises:
+        InputError: as `restore`. Damaged checkpoints, with `whole`, are named on stderr and passed over.
+    """
+    if not whole:
+        return restore(trainer, checkpoints)
+
+    def say(text: str) -> None:
+        if trainer.runtime.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    without_best = None
+    for path in checkpoints.newest_first():
+        damage = checkpoints.damage(path)
+        if damage is None:
+            best = checkpoints.best_of(path)
+            damage = None if best in (None, path) else checkpoints.damage(best)
+            if damage is None:
+                progress = restore(trainer, checkpoints, path)
+                checkpoints.go_on_from(path)
+                return progress
+            without_best = without_best or path
+        say(f"passed over: {damage}")
+    if without_best is None:
+        say(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning")
+        checkpoints.go_on_from(None)
+        return Progress()
+    say(f"resuming from {without_best}, whose best checkpoint is lost: the best of the evaluations from now on counts")
+    checkpoints.forget_best()
+    before = restore(trainer, checkpoints, without_best)
+    checkpoints.go_on_from(without_best)
+    # Had it been evaluated at this very step, that is done again.
+    return Progress(step=before.step, evaluated_at=min(before.evaluated_at, before.step - 1))
+
+
+def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
+    """Loads `path`, by default the newest checkpoint, on any number of ranks. Collective.
+
+    Raises:
+        InputError: there is none, it is damaged, or it belongs to other data or other settings.
+    """
+    path = path or checkpoints.newest()
+    if path is None:
+        raise InputError(f"{checkpoints.folder}: no checkpoint to resume from; start without --resume")
+    sharded, replicated = _state(trainer)
+    record = checkpoints.peek(path)
+    _same_run(trainer, path, record)
+    checkpoints.load(path, sharded, replicated)
+    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+
+
+def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Table rows and optimizer state by part, and the replicated encoder with its Adam moments; shared memory, both."""
+    parts = trainer.shard.parts
+    sharded = {
+        f"part-{part:05d}/{name}": rows
+        for name, values in trainer.model.tables.local_state().items()
+        for part, rows in zip(parts, values.chunk(len(parts)), strict=True)
+    }
+    return sharded, trainer.dense.state()
+
+
+def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
+    if record["parts"] != trainer.manifest.num_parts:
+        raise InputError(
+            f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again"
+        )
+    if record["data"] != trainer.manifest.digest():
+        raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
+    saved, now, defaults = record["settings"], trainer.settings.plain(), Settings().plain()
+    assert isinstance(saved, dict)
+    for section in FIXED:
+        before, after = saved[section], now[section]
+        if isinstance(after, dict):  # settings that are newer than the checkpoint: their defaults change nothing
+            before = defaults[section] | before
+        if before == after:
+            continue
+        if isinstance(after, dict):
+            key = next(name for name in after if before.get(name) != after[name])
+            section, before, after = f"{section}.{key}", before.get(key), after[key]
+        raise InputError(
+            f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, or start a new run.dir"
+        )
+    for key in ("batch_size", "seed"):
+        if saved["train"][key] != now["train"][key]:
+            raise InputError(f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}")

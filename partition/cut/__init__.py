@@ -1,0 +1,1 @@
+"""Assigns users and items to parts."""

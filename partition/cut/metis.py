@@ -1,0 +1,132 @@
+"""METIS, by DGL, in a process of its own: there it gives the same parts every time.
+
+As DGL runs it, METIS drops edges by memory that nothing has set, and takes its random numbers from the C library's
+`rand`, which all threads of a process share: parts would depend on what the process did before (of 300 calls in one
+process 179 agreed; over fresh processes hardly two). Here no other thread draws, and glibc fills memory with one byte.
+Memory, printed lines and working directory are apart as well, and torch is not imported where it is not needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from partition.errors import InputError
+
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that comes when the parent ends
+# glibc's: every byte of new memory is set. A block that tcache kept at hand would not be.
+FILLED = "glibc.malloc.perturb=85:glibc.malloc.tcache_count=0"
+
+
+def metis_parts(
+    user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int, scratch: Path | None = None
+) -> np.ndarray:
+    """Part of every node of the graph with edges both ways, users first: [users + items] int32.
+
+    Args:
+        user, item: [E] int64 ends of the interactions, unique pairs; every node has one.
+        users, items: how many there are.
+        parts: P.
+        scratch: folder for the graph's files and METIS's own; the system's temporary folder by default.
+
+    Raises:
+        InputError: METIS failed, or its process ended, most likely for want of memory.
+    """
+    with tempfile.TemporaryDirectory(prefix="metis.", dir=scratch) as name:
+        folder = Path(name).resolve()  # the other process works in it
+        np.save(folder / "user.npy", user)
+        np.save(folder / "item.npy", item)
+        if said := _ask({"folder": str(folder), "users": users, "items": items, "parts": parts}):
+            raise InputError(f"--method metis: {said}; use --method stream, which holds less")
+        part: np.ndarray = np.load(folder / "parts.npy", allow_pickle=False)
+        return part
+
+
+@cache
+def _server(asking: int) -> subprocess.Popen[str]:
+    """The other process, which serves until this one ends: importing DGL takes longer than cutting a small graph.
+
+    `asking`: this process; one that is forked off it gets a server of its own.
+    """
+    tunables, paths = os.environ.get("GLIBC_TUNABLES", ""), os.environ.get("PYTHONPATH", "")
+    environment = {
+        **os.environ,
+        "GLIBC_TUNABLES": ":".join(filter(None, [tunables, FILLED])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), paths])),
+        "OMP_NUM_THREADS": "1",  # more of them would order the graph's edges by chance
+        "DGLBACKEND": "pytorch",  # else the import of dgl writes a file into the home folder
+    }
+    command = [sys.executable, "-m", "partition.cut.metis", str(asking)]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
+
+
+def _ask(task: dict[str, object]) -> str:
+    """Has a graph cut; returns what went wrong, if anything did."""
+    if _server(os.getpid()).poll() is not None:  # killed while it had nothing to do
+        _server.cache_clear()
+    server = _server(os.getpid())
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        server.stdin.write(json.dumps(task) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+    except BaseException as error:  # Ctrl-C, too: what it still says must not answer the next question
+        server.kill()
+        _server.cache_clear()
+        if not isinstance(error, BrokenPipeError):
+            raise
+        answer = ""
+    if answer:
+        return str(json.loads(answer))
+    _server.cache_clear()
+    code = server.wait()
+    return f"METIS was ended by {signal.Signals(-code).name}" if code < 0 else f"METIS ended with exit code {code}"
+
+
+def main() -> None:
+    """In the other process: cuts the graphs that standard input names, until it closes."""
+    if sys.platform == "linux":  # a kill of the process that asks shall end this one, too
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(sys.argv[1]):
+            return
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # METIS and DGL print
+    for line in sys.stdin:
+        task = json.loads(line)
+        said = ""
+        try:
+            _cut(Path(task["folder"]), task["users"], task["items"], task["parts"])
+        except Exception as error:  # the other side says it
+            said = f"METIS failed: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        os.chdir("/")
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+
+def _cut(folder: Path, users: int, items: int, parts: int) -> None:
+    import dgl
+    import torch
+
+    os.chdir(folder)  # METIS writes the coarser levels of a large graph into the working directory
+    user, item = (torch.from_numpy(np.load(f"{name}.npy", allow_pickle=False)) for name in ("user", "item"))
+    item += users
+    graph = dgl.graph((torch.cat([user, item]), torch.cat([item, user])), num_nodes=users + items)
+    del user, item
+    kinds = torch.cat([torch.zeros(users, dtype=torch.int64), torch.ones(items, dtype=torch.int64)])
+    part = dgl.metis_partition_assignment(graph, parts, balance_ntypes=kinds, balance_edges=True, mode="recursive")
+    np.save("parts.npy", part.numpy().astype(np.int32))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The prepared folder on disk: manifest, arrays, integrity, verification, writing."""

@@ -1,0 +1,176 @@
+"""The files of one part (`layout`): how each is written, and how it is read back with its format checked.
+
+Graphs are plain arrays: DGL's own format holds memory that was never initialised, so that no digest can vouch for it,
+and reading it would cost every run the import of DGL.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from partition.errors import TORN_ARRAY, InputError
+from partition.folder import layout
+
+KINDS = ("user", "item")
+RELATIONS = (layout.USER_TO_ITEM, layout.ITEM_TO_USER)
+Relation = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """graph.npz: nodes 0..n-1 of a kind are the part's own, in offset order; halo nodes follow, ascending by row."""
+
+    row: dict[str, np.ndarray]  # kind -> [nodes] int64 global row
+    degree: dict[str, np.ndarray]  # kind -> [nodes] int32 training interactions in the full graph
+    edges: dict[Relation, tuple[np.ndarray, np.ndarray]]  # (source, destination) [edges] int64 node numbers
+
+
+def write_graph(path: Path, graph: Graph) -> None:
+    """Saves its arrays, edges in their order."""
+    arrays = {f"{kind}_row": graph.row[kind] for kind in KINDS}
+    arrays |= {f"{kind}_degree": graph.degree[kind] for kind in KINDS}
+    for relation in RELATIONS:
+        arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"] = graph.edges[relation]
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def read_graph(path: Path) -> Graph:
+    """Reads it back.
+
+    Raises:
+        InputError: not an .npz file, or an array is missing, has another dtype or shape, or names a node there is not.
+    """
+    types: dict[str, Any] = {f"{kind}_row": np.int64 for kind in KINDS}
+    types |= {f"{kind}_degree": np.int32 for kind in KINDS}
+    types |= {f"{relation[1]}_{end}": np.int64 for relation in RELATIONS for end in ("source", "destination")}
+    arrays = _read_arrays(path, types, "a graph")
+    for kind in KINDS:
+        if len(arrays[f"{kind}_row"]) != len(arrays[f"{kind}_degree"]):
+            raise InputError(f"{path}: {kind} nodes: not one row and one degree each")
+    edges = {}
+    for relation in RELATIONS:
+        ends = arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"]
+        for end, kind in zip(ends, (relation[0], relation[2]), strict=True):
+            outside = (end < 0) | (end >= len(arrays[f"{kind}_row"]))
+            if len(end) != len(ends[0]) or outside.any():
+                raise InputError(f"{path}: {relation[1]} edges: not a {kind} node at either end of each")
+        edges[relation] = ends
+    return Graph(
+        {kind: arrays[f"{kind}_row"] for kind in KINDS}, {kind: arrays[f"{kind}_degree"] for kind in KINDS}, edges
+    )
+
+
+@dataclass(frozen=True)
+class Similar:
+    """item_graph.npz: CSR over the part's own items."""
+
+    indptr: np.ndarray  # [items + 1] int64
+    neighbour: np.ndarray  # [edges] int64 global item row, ascending within an item
+    weight: np.ndarray  # [edges] float32
+
+
+def write_similar(path: Path, similar: Similar) -> None:
+    """Saves the item graph of one part."""
+    np.savez(path, indptr=similar.indptr, neighbour=similar.neighbour, weight=similar.weight)
+
+
+def read_similar(path: Path) -> Similar:
+    """Reads it back.
+
+    Raises:
+        InputError: not an .npz file, or an array is missing or has another dtype or shape.
+    """
+    types: dict[str, Any] = {"indptr": np.int64, "neighbour": np.int64, "weight": np.float32}
+    return Similar(**_read_arrays(path, types, "an item graph"))
+
+
+def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.ndarray]:
+    """One-dimensional arrays of an .npz file, by name; their dtypes are checked."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in types}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; prepare the data again") from None
+    except (*TORN_ARRAY, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as {what}: {_one_line(error)}") from None
+    for name, dtype in types.items():
+        if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
+            found = f"{arrays[name].dtype} {arrays[name].shape}"
+            raise InputError(f"{path}: {name}: {found}, expected one row of {np.dtype(dtype)}")
+    return arrays
+
+
+def write_table(path: Path, columns: dict[str, pa.Array]) -> None:
+    """Saves columns as an Arrow IPC file."""
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
+    """Memory-maps an Arrow IPC file.
+
+    Raises:
+        InputError: not an Arrow file, other columns or types, or a null; the message names column and row.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read as an Arrow file: {_one_line(error)}") from None
+    if {field.name: field.type for field in table.schema} != schema:
+        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        wanted = ", ".join(f"{name} {kind}" for name, kind in schema.items())
+        raise InputError(f"{path}: has columns {found}; expected {wanted}")
+    for name in schema:
+        if table[name].null_count:
+            row = int(np.argmax(table[name].is_null().to_numpy()))
+            raise InputError(f"{path}: column {name!r}, row {row}: null")
+    return table
+
+
+def node_schema(manifest: layout.Manifest, kind: str) -> dict[str, pa.DataType]:
+    """Columns of users.arrow and items.arrow."""
+    ids = manifest.user_id_type if kind == "user" else manifest.item_id_type
+    return {"id": pa.string() if ids == "string" else pa.int64(), "train_degree": pa.int64()}
+
+
+PAIR_SCHEMA = {"user": pa.int64(), "item": pa.int64()}  # columns of validation.arrow and test.arrow, global rows
+
+
+def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarray:
+    """Memory-maps [items, dim] features.
+
+    Raises:
+        InputError: not a .npy file, or another dtype or shape.
+    """
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except TORN_ARRAY as error:
+        raise InputError(f"{path}: cannot be read as .npy: {_one_line(error)}") from None
+    wanted = (items, modality.dim)
+    if not isinstance(values, np.ndarray) or values.shape != wanted or values.dtype != np.dtype(modality.dtype):
+        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise InputError(f"{path}: {found}; the manifest says {modality.dtype} {wanted}")
+    return values
+
+
+def open_basis(path: Path, modality: layout.Modality) -> np.ndarray:
+    """Memory-maps the [source_dim, dim] basis that a modality was reduced with.
+
+    Raises:
+        InputError: not a .npy file, or another dtype or shape.
+    """
+    wanted = modality.model_copy(update={"dtype": "float64"})
+    return open_features(path, wanted, modality.source_dim)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,122 @@
+"""The interactions by part: rows of the nodes, and the pairs that each part holds, put together in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from partition import columns_on_disk as blocks
+from partition.cut.assign import Assignment
+from partition.folder import layout
+from partition.folder.arrays import Graph
+from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
+
+Pairs = tuple[np.ndarray, np.ndarray]
+HELD_OUT = {"validation": VALIDATION, "test": TEST}
+
+
+@dataclass(frozen=True)
+class RowSpace:
+    """Rows of one node type: row = part * stride + offset, trained nodes first, then by index."""
+
+    row: np.ndarray  # [nodes] int64
+    members: list[np.ndarray]  # per part: node indices in offset order
+    stride: int
+    degree: np.ndarray  # [nodes] int64 training interactions, by node index
+
+    @classmethod
+    def of(cls, part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
+        """Numbers the nodes: `part` [nodes] and training `degree` [nodes]."""
+        order = np.lexsort((np.arange(len(part)), degree == 0, part))
+        members = np.split(order, np.searchsorted(part[order], np.arange(1, parts)))
+        stride = max(len(nodes) for nodes in members)
+        row = np.empty(len(part), np.int64)
+        for number, nodes in enumerate(members):
+            row[nodes] = number * stride + np.arange(len(nodes))
+        return cls(row, members, stride, degree)
+
+    @property
+    def end(self) -> int:
+        """The number above all rows."""
+        return len(self.members) * self.stride
+
+
+class Edges:
+    """Training interactions by the user's and by the item's part, held-out ones by the user's."""
+
+    def __init__(self, dataset: Dataset, assignment: Assignment, folder: Path | None) -> None:
+        """Distributes the interactions, to files in `folder`."""
+        self.parts = int(assignment.user_part.max()) + 1
+        user_degree = np.zeros(len(dataset.user_ids), np.int64)
+        item_degree = np.zeros(len(dataset.item_ids), np.int64)
+        held_out = {split: np.zeros(self.parts, np.int64) for split in HELD_OUT}
+        for rows in blocks.slices(len(dataset.user)):
+            user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
+            np.add.at(user_degree, user[split == TRAIN], 1)
+            np.add.at(item_degree, item[split == TRAIN], 1)
+            for name, code in HELD_OUT.items():
+                held_out[name] += np.bincount(assignment.user_part[user[split == code]], minlength=self.parts)
+        self.users = RowSpace.of(assignment.user_part, user_degree, self.parts)
+        self.items = RowSpace.of(assignment.item_part, item_degree, self.parts)
+        kinds = blocks.index_type(self.users.end), blocks.index_type(self.items.end)
+        self._by_user, self._by_item = (
+            blocks.Buckets([int(space.degree[nodes].sum()) for nodes in space.members], types, folder)
+            for space, types in ((self.users, kinds), (self.items, kinds[::-1]))
+        )
+        self._held_out = {split: blocks.Buckets(sizes, kinds, folder) for split, sizes in held_out.items()}
+        whole = list(blocks.slices(len(dataset.user)))
+        for rows in tqdm(whole, desc="interactions to their parts", unit="block", disable=None, leave=False):
+            user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
+            pair = self.users.row[user], self.items.row[item]
+            train = split == TRAIN
+            self._by_user.add(assignment.user_part[user[train]], pair[0][train], pair[1][train])
+            self._by_item.add(assignment.item_part[item[train]], pair[1][train], pair[0][train])
+            for name, code in HELD_OUT.items():
+                kept = split == code
+                self._held_out[name].add(assignment.user_part[user[kept]], pair[0][kept], pair[1][kept])
+
+    def held_out(self, split: str, part: int) -> Pairs:
+        """Rows of (user, item) of the part's users, sorted by both."""
+        return _sorted(self._held_out[split].rows(part), part * self.users.stride, self.items.end)
+
+    def graph(self, part: int) -> Graph:
+        """The in-edges of a part's nodes: own nodes in offset order, then the halo ascending by row."""
+        by_user = _sorted(self._by_user.rows(part), part * self.users.stride, self.items.end)
+        by_item = _sorted(self._by_item.rows(part), part * self.items.stride, self.users.end)
+        nodes, edges = {}, {}
+        for kind, space, sources in (("item", self.items, by_user[1]), ("user", self.users, by_item[1])):
+            own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
+            remote = sources // space.stride != part
+            halo = np.unique(sources[remote])
+            local = sources - part * space.stride
+            local[remote] = len(own) + np.searchsorted(halo, sources[remote])
+            nodes[kind], edges[kind] = np.concatenate([own, halo]), local
+        to_user = edges["item"], by_user[0] - part * self.users.stride
+        to_item = edges["user"], by_item[0] - part * self.items.stride
+        return Graph(
+            nodes,
+            {kind: _degrees(space, nodes[kind]) for kind, space in (("item", self.items), ("user", self.users))},
+            {layout.ITEM_TO_USER: to_user, layout.USER_TO_ITEM: to_item},
+        )
+
+
+def _sorted(pairs: Sequence[np.ndarray], first: int, end: int) -> Pairs:
+    """Unique pairs sorted by (row, other), int64; no row is below `first`, and every `other` below `end`."""
+    row, other = pairs
+    key = (row.astype(np.int64) - first) * end + other
+    key.sort()
+    low, high = np.divmod(key, end)
+    return low + first, high
+
+
+def _degrees(space: RowSpace, rows: np.ndarray) -> np.ndarray:
+    """[n] int32 of nodes by row."""
+    node = np.empty(len(rows), np.int64)
+    part, offset = np.divmod(rows, space.stride)
+    for number in np.unique(part):
+        node[part == number] = space.members[number][offset[part == number]]
+    return space.degree[node].astype(np.int32)

@@ -1,0 +1,134 @@
+"""Checks every invariant of a prepared folder (partition.folder.layout) from its files alone.
+
+One part is in memory at a time, plus 8 bytes a node for the degrees, and the set of all ids at the end. That the two
+directions of every interaction agree across parts is checked by comparing sums of hashed edges per pair of parts; only
+where they differ are two parts read again, to name the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from partition.errors import InputError, require
+from partition.folder import layout
+from partition.folder.arrays import KINDS, node_schema, read_graph, read_table
+from partition.folder.integrity import check_manifest, check_parts, check_shared, part_names
+from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
+from partition.folder.verify_part import (
+    Folder,
+    degrees,
+    features,
+    interactions,
+    item_graph,
+    pairs_of,
+    user_item,
+)
+
+
+def verify(root: Path) -> Manifest:
+    """Checks a prepared folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        InputError: the first violation found, by file and row; rows of a file count from 0.
+    """
+    folder = Folder(root, layout.read_manifest(root))
+    check_manifest(root, folder.manifest)
+    _files(folder)
+    stages: list[tuple[str, Callable[[Folder, int], None]]] = [
+        ("degrees", degrees),
+        ("graph", user_item),
+        ("item graph", item_graph),
+        ("features", features),
+    ]
+    for kind in KINDS:
+        folder.degree[kind] = np.full(folder.manifest.num_parts * folder.stride(kind), -1, np.int64)
+    for name, check in stages:
+        for part in tqdm(folder.parts, desc=f"verify: {name}", unit="part", disable=None):
+            check(folder, part)
+    _unique_ids(folder)
+    _both_directions(folder)
+    return folder.manifest
+
+
+def _files(folder: Folder) -> None:
+    """Every part has exactly its files, with the bytes that were written."""
+    names = part_names(folder.manifest)
+    check_shared(folder.root, folder.manifest)
+    wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
+    for entry in sorted((folder.root / "parts").glob("*")):
+        require(entry.name in wanted, entry, "belongs to no part of the manifest")
+    for part in tqdm(folder.parts, desc="verify: digests", unit="part", disable=None):
+        for entry in sorted(layout.part_dir(folder.root, part).glob("*")):
+            require(entry.name in names, entry, "is not a file of a part")
+        check_parts(folder.root, folder.manifest, [part], "full")
+
+
+def _unique_ids(folder: Folder) -> None:
+    """No id stands for two nodes, in whichever parts."""
+    for kind, name in (("user", layout.USERS), ("item", layout.ITEMS)):
+        schema = node_schema(folder.manifest, kind)
+        tables = [read_table(folder.file(part, name), schema)["id"] for part in folder.parts]
+        ids = pa.chunked_array([chunk for column in tables for chunk in column.chunks], type=schema["id"])
+        if pc.count_distinct(ids).as_py() == len(ids):
+            continue
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+        at = [
+            f"{folder.file(part, name)}: row {row}"
+            for part, column in enumerate(tables)
+            for row in np.flatnonzero(pc.equal(column, twice).to_numpy())
+        ]
+        raise InputError(f"{at[1]}: id {twice.as_py()!r} is also at {at[0]}")
+
+
+def _both_directions(folder: Folder) -> None:
+    """Every interaction is once among its user's in-edges and once among its item's, wherever those two live."""
+    count = folder.manifest.num_parts
+    sums = {relation: np.zeros((count, count, 2), np.uint64) for relation in (ITEM_TO_USER, USER_TO_ITEM)}
+    for part in tqdm(folder.parts, desc="verify: both directions", unit="part", disable=None):
+        graph = read_graph(folder.file(part, layout.GRAPH))
+        for relation, table in sums.items():
+            user, item = interactions(graph, relation)
+            at = user // folder.stride("user"), item // folder.stride("item")
+            np.add.at(table[..., 0], at, np.uint64(1))
+            np.add.at(table[..., 1], at, _hash(pairs_of(folder, user, item)))
+    for user_part, item_part in np.argwhere((sums[ITEM_TO_USER] != sums[USER_TO_ITEM]).any(axis=-1)):
+        _name_one_sided(folder, int(user_part), int(item_part))
+
+
+def _hash(number: np.ndarray) -> np.ndarray:
+    """[n] uint64: the finaliser of splitmix64, whose sums over different sets do not agree by chance."""
+    mixed = number.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _name_one_sided(folder: Folder, user_part: int, item_part: int) -> None:
+    """Raises for the first interaction between two parts that only one of them has."""
+    sides = {}
+    for part, relation in ((user_part, ITEM_TO_USER), (item_part, USER_TO_ITEM)):
+        path = folder.file(part, layout.GRAPH)
+        user, item = interactions(read_graph(path), relation)
+        between = (user // folder.stride("user") == user_part) & (item // folder.stride("item") == item_part)
+        sides[relation] = path, pairs_of(folder, user[between], item[between])
+    for relation, other in ((ITEM_TO_USER, USER_TO_ITEM), (USER_TO_ITEM, ITEM_TO_USER)):
+        (path, pairs), (other_path, others) = sides[relation], sides[other]
+        alone = np.setdiff1d(pairs, others)
+        if len(alone):
+            user_row, item_row = divmod(int(alone[0]), folder.manifest.item_rows)
+            raise InputError(
+                f"{other_path}: no {other[1]} edge for user row {user_row} and item row {item_row}, which {path} has"
+            )

@@ -1,0 +1,1 @@
+"""The item-item graph: nearest items per modality."""

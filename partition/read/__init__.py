@@ -1,0 +1,1 @@
+"""Reads interaction logs, catalogues and features from files."""

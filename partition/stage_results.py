@@ -1,0 +1,96 @@
+"""The results of the stages of a preparation as files: a data set, parts, the neighbours of a modality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from partition.cut.assign import Assignment
+from partition.item_graph.graph import Nearest
+from partition.transform.dataset import Dataset, Features
+
+
+def write_dataset(dataset: Dataset, folder: Path) -> None:
+    """Saves a data set in `folder`, where the feature matrices that are not an input file lie already."""
+    for name in ("user", "item", "split"):
+        np.save(folder / f"{name}.npy", getattr(dataset, name))
+    for name, ids in (("user_ids", dataset.user_ids), ("item_ids", dataset.item_ids)):
+        table = pa.table({"id": ids})
+        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    features: dict[str, dict[str, Any]] = {}
+    for name, modality in dataset.features.items():
+        assert isinstance(modality.values, np.memmap)
+        path = Path(str(modality.values.filename)).resolve()
+        own = path.parent == folder.resolve()
+        features[name] = {"file": path.name if own else str(path), "source_dim": modality.source_dim, "basis": None}
+        if isinstance(modality.basis, np.memmap):
+            features[name]["basis"] = Path(str(modality.basis.filename)).name
+    content = {
+        "name": dataset.name,
+        "split_method": dataset.split_method,
+        "features": features,
+        "counts": dataset.counts,
+        "inputs": dataset.inputs,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """The data set, its arrays memory-mapped."""
+    content: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    user, item, split = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("user", "item", "split")
+    )
+    ids = []
+    for name in ("user_ids", "item_ids"):
+        table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+        ids.append(table["id"].combine_chunks())
+    features = {
+        name: Features(
+            np.load(folder / stored["file"], mmap_mode="r", allow_pickle=False),
+            stored["source_dim"],
+            None if stored["basis"] is None else np.load(folder / stored["basis"], mmap_mode="r", allow_pickle=False),
+        )
+        for name, stored in content["features"].items()
+    }
+    return Dataset(
+        name=content["name"],
+        user_ids=ids[0],
+        item_ids=ids[1],
+        user=user,
+        item=item,
+        split=split,
+        split_method=content["split_method"],
+        features=features,
+        counts=content["counts"],
+        inputs=content["inputs"],
+    )
+
+
+def write_assignment(assignment: Assignment, path: Path) -> None:
+    """Saves the parts of all nodes."""
+    with path.open("wb") as file:
+        np.savez(file, user_part=assignment.user_part, item_part=assignment.item_part)
+
+
+def read_assignment(path: Path) -> Assignment:
+    """Reads them back."""
+    with np.load(path, allow_pickle=False) as file:
+        return Assignment(file["user_part"], file["item_part"])
+
+
+def write_neighbours(found: Nearest, path: Path) -> None:
+    """Saves the lists of one modality and their recall."""
+    with path.open("wb") as file:
+        np.savez(file, neighbours=found[0], recall=np.float64(found[1]))
+
+
+def read_neighbours(path: Path) -> Nearest:
+    """Reads them back."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["neighbours"], float(file["recall"])

@@ -1,0 +1,93 @@
+"""The baseline of the benchmarks is the same model: one step of it equals one of the program's, and so do metrics."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import reference
+from benchmarks.plain_data import load_plain
+from cm3_dist.config.settings import Machine
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.training.trainer import Trainer
+from tests.support.paths import ROOT
+from tests.support.small import prepare_small, small_dataset, small_settings
+
+
+def _copy_state(model: reference.PlainCM3, trainer: Trainer) -> None:
+    """Gives the plain model the program's weights."""
+    rows = torch.from_numpy(model.data.user_rows)
+    state = trainer.model.tables.local_state()
+    channels = state["user_channels"][rows].view(len(rows), -1, model.dim)
+    for place, table in enumerate(model.user_channels):
+        table.weight.data.copy_(channels[:, place])
+    model.mixing.data.copy_(state["user_mixing"][rows, : channels.shape[1]])
+    for kind in ("hidden", "channel", "point"):
+        for plain, ours in zip(getattr(model, kind), getattr(trainer.model.encoder, kind).values(), strict=True):
+            plain.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3])
+def test_a_step_and_an_evaluation_equal_the_programs(modalities: int, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path, dataset=small_dataset(modalities=modalities))
+    settings = small_settings(
+        prepared,
+        tmp_path / "run",
+        negatives="uniform",
+        propagation={"mode": "exact"},
+        tables={"name": "sgd", "lr": 1.0},  # then the change of a table's row is its gradient
+        evaluate={"ks": list(reference.KS)},
+    )
+    with distributed(Machine(device="cpu", threads=1)) as runtime:
+        trainer = Trainer(settings, runtime)
+        trainer.model.tables.local_state()["user_mixing"].normal_()
+        model = reference.PlainCM3(load_plain(prepared), dim=8)
+        _copy_state(model, trainer)
+        batch, plan = next(trainer.batches.epoch(0)), next(iter(trainer.planner.epoch(0, 0, 1)))
+        curve = plan.inputs.curve[model.data.item_rows]
+        loss = model.loss(*(_places(model, batch)), curve)
+        loss.backward()
+        before = trainer.model.tables.local_state()["user_channels"].clone()
+        result = trainer.step(plan)
+        after = trainer.model.tables.local_state()["user_channels"]
+        torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-5, atol=1e-6)
+        gradient = torch.cat([table.weight.grad for table in model.user_channels], dim=1)
+        torch.testing.assert_close((before - after)[model.data.user_rows], gradient, rtol=1e-3, atol=1e-6)
+
+        users, items = trainer.final_rows()
+        _copy_state(model, trainer)
+        plain = reference.final_rows(model)
+        torch.testing.assert_close(users[model.data.user_rows], plain[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(items[model.data.item_rows], plain[1], rtol=1e-4, atol=1e-5)
+        ours, theirs = trainer.rank((users, items), "test"), reference.evaluate(*plain, model.data, "test")
+        assert theirs == pytest.approx(ours, abs=1e-9)
+
+
+def _places(model: reference.PlainCM3, batch: object) -> list[Tensor]:
+    users = {row: place for place, row in enumerate(model.data.user_rows.tolist())}
+    items = {row: place for place, row in enumerate(model.data.item_rows.tolist())}
+    places = (users, batch.user), (items, batch.positive), (items, batch.negative)  # type: ignore[attr-defined]
+    return [torch.tensor([of[row] for row in rows.tolist()]) for of, rows in places]
+
+
+def test_negatives_are_drawn_among_what_the_user_lacks(tmp_path: Path) -> None:
+    data = load_plain(prepare_small(tmp_path))
+    seen = set(map(tuple, data.train.tolist()))
+    drawn = 0
+    for user, positive, negative in reference.batches(data, 100):
+        assert not seen & set(zip(user.tolist(), negative.tolist(), strict=True))
+        assert seen >= set(zip(user.tolist(), positive.tolist(), strict=True))
+        drawn += len(user)
+    assert drawn == len(data.train)
+
+
+def test_the_product_imports_no_benchmark() -> None:
+    for path in (path for package in ("cm3_dist", "partition", "jobs") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in ("benchmarks", "tests")], path

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cm3_dist.capacity.from_folder import drawn_steps, rank_loads
+from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
+from cm3_dist.config.settings import Settings
+from cm3_dist.distributed.runtime import distributed
+from partition.folder.layout import read_manifest
+from tests.support.observe import observed_traffic
+from tests.support.ranks import run_ranks
+from tests.support.small import prepare_small, small_dataset, small_settings
+
+STEPS = 2
+CASES = {
+    "exact": {"propagation": {"mode": "exact", "item_item_layers": 2}},
+    "exact, uniform negatives": {"propagation": {"mode": "exact"}, "negatives": "uniform", "loss": {"scope": "local"}},
+    "plain": {
+        "propagation": {"mode": "exact", "user_item_layers": 1},
+        "loss": {"item_uniformity": "plain"},
+        "model": {"collaborative_channel": True},
+    },
+    "sampled": {"propagation": {"mode": "sampled", "fanouts": [3]}, "model": {"dim": 8, "item_ids": True}},
+    "sampled, few items": {
+        "propagation": {"mode": "sampled", "fanouts": [2, 4], "user_item_layers": 2, "item_fanout": 2},
+        "negatives": "local",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "users", "items"), [(2, 120, 60), pytest.param(4, 600, 250, marks=pytest.mark.slow)]
+)
+def test_the_bytes_of_a_step_are_predicted_exactly(tmp_path: Path, world_size: int, users: int, items: int) -> None:
+    prepared = prepare_small(tmp_path, dataset=small_dataset(users, items))
+    settings = [small_settings(prepared, tmp_path / "run", **case) for case in CASES.values()]
+    seen = run_ranks(observed_traffic, world_size, settings, STEPS)
+    for number, (name, setting) in enumerate(zip(CASES, settings, strict=True)):
+        predicted = predict(setting, world_size)
+        for rank in range(world_size):
+            for counted, expected in zip(seen[rank][number], predicted[rank], strict=True):
+                assert counted.pop("on the wire") == sum(expected.values()), name
+                expected.pop("table lookups", None)
+                assert counted == {kind: sent for kind, sent in expected.items() if sent}, name
+
+
+def predict(settings: Settings, world_size: int) -> list[list[dict[str, float]]]:
+    """By rank: of every step, then of an evaluation."""
+    manifest = read_manifest(settings.data.path)
+    loads = rank_loads(settings.data.path, manifest, world_size)
+    mode = settings.propagation.mode
+    with distributed(settings.machine) as runtime:
+        steps = drawn_steps(settings, mode, loads, runtime, STEPS)
+    return [
+        [step_bytes(manifest, settings, mode, world_size, step[rank]) for step in steps]
+        + [evaluation_bytes(manifest, settings, mode, world_size, loads[rank])]
+        for rank in range(world_size)
+    ]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cm3_dist.config.loading import known_keys, load_settings
+from cm3_dist.config.reference import page
+from cm3_dist.config.settings import Settings
+from partition.errors import InputError
+from tests.support.paths import ROOT
+
+
+def test_defaults_yaml_and_overrides_in_that_order(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("train: {epochs: 7, seed: 3}\nnegatives: uniform\n")
+    settings = load_settings(config, ["train.epochs=9", "propagation.fanouts=[4,3,2]", "tables.lr=1e-2"])
+    assert (settings.train.epochs, settings.train.seed, settings.negatives) == (9, 3, "uniform")
+    assert settings.propagation.fanouts == [4, 3, 2]
+    assert settings.tables.lr == 0.01
+    assert settings.loss == Settings().loss
+
+
+def test_settings_survive_being_written_and_read(tmp_path: Path) -> None:
+    import yaml
+
+    settings = load_settings(None, ["train.epochs=9", "model.item_ids=true"])
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings.plain()))
+    assert load_settings(path, []) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown setting 'train.epoch'; did you mean 'train.epochs'?"),
+        ("trian.epochs=3", "unknown setting 'trian.epochs'; did you mean 'train.epochs'?"),
+        ("epochs=3", "did you mean 'train.epochs'?"),
+        ("train.epochs=0", "train.epochs = 0"),
+        ("train.epochs=many", "train.epochs = 'many'"),
+        ("loss.gamma=.inf", "loss.gamma"),
+        ("negatives=hard", "negatives = 'hard'"),
+        ("model.dim=6", "multiple of 4"),
+        ("propagation.fanouts=[3,2]", "fanouts"),
+        ("loss.min_sim=1.0", None),
+        ("loss.max_sim=-0.5", "min_sim 0.0 is above max_sim -0.5"),
+        ("evaluate.monitor=recall@7", "'recall@7' is not computed"),
+        ("train.epochs", "expected key.sub=value"),
+        ("train.epochs=[", "not valid YAML"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str | None) -> None:
+    if message is None:
+        assert load_settings(None, [override]).loss.min_sim == 1.0
+        return
+    with pytest.raises(InputError) as error:
+        load_settings(None, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1", "not valid YAML"),
+        (b"- a\n- b\n", "expected a mapping"),
+        (b"train: {epoch: 3}\n", "unknown setting 'train.epoch'"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"train: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"job\.yaml") as error:
+        load_settings(path, [])
+    assert message in str(error.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such settings file"):
+        load_settings(tmp_path / "none.yaml", [])
+
+
+def test_every_job_file_is_valid() -> None:
+    jobs = sorted((ROOT / "jobs").glob("*.yaml"))
+    assert jobs
+    for job in jobs:
+        load_settings(job, [])
+
+
+def test_known_keys_cover_what_the_docs_name() -> None:
+    keys = known_keys()
+    for key in ("data.path", "run.dir", "train.max_steps", "train.seed", "propagation.mode", "negatives", "loss.scope"):
+        assert key in keys
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "settings.md").read_text()
+    assert written == page(), "run `make docs`"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `")]
+    assert {row[0].strip("|` ") for row in rows} == set(known_keys())
+    assert all(len(row) == 4 and row[3].strip("| ") for row in rows)

@@ -1,0 +1,156 @@
+"""The scripts of slurm/ on a real Slurm of two nodes, which slurm/local.sh brings up on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from tests.support.small import prepare_small, small_settings
+
+MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+LIMIT = 200  # seconds a job may take, the wait for its requeue included
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(MISSING), reason=f"no Slurm: {', '.join(MISSING)} (apt-get install slurm-wlm munge)"),
+]
+
+
+class Slurm:
+    """A local Slurm, a prepared folder and a job file to train on it."""
+
+    def __init__(self, folder: Path, state: Path) -> None:
+        self.folder, self.state = folder, state
+        self.environment = {
+            **os.environ,
+            "CM3_LOCAL_NODES": "2",
+            "CM3_LOCAL_CPUS": "2",
+            "CM3_PYTHON": sys.executable,
+            "CM3_RUNS": str(folder / "runs"),
+            "PYTHONPATH": str(ROOT),
+        }
+        said = self("slurm/local.sh", "up", str(state))
+        self.environment["SLURM_CONF"] = said.removeprefix("export SLURM_CONF='").removesuffix("'")
+        settings = small_settings(prepare_small(folder), folder / "unused", train={"epochs": 3, "batch_size": 100})
+        self.job = folder / "job.yaml"
+        self.job.write_text(yaml.safe_dump(settings.plain()))
+
+    def __call__(self, *words: str, **variables: str) -> str:
+        """Runs a command from the repository's root; returns what it printed."""
+        environment = {**self.environment, **variables}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def train(self, name: str, *more: str, options: tuple[str, ...] = (), **variables: str) -> tuple[str, Path]:
+        """Submits slurm/train.sbatch; returns the job's id and its run folder."""
+        folder = self.folder / name
+        words = ["sbatch", "--parsable", "--cpus-per-task=1", *options, "slurm/train.sbatch"]
+        return self(*words, "--config", str(self.job), f"run.dir={folder}", *more, **variables), folder
+
+    def wait(self, *jobs: str) -> None:
+        """Until no job is left in the queue."""
+        end = time.monotonic() + LIMIT
+        while queue := self("squeue", "--noheader", "--format=%i %T %r", "--jobs", ",".join(jobs), "--states=all"):
+            states = [line.split()[1] for line in queue.splitlines()]
+            if not set(states) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}:
+                return
+            assert time.monotonic() < end, queue
+            time.sleep(0.5)
+
+    def until(self, path: Path, text: str) -> None:
+        """Until a log says `text`."""
+        end = time.monotonic() + LIMIT
+        while not path.exists() or text not in path.read_text():
+            assert time.monotonic() < end, path.read_text() if path.exists() else f"{path} does not exist"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    state = Path(tempfile.mkdtemp(prefix="slurm-"))
+    found = Slurm(tmp_path_factory.mktemp("slurm"), state)
+    yield found
+    found("slurm/local.sh", "down", str(state))
+    assert not state.exists()
+
+
+def result(folder: Path) -> dict[str, Any]:
+    log = folder / "slurm.log"
+    assert (folder / "metrics.json").exists(), log.read_text() if log.exists() else f"{folder}: no log"
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def test_two_nodes_equal_one(slurm: Slurm) -> None:
+    """Two Slurm tasks, each a torchrun of its own, meet by c10d; and one torchrun of as many ranks."""
+    two, apart = slurm.train("two-nodes", options=("--nodes=2",), CM3_RANKS="1")
+    one, together = slurm.train("one-node", options=("--nodes=1",), CM3_RANKS="2")
+    slurm.wait(two, one)
+    assert result(apart)["world_size"] == result(together)["world_size"] == 2
+    log = (apart / "slurm.log").read_text()
+    assert "--nnodes=2 --nproc_per_node=1" in log
+    assert f"== job {two}, start 1" in log
+    assert losses(apart) == pytest.approx(losses(together), rel=1e-6)
+    assert result(apart)["test"] == pytest.approx(result(together)["test"], abs=1e-6)
+    assert not list(ROOT.glob(f"slurm-{two}.out"))
+
+
+def test_a_warned_job_saves_requeues_itself_and_ends_as_if_never_warned(slurm: Slurm) -> None:
+    many = ("train.epochs=60", "train.patience=100")
+    warned, folder = slurm.train("warned", *many)
+    log = folder / "slurm.log"
+    slurm.until(log, "epoch   2  validation")
+    slurm("scancel", "--batch", "--signal=USR1", warned)  # as --signal=B:USR1@... does before the time limit
+    slurm.until(log, "== requeued")
+    whole, other = slurm.train("whole", *many)
+    slurm.wait(warned, whole)
+    said = log.read_text()
+    assert "== warned by Slurm: saving" in said
+    assert f"== job {warned}, start 2" in said
+    assert losses(folder) == pytest.approx(losses(other), rel=1e-6)  # every step once
+    assert result(folder)["test"] == pytest.approx(result(other)["test"], abs=1e-6)
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(slurm: Slurm) -> None:
+    sweep, into = slurm.folder / "sweep.yaml", slurm.folder / "runs" / "sweep"
+    # The second point takes long enough to be cancelled in the middle.
+    points = {"short": {"train.epochs": 1}, "long": {"train.epochs": 60, "train.patience": 100}}
+    sweep.write_text(yaml.safe_dump({"base": "job.yaml", "points": points}, sort_keys=False))
+    submit = ("slurm/sweep.sh", str(sweep))
+    job = slurm(*submit).split()[2].rstrip(",")
+    logs = into / "slurm" / job
+    slurm.until(logs / "1.log", "epoch   2  validation")
+    twice = subprocess.run(
+        submit, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert twice.returncode == 2
+    assert f"error: {into}: job {job} is in the queue already" in twice.stderr
+    slurm("scancel", f"{job}_1")
+    slurm.wait(job)
+    done = (into / "short" / "metrics.json").stat().st_mtime_ns
+    assert not (into / "long" / "metrics.json").exists()
+    said = slurm(*submit)
+    again = said.split()[2].rstrip(",")
+    assert "points 1;" in said
+    slurm.wait(again)
+    assert [path.name for path in (into / "slurm" / again).glob("*.log")] == ["1.log"]
+    assert result(into / "long")["epochs"] == 60
+    assert len(losses(into / "long")) == result(into / "long")["steps"]
+    assert "no whole checkpoint" not in (into / "slurm" / again / "1.log").read_text()  # it was resumed
+    assert (into / "short" / "metrics.json").stat().st_mtime_ns == done
