@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.against_plain import run_epoch, trainer_for
 from benchmarks.timing import run_command, write_json
 from benchmarks.walks import Walks
-from cm3_dist.distributed.runtime import Stream, key
+from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.graph.lightgcn import ONE_EACH, LayerWeights, Propagation
 from cm3_dist.graph.neighbor_sampling import Sample, Sampler
 from cm3_dist.graph.shard import Shard

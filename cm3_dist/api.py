@@ -20,8 +20,8 @@ import pyarrow as pa
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.loading import load_settings
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import InputError
 from cm3_dist.training.run_dir import METRICS
-from partition.errors import InputError
 
 Ids: TypeAlias = Union[Sequence[str], Sequence[int], np.ndarray, "pa.Array"]
 Folder: TypeAlias = str | Path

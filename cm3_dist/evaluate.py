@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.distributed.runtime import distributed, entry_point
-from partition.errors import InputError
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import InputError
 
 if TYPE_CHECKING:
     from cm3_dist.evaluation.protocol import Ranked, Task
@@ -79,8 +80,9 @@ def command(
     settings = run_settings(run, overrides or [])
     other_settings = run_settings(against, overrides or []) if against else None
     with distributed(settings.machine) as runtime:
+        from cm3_dist.distributed.collectives import on_rank_0
         from cm3_dist.evaluation.tables import show
-        from cm3_dist.inference.atomic_output import new_file, on_rank_0
+        from cm3_dist.inference.atomic_output import new_file
         from cm3_dist.inference.trained_model import FinishedRun
 
         ours = FinishedRun(settings, runtime, checkpoint)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.distributed.runtime import distributed, entry_point
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,7 +116,8 @@ def export(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from cm3_dist.inference.atomic_output import everywhere, new_folder, on_rank_0
+    from cm3_dist.distributed.collectives import everywhere, on_rank_0
+    from cm3_dist.inference.atomic_output import new_folder
     from cm3_dist.inference.id_map import OwnIds
 
     runtime, manifest = run.runtime, run.manifest
@@ -158,7 +160,7 @@ def _indexed(run: FinishedRun, folder: Path, kind: str, width: int) -> dict[str,
     """Lets rank 0 build the index; all ranks learn what it is like."""
     import torch.distributed as dist
 
-    from cm3_dist.inference.atomic_output import on_rank_0
+    from cm3_dist.distributed.collectives import on_rank_0
 
     found: list[dict[str, Any]] = [{}]
 
@@ -205,7 +207,7 @@ def _lists(rows: Tensor, dtype: str, what: str) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
-    from partition.errors import InputError
+    from cm3_dist.errors import InputError
 
     with np.errstate(over="ignore"):
         values = rows.cpu().numpy().astype(dtype, copy=False)
@@ -253,7 +255,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: `folder` is no export, or one of another schema version.
     """
-    from partition.errors import InputError
+    from cm3_dist.errors import InputError
 
     path = folder / MANIFEST
     try:

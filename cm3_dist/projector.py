@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.distributed.runtime import distributed, entry_point
-from partition.errors import InputError
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,7 @@ def project(run: FinishedRun, items: int, names: Path | None = None, by: str = A
     import numpy as np
     import torch.distributed as dist
 
-    from cm3_dist.distributed.runtime import agree_on_error
+    from cm3_dist.distributed.collectives import agree_on_error
     from cm3_dist.inference.id_map import OwnIds
 
     if by != ALL and by not in run.channels:

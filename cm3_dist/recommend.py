@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.distributed.runtime import agree_on_error, distributed, entry_point
-from partition.errors import InputError
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import InputError
 
 if TYPE_CHECKING:
     from cm3_dist.inference.top_k_lists import Catalogue
@@ -114,7 +116,8 @@ def recommend(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from cm3_dist.inference.atomic_output import everywhere, new_file, on_rank_0
+    from cm3_dist.distributed.collectives import everywhere, on_rank_0
+    from cm3_dist.inference.atomic_output import new_file
     from cm3_dist.inference.cold_start_inputs import read_new_users
     from cm3_dist.inference.list_writers import WRITERS, Writer, join
     from cm3_dist.inference.top_k_lists import new_user_lists, trained_users, user_lists

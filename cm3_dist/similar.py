@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3_dist.config.command_options import CheckpointName, Overrides, RunFolder, run_settings
-from cm3_dist.distributed.runtime import distributed, entry_point
-from partition.errors import InputError
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import InputError
 
 if TYPE_CHECKING:
     from cm3_dist.inference.trained_model import FinishedRun

@@ -21,7 +21,10 @@ import typer
 
 from cm3_dist.config.loading import load_settings
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime, agree_on_error, distributed, entry_point, peak_memory
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.host_memory import peak_memory
+from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.errors import Interrupted
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ def command_line(main: Callable[..., Any]) -> None:
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
     except OSError as error:
         if error.filename is None:
             raise

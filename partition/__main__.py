@@ -263,7 +263,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
     except OSError as error:
         if error.filename is None:
             raise

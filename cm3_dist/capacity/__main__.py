@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import typer
 
 from cm3_dist.config.loading import load_settings
-from cm3_dist.distributed.runtime import entry_point
-from partition.errors import InputError
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.errors import InputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from cm3_dist.checkpoint.integrity import METADATA
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 
 # The only names that DCP's pickled metadata may refer to, besides torch's dtypes. Listed one by one: a module that is
 # allowed as a whole gives away everything that it imports ("os.system" is an attribute of DCP's metadata module).

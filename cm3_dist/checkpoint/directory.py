@@ -16,7 +16,7 @@ from cm3_dist.checkpoint.integrity import (
     write_record,
     write_text,
 )
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 
 LATEST, BEST = "latest", "best"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 from partition.folder.layout import sha256
 
 PROGRESS, SUMS = "progress.json", "SHA256SUMS"

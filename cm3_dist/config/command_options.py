@@ -9,8 +9,8 @@ import typer
 
 from cm3_dist.config.loading import load_settings
 from cm3_dist.config.settings import Settings
+from cm3_dist.errors import InputError
 from cm3_dist.training.run_dir import SETTINGS
-from partition.errors import InputError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder, as cm3_dist.train wrote it")]
 Overrides = Annotated[

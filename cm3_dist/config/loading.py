@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cm3_dist.config.settings import Settings
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 
 
 def load_settings(config: Path | None, overrides: list[str]) -> Settings:

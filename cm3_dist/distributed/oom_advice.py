@@ -1,4 +1,4 @@
-"""Failures of a run that its user can mend, one line each: values that are not finite, memory that ran out."""
+"""Memory that ran out: one line with the settings that need less."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from contextlib import contextmanager
 import torch
 
 from cm3_dist.config.settings import Settings
-from partition.errors import InputError
+from cm3_dist.errors import OutOfMemoryError
 from partition.folder.layout import Manifest, read_manifest
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc")
-
-
-class NotFiniteError(FloatingPointError, InputError):
-    """A loss, a gradient or a row is NaN or infinite; all ranks raise it, for they look at the same values."""
-
-
-class OutOfMemoryError(InputError):
-    """This rank's memory ran out. Other ranks know nothing of it, so the rank that raises it speaks itself."""
 
 
 @contextmanager

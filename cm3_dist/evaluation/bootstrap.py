@@ -6,7 +6,7 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from cm3_dist.distributed.runtime import Stream, generator
+from cm3_dist.distributed.seeding import Stream, generator
 from cm3_dist.evaluation.protocol import Ranked
 from cm3_dist.inference.trained_model import FinishedRun
 

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from cm3_dist.errors import InputError
 from cm3_dist.evaluation.protocol import Ranked, Task, judged
 from cm3_dist.inference.trained_model import FinishedRun
 from cm3_dist.ranking.topk import top_columns
-from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.arrays import read_graph
 

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.errors import InputError
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.inference.top_k_lists import chosen_items
 from cm3_dist.inference.trained_model import FinishedRun
 from cm3_dist.ranking.full_ranking import top_k
 from cm3_dist.ranking.metrics import ranking_metrics
-from partition.errors import InputError
 
 
 @dataclass(frozen=True)

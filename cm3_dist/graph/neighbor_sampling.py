@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from cm3_dist.config.settings import Propagation as PropagationSettings
-from cm3_dist.distributed.runtime import Stream, key
+from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.distributed.traffic import Kind
 from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.graph.lightgcn import Hop, Propagation

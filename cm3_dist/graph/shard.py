@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cm3_dist.errors import InputError
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.graph.part_graph import SIMILAR, USER, Edges, PartGraph
-from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.integrity import Level, check_manifest, check_parts, check_shared
 

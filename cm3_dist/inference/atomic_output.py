@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch.distributed as dist
-
-from cm3_dist.distributed.runtime import Runtime, agree_on_error
-from partition.errors import InputError
+from cm3_dist.distributed.collectives import on_rank_0
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.errors import InputError
 
 
 @contextmanager
@@ -69,21 +68,3 @@ def new_file(path: Path, runtime: Runtime, overwrite: bool) -> Iterator[Path]:
     finally:
         if runtime.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def on_rank_0(runtime: Runtime, action: Callable[[], object]) -> None:
-    """Lets rank 0 act; all ranks wait for it, and fail when it fails."""
-    everywhere(runtime, action if runtime.rank == 0 else lambda: None)
-
-
-def everywhere(runtime: Runtime, action: Callable[[], object]) -> None:
-    """Lets every rank write its own files; when one cannot, all raise the same InputError."""
-
-    def act() -> None:
-        try:
-            action()
-        except OSError as error:
-            raise InputError(f"{error.filename or 'output'}: cannot be written: {error.strerror or error}") from error
-
-    agree_on_error(runtime, act)
-    dist.barrier(group=runtime.control)

@@ -30,12 +30,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cm3_dist.errors import InputError
 from cm3_dist.graph.sparse_ops import Csr
 from cm3_dist.inference.trained_model import FinishedRun
 from cm3_dist.model.l2_normalize import unit
 from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.ranking.topk import top_columns
-from partition.errors import InputError
 from partition.folder.layout import Manifest
 from partition.options import item_graph_weights
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cm3_dist.errors import InputError
 from cm3_dist.inference.id_map import OwnIds
 from cm3_dist.inference.id_tables import IdFile, id_column, read_column, read_pairs
 from cm3_dist.inference.trained_model import FinishedRun
-from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.layout import Modality

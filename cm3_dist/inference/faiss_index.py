@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cm3_dist.distributed.runtime import Stream, generator
-from partition.errors import InputError
+from cm3_dist.distributed.seeding import Stream, generator
+from cm3_dist.errors import InputError
 
 Kind = Literal["flat", "hnsw", "ivf"]
 FOLDER, INDEX, IDS = "index", "items.faiss", "ids.parquet"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 from partition.folder import layout
 from partition.folder.arrays import node_schema, read_table
 from partition.read.table_file import TableFile

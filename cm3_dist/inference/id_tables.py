@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cm3_dist.errors import InputError
 from cm3_dist.inference.id_map import Kind, OwnIds
-from partition.errors import InputError
 from partition.read.sources import ALIASES, usual_columns
 from partition.read.table_file import TableFile, open_table
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cm3_dist.checkpoint.manager import Checkpoints
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime, agree_on_error
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.errors import InputError
 from cm3_dist.training.trainer import Trainer
 from cm3_dist.training.trainer_state import restore
-from partition.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 
 Kernels = Literal["torch", "triton"]
 _chosen: Kernels = "torch"

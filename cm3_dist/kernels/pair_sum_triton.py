@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cm3_dist.errors import InputError
 from cm3_dist.kernels.pair_sum import PairSum, Rows
-from partition.errors import InputError
 
 # Rows, columns, warps, stages of a block, the fastest on an H200 first; smaller ones for less shared memory or more
 # channels. Many rows keep the tensor cores busy with large blocks, few must spread over all multiprocessors.

@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime, agree_on_error
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.graph.shard import Shard
 from cm3_dist.loss.calibration import trust
 

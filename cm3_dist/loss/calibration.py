@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from cm3_dist.config.settings import Loss
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 from partition.folder.layout import Manifest
 
 

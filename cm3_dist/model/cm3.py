@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime, Stream, key
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.graph.lightgcn import Propagation
 from cm3_dist.model.embedding_tables import Tables
 from cm3_dist.model.item_encoder import ItemEncoder

@@ -20,11 +20,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
 from cm3_dist.config.settings import Settings, TableOptimizer
-from cm3_dist.distributed.runtime import Runtime, Stream, key
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.distributed.seeding import Stream, key
+from cm3_dist.errors import InputError
 from cm3_dist.model.dimensions import CHANNELS, ITEM_IDS, MIXING, Widths, tables
 from cm3_dist.model.local_table import LocalRows, can_update
 from cm3_dist.model.sharding_plan import row_wise_plan
-from partition.errors import InputError
 from partition.folder.layout import Manifest
 
 _OPTIMIZERS = {

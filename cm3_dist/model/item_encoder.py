@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.config.settings import Model
+from cm3_dist.errors import InputError
 from cm3_dist.model.l2_normalize import unit
 from cm3_dist.model.spherical_fusion import bezier, mean, pairwise
-from partition.errors import InputError
 
 FUSIONS = {"bezier": bezier, "slerp": pairwise, "mean": mean}
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3_dist.errors import InputError
 from cm3_dist.training.run_dir import EVALUATIONS, STEPS, cannot_write, keep_lines
-from partition.errors import InputError
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary

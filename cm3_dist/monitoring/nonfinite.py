@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.oom_advice import NotFiniteError
+from cm3_dist.errors import NotFiniteError
 
 LOSSES = ("loss", "alignment", "user_uniformity", "item_uniformity")
 _NAMES = (*LOSSES, "the encoder's gradient", "the tables' gradient")

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from cm3_dist.distributed.runtime import Stream, generator
+from cm3_dist.distributed.seeding import Stream, generator
+from cm3_dist.errors import InputError
 from cm3_dist.graph.shard import Shard
-from partition.errors import InputError
 
 MAX_REDRAWS = 1000
 

@@ -7,7 +7,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from cm3_dist.distributed.runtime import uniform_by_row
+from cm3_dist.distributed.seeding import uniform_by_row
 
 
 class Curve:

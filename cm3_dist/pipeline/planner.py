@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime, Stream, key
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.distributed.traffic import summed, traffic
 from cm3_dist.graph.full_graph import exact_propagation, plan_exchange, restrict
 from cm3_dist.graph.halo_exchange import Exchange, send_to_owners

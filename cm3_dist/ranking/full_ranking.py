@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.distributed.oom_advice import NotFiniteError
 from cm3_dist.distributed.traffic import gathered, summed, traffic
+from cm3_dist.errors import InputError, NotFiniteError
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.ranking.metrics import NAMES, ranking_metrics
 from cm3_dist.ranking.topk import top_columns
-from partition.errors import InputError
 
 METRIC_BLOCK = 16_384  # users whose metrics are reckoned at a time
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cm3_dist.distributed.runtime import Runtime, Stream, key, uniform_by_row
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.distributed.seeding import Stream, key, uniform_by_row
 from cm3_dist.graph.shard import HeldOut
 
 BITS = 53  # of the numbers that are drawn

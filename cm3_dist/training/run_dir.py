@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from cm3_dist.config.settings import Settings
-from partition.errors import InputError
+from cm3_dist.errors import InputError
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dgl", "numpy", "scipy", "pyarrow")
 METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluations.jsonl", "settings.yaml"

@@ -12,10 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.host_memory import give_back
-from cm3_dist.distributed.runtime import Runtime, Stream, agree_on_error, generator
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.distributed.host_memory import release_free_memory
+from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.distributed.seeding import Stream, generator
 from cm3_dist.distributed.traffic import summed as summed_bytes
 from cm3_dist.distributed.traffic import traffic
+from cm3_dist.errors import InputError
 from cm3_dist.graph.halo_exchange import send_to_owners
 from cm3_dist.graph.shard import HeldOut, load_shard
 from cm3_dist.kernels import choose_kernels
@@ -31,7 +34,6 @@ from cm3_dist.ranking.full_ranking import evaluate
 from cm3_dist.ranking.user_sample import sample_users
 from cm3_dist.training.cuda_graph_step import RecordedStep, can_record
 from cm3_dist.training.dense_optimizer import DenseAdam
-from partition.errors import InputError
 from partition.folder.layout import Manifest
 
 Timer = Callable[[str], AbstractContextManager[object]]
@@ -154,9 +156,9 @@ class Trainer:
 
     def final_rows(self) -> tuple[Tensor, Tensor]:
         """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
-        give_back()  # what the steps left
+        release_free_memory()  # what the steps left
         operator = self.planner.inference()
-        give_back()  # what making it took
+        release_free_memory()  # what making it took
         return self.model.final_rows(self.features, self._users, self._items, operator)
 
     def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cm3_dist.checkpoint.manager import Checkpoints
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import agree_on_error
+from cm3_dist.distributed.collectives import agree_on_error
+from cm3_dist.errors import InputError
 from cm3_dist.training.progress import Progress
 from cm3_dist.training.run_dir import versions
 from cm3_dist.training.trainer import Trainer
-from partition.errors import InputError
 
 # What must be as it was for a run to go on as the same run; the rest (how long, where, how often) may change.
 FIXED = ("model", "propagation", "negatives", "loss", "tables", "dense")

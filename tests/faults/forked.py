@@ -108,7 +108,7 @@ def wait(processes: list[Process], after_first: float, limit: float = 300.0) -> 
 
 def train(arguments: list[str], ranks: int, folder: Path, before: Callable[[int], None] | None = None) -> list[Process]:
     """Starts `python -m cm3_dist.train` on some ranks; `before` is called with its rank in each of them."""
-    from cm3_dist.distributed.runtime import entry_point
+    from cm3_dist.distributed.entry_point import entry_point
 
     main = sys.modules["cm3_dist.train"].main
     folder.mkdir(parents=True, exist_ok=True)

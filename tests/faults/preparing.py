@@ -101,7 +101,7 @@ def partition(arguments: list[str], output: Path, before: Callable[[], object]) 
     def command() -> None:
         import sys
 
-        from cm3_dist.distributed.runtime import entry_point
+        from cm3_dist.distributed.entry_point import entry_point
         from partition.__main__ import app
 
         sys.argv = ["partition", *arguments]

@@ -7,12 +7,13 @@ import re
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
+_CODE = re.compile(r"^error\[[\w.-]+\]")
 _NUMBER, _FOLDER = re.compile(r"(?<![\w/-])-?\d[\d.,]*(e[+-]?\d+)?"), re.compile(r"(?:[\w.-]*/)+(?=[\w.-])")
 
 
 def masked(line: str) -> str:
     """The line without what differs from case to case: folders, and numbers, of which the kind of error is not one."""
-    return _NUMBER.sub("N", _FOLDER.sub("", line.strip()))
+    return _NUMBER.sub("N", _FOLDER.sub("", _CODE.sub("error", line.strip())))
 
 
 def assert_quoted(line: str) -> None:

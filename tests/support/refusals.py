@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
-from cm3_dist.distributed.runtime import entry_point
+from cm3_dist.distributed.entry_point import entry_point
 
 
 def refusal(main: Callable[[], None], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -18,6 +19,6 @@ def refusal(main: Callable[[], None], arguments: list[str], capsys: pytest.Captu
             entry_point(main)()
     assert end.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ")
+    assert re.match(r"error(\[[\w.-]+\])?: ", error)
     assert "\n" not in error
     return error

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cm3_dist.config.settings import Machine, Settings
-from cm3_dist.distributed.runtime import Runtime, distributed, entry_point
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.errors import INTERRUPTED, Interrupted
 from cm3_dist.monitoring.monitor import Monitor
 from cm3_dist.train import Resume, run, spell_out

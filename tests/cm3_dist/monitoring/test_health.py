@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from cm3_dist.config.settings import Machine, Settings
-from cm3_dist.distributed.oom_advice import NotFiniteError, OutOfMemoryError, explained
+from cm3_dist.distributed.oom_advice import explained
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import NotFiniteError, OutOfMemoryError
 from cm3_dist.train import run
 from partition.transform.dataset import TEST, VALIDATION, Dataset, Features
 from tests.support.quoted import assert_quoted
@@ -136,7 +137,7 @@ def test_values_that_are_not_finite_name_the_rate(prepared: Path, tmp_path: Path
 WIDE = """
 import resource, sys
 from cm3_dist.train import main
-from cm3_dist.distributed.runtime import entry_point
+from cm3_dist.distributed.entry_point import entry_point
 import cm3_dist.checkpoint.manager, cm3_dist.training.health_check, cm3_dist.monitoring.summary
 import cm3_dist.training.trainer_state, cm3_dist.training.trainer
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -11,7 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.oom_advice import NotFiniteError
+from cm3_dist.errors import NotFiniteError
 from cm3_dist.monitoring.monitor import LOSSES, Monitor, PhaseTimer
 from cm3_dist.monitoring.summary import print_result
 from cm3_dist.training.run_dir import keep_lines, open_run_folder, refuse_taken, write_result

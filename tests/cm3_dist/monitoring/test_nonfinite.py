@@ -13,8 +13,8 @@ import torch
 
 from cm3_dist.checkpoint.manager import Checkpoints
 from cm3_dist.config.settings import Machine
-from cm3_dist.distributed.oom_advice import NotFiniteError
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.errors import NotFiniteError
 from cm3_dist.monitoring.nonfinite import Finiteness
 from cm3_dist.train import run
 from cm3_dist.training import trainer as module

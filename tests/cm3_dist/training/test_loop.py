@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cm3_dist.config.settings import Machine, Settings
-from cm3_dist.distributed.runtime import distributed, entry_point
+from cm3_dist.distributed.entry_point import entry_point
+from cm3_dist.distributed.runtime import distributed
 from cm3_dist.train import main, run
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_settings
