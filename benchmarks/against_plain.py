@@ -22,7 +22,7 @@ from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.graph.full_graph import exact_propagation
 from cm3_dist.graph.shard import load_shard
 from cm3_dist.loss.cm3_loss import uniformity
-from cm3_dist.pipeline.step_plan import Pairs, PairWeight
+from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.training.trainer import Trainer
 
 PLAIN_STEPS = 8  # of the plain implementation, timed; all of an epoch's take the same time
@@ -81,7 +81,7 @@ def time_to_quality(prepared: Path, threads: int) -> Result:
         begin, mine, number = time.perf_counter(), 0.0, 0
         while mine < QUALITY and number < 20:
             run_epoch(trainer, number)
-            mine = trainer.rank(trainer.final_rows(), "validation")["recall@20"]
+            mine = trainer.evaluator.rank(trainer.final_rows(), "validation")["recall@20"]
             number += 1
         taken = time.perf_counter() - begin
     model, optimizer = plain_model(prepared)
@@ -168,7 +168,7 @@ def evaluation(prepared: Path, threads: int) -> Result:
     """Full ranking of all users over all items, all metrics, from final rows."""
     with trainer_for(prepared, threads) as (trainer, _):
         rows = trainer.final_rows()
-        mine = seconds(lambda: trainer.rank(rows, "validation"), repeats=5)
+        mine = seconds(lambda: trainer.evaluator.rank(rows, "validation"), repeats=5)
         model, _ = plain_model(prepared)
         users, items = reference.final_rows(model)
         plain = seconds(lambda: reference.evaluate(users, items, model.data, "validation"), repeats=1, warm=0)

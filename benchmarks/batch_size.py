@@ -28,7 +28,7 @@ def curve(prepared: Path, batch: int, seconds: float, threads: int) -> list[tupl
     with trainer_for(prepared, threads, f"train.batch_size={batch}", *rates) as (trainer, _):
         while trained < seconds:
             trained += run_epoch(trainer, epoch)
-            recall = trainer.rank(trainer.final_rows(), "validation")["recall@20"]
+            recall = trainer.evaluator.rank(trainer.final_rows(), "validation")["recall@20"]
             points.append((trained, recall))
             print(f"batch {batch:>6,}  epoch {epoch}  {trained:6.1f} s  recall@20 {recall:.4f}", flush=True)
             epoch += 1

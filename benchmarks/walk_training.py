@@ -22,7 +22,7 @@ from benchmarks.against_plain import run_epoch, trainer_for
 from benchmarks.timing import run_command, write_json
 from benchmarks.walks import Walks
 from cm3_dist.distributed.seeding import Stream, key
-from cm3_dist.graph.lightgcn import ONE_EACH, LayerWeights, Propagation
+from cm3_dist.graph.lightgcn import Propagation
 from cm3_dist.graph.neighbor_sampling import Sample, Sampler
 from cm3_dist.graph.shard import Shard
 from cm3_dist.graph.sparse_ops import Csr
@@ -51,10 +51,8 @@ class Walked(Propagation):
     adjoint: Csr
     batch_users: int
 
-    def __call__(self, users: Tensor, items: Tensor, weights: LayerWeights = ONE_EACH) -> tuple[Tensor, Tensor]:
-        """See `Propagation`; layers count one each."""
-        if weights.user_item is not None:
-            raise InputError("model.layer_weights: walks are drawn for layers that count one each")
+    def __call__(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Propagation`."""
         rows = _Times.apply(torch.cat([users, items]), self)
         return rows[: self.batch_users], rows[self.batch_users :]
 
@@ -121,7 +119,7 @@ def train(prepared: Path, way: str, seed: int, epochs: int, threads: int, overri
         recalls, taken = [], []
         for epoch in range(epochs):
             taken.append(run_epoch(trainer, epoch))
-            recalls.append(trainer.rank(trainer.final_rows(), "validation")["recall@20"])
+            recalls.append(trainer.evaluator.rank(trainer.final_rows(), "validation")["recall@20"])
         return Trained(way, seed, max(recalls), _share(trainer), mean(taken[1:] or taken))
 
 

@@ -29,7 +29,7 @@ from cm3_dist.graph.full_graph import exact_propagation
 from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard, load_shard
 from cm3_dist.graph.sparse_ops import Csr
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.batch_sampler import Batches
 from partition.folder import layout
 
@@ -122,7 +122,7 @@ class Comparison:
         draw(self._draws)  # does not count: libraries set themselves up
         total, squares = torch.zeros_like(self._exact), 0.0
         read, cosine, taken = 0, 0.0, []
-        there, direction = self._exact.any(1), unit(self._exact)
+        there, direction = self._exact.any(1), l2_normalize(self._exact)
         for number in range(self._draws):
             begin = time.perf_counter()
             rows, inputs = draw(number)
@@ -131,7 +131,7 @@ class Comparison:
             total += off
             squares += float(off.square().sum())
             read += inputs
-            cosine += float((unit(rows.double()) * direction).sum(1)[there].mean())
+            cosine += float((l2_normalize(rows.double()) * direction).sum(1)[there].mean())
         size_of_exact, n = float(self._exact.square().sum()), self._draws
         off_mean = float((total / n).square().sum())
         variance = max(squares / n - off_mean, 0) * n / (n - 1)
@@ -152,7 +152,7 @@ def random_rows(shard: Shard, width: int) -> tuple[Tensor, Tensor]:
     """Unit rows in random directions, as untrained ego rows are: the worst case, neighbours have nothing in common."""
     generator = torch.Generator().manual_seed(SEED)
     users, items = (torch.randn(n, width, generator=generator) for n in (shard.user_rows, shard.item_rows))
-    return unit(users), unit(items)
+    return l2_normalize(users), l2_normalize(items)
 
 
 def trained_rows(folder: Path, prepared: Path, runtime: Runtime) -> tuple[Tensor, Tensor]:

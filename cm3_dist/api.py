@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.loading import load_settings
+from cm3_dist.config.run_files import METRICS
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import InputError
-from cm3_dist.training.run_dir import METRICS
 
 Ids: TypeAlias = Union[Sequence[str], Sequence[int], np.ndarray, "pa.Array"]
 Folder: TypeAlias = str | Path

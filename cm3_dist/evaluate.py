@@ -188,7 +188,7 @@ def _ranking(run: FinishedRun, what: Task, name: str) -> Callable[[], Ranked]:
         return lambda: ease(run, what)
     if name == "item-knn":
         return lambda: item_knn(run, what)
-    return lambda: rank(run, what, run.trainer.baseline_rows()[name])
+    return lambda: rank(run, what, run.trainer.evaluator.baseline_rows()[name])
 
 
 def main() -> None:

@@ -224,7 +224,7 @@ def _described(path: Path, rows: int) -> dict[str, Any]:
 
 
 def _manifest(run: FinishedRun, dtype: str, modality_rows: bool, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from cm3_dist.training.run_dir import versions
+    from cm3_dist.config.run_files import versions
 
     manifest, dim = run.manifest, run.settings.model.dim
     return {

@@ -211,7 +211,7 @@ def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: Pha
     epoch = (progress.step - 1) // trainer.batches.steps
     with timer("evaluate"):
         rows = trainer.final_rows()
-        metrics = trainer.rank(rows, "validation")
+        metrics = trainer.evaluator.rank(rows, "validation")
         checkup.look(progress.step, epoch, rows)
     better = progress.evaluated(epoch, metrics, trainer.settings.evaluate.monitor)
     monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
@@ -227,13 +227,13 @@ def test_best(
     from cm3_dist.training.trainer_state import restore
 
     restore(trainer, checkpoints, best)
-    test = trainer.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
+    test = trainer.evaluator.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
     if test:
         monitor.evaluation(progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)")
     return {
         "validation": progress.best_metrics,
         "test": test,
-        "baselines": trainer.baselines("test" if test else "validation"),
+        "baselines": trainer.evaluator.baselines("test" if test else "validation"),
         "best_epoch": progress.best_epoch,
         "epochs": -(-progress.step // trainer.batches.steps),
         "steps": progress.step,

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from cm3_dist.config.loading import flat
+from cm3_dist.config.run_files import EVALUATIONS, METRICS, SETTINGS, STEPS
 from cm3_dist.config.settings import Settings
-from cm3_dist.training.run_dir import EVALUATIONS, METRICS, SETTINGS, STEPS
 from partition.errors import InputError
 
 POINTS = 400  # of a curve, at most

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from cm3_dist.config.loading import load_settings
+from cm3_dist.config.run_files import SETTINGS
 from cm3_dist.monitoring.tensorboard import experiment
-from cm3_dist.training.run_dir import SETTINGS
 from jobs.collect import Run, collect_finished, write_table
 from jobs.command import command_line
 from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import yaml
 
 from cm3_dist.config.loading import flat, load_settings, read_yaml
+from cm3_dist.config.run_files import METRICS, SETTINGS
 from cm3_dist.config.settings import Settings
-from cm3_dist.training.run_dir import METRICS, SETTINGS
 from partition.errors import InputError
 
 KEYS = ("base", "settings", "points", "grid")

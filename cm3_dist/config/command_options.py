@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from cm3_dist.config.loading import load_settings
+from cm3_dist.config.run_files import SETTINGS
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import InputError
-from cm3_dist.training.run_dir import SETTINGS
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder, as cm3_dist.train wrote it")]
 Overrides = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from pydantic import BaseModel, ValidationError
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import InputError
+
+# Settings of earlier versions, which their runs still name, and the value of each that changes nothing.
+REMOVED: dict[str, Any] = {
+    "model.fused_channel": "fused",
+    "model.collaborative_channel": False,
+    "model.curve_centre": "middle",
+    "model.layer_weights": None,
+    "model.learn_layer_weights": False,
+    "model.item_graph_weight": 1.0,
+    "model.user_init": "random",
+    "loss.gamma_warmup": 0.0,
+}
 
 
 def load_settings(config: Path | None, overrides: list[str]) -> Settings:
@@ -30,10 +43,34 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         except yaml.YAMLError:
             raise InputError(f"{text!r}: the value is not valid YAML") from None
         where[key] = "command line"
+    drop_removed(tree, where)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise InputError(_one_line(error, where)) from None
+
+
+def drop_removed(tree: dict[str, Any], where: Mapping[str, str]) -> None:
+    """Deletes settings that are no longer in the program from nested settings, in place.
+
+    Args:
+        tree: settings by section.
+        where: dotted key -> its source, for messages.
+
+    Raises:
+        InputError: one of them has a value that changed the model.
+    """
+    for key, value in flat(tree).items():
+        if key not in REMOVED:
+            continue
+        if value != REMOVED[key]:
+            raise InputError(
+                f"{where.get(key, 'settings')}: {key} = {value!r}: this setting was removed because it did not help "
+                "(docs/findings-model.md); commit ddff57f is the last with it",
+                "settings.removed",
+            )
+        section, _, name = key.partition(".")
+        del tree[section][name]
 
 
 def read_yaml(path: Path, what: str) -> Any:

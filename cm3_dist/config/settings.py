@@ -73,13 +73,6 @@ class Model(_Section):
 
     dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
     item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
-    fused_channel: Literal["fused", "constant"] = Field(
-        default="fused", description="the items' fused rows, or one row for all, so that phi alone sees what is fused"
-    )
-    collaborative_channel: bool = Field(
-        default=False,
-        description="one channel more, in which items have no row of their own: they are what the graph brings them",
-    )
     encoder_precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
     )
@@ -91,22 +84,6 @@ class Model(_Section):
     )
     curve_order: list[str] | None = Field(
         default=None, description="modalities in the order of the curve's control points; null: as prepared"
-    )
-    curve_centre: Literal["middle", "shared", "item"] = Field(
-        default="middle",
-        description="the curve's parameter in evaluation: 0.5, or learned: one for all items, or an item's own",
-    )
-    layer_weights: list[NonNegative] | None = Field(
-        default=None, description="of E, A E, ..., A^L_ui E in their sum; null: one each"
-    )
-    learn_layer_weights: bool = Field(
-        default=False, description="let them be learned: their sum stays, and they start where layer_weights says"
-    )
-    item_graph_weight: NonNegative = Field(
-        default=1.0, description="of an item's row of the item graph, beside its own propagated row"
-    )
-    user_init: Literal["random", "items"] = Field(
-        default="random", description="user channels start normally distributed, or where their items' channels are"
     )
     user_init_std: Rate | None = Field(
         default=None, description="std of the initial user channels; null: xavier-normal"
@@ -150,7 +127,6 @@ class Loss(_Section):
     gamma: NonNegative | Literal["auto"] = Field(
         default=0.9, description="weight of the uniformity terms; auto: by the items' degrees, where push equals pull"
     )
-    gamma_warmup: NonNegative = Field(default=0.0, description="epochs over which gamma rises linearly from 0")
     t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
     item_uniformity: Literal["calibrated", "plain", "none"] = Field(
         default="calibrated", description="pairs of unlike items are pushed apart harder; all alike; not at all"
@@ -259,18 +235,6 @@ class Settings(_Section):
     dense: DenseOptimizer = DenseOptimizer()
     evaluate: Evaluate = Evaluate()
     machine: Machine = Machine()
-
-    @model_validator(mode="after")
-    def _across_sections(self) -> Settings:
-        layers, weights = self.propagation.user_item_layers, self.model.layer_weights
-        if weights is not None and len(weights) != layers + 1:
-            raise ValueError(f"model.layer_weights: give {layers + 1}, one more than propagation.user_item_layers")
-        if weights is not None and (not any(weights) or (self.model.learn_layer_weights and not all(weights))):
-            where = "all weights that are learned" if self.model.learn_layer_weights else "one weight at least"
-            raise ValueError(f"model.layer_weights: {where} must be above 0")
-        if self.model.user_init == "items" and not layers:
-            raise ValueError("model.user_init: items needs propagation.user_item_layers of 1 or more")
-        return self
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts of JSON types."""

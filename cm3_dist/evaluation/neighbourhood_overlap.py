@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.ranking.full_ranking import top_k
 
 NEAREST = 10
@@ -32,7 +32,6 @@ def kept_neighbours(run: FinishedRun, nearest: int = NEAREST, sample: int = SAMP
         name: values.to(run.rows[1]) for name, values in run.trainer.features.gather(np.arange(shard.item_rows)).items()
     }
     blocks = dict(zip(run.channels, run.item_ego.split(dim, dim=1), strict=True))
-    blocks.pop("collaborative", None)  # zeros
     by_rows = {name: _nearest(run, rows, asked, nearest) for name, rows in blocks.items()}
     by_rows["ego"], by_rows["final"] = (_nearest(run, rows, asked, nearest) for rows in (run.item_ego, run.rows[1]))
     found: dict[str, dict[str, float]] = {name: {} for name in by_rows}
@@ -51,4 +50,6 @@ def _nearest(run: FinishedRun, rows: Tensor, asked: Tensor, nearest: int) -> Ten
     shard = run.shard
     itself = Ragged(torch.arange(len(asked) + 1), asked + shard.first_item)
     items = torch.from_numpy(shard.is_item)
-    return top_k(unit(rows), unit(rows), asked, itself, items, nearest, group=run.runtime.rows_group)[1].cpu()
+    return top_k(l2_normalize(rows), l2_normalize(rows), asked, itself, items, nearest, group=run.runtime.rows_group)[
+        1
+    ].cpu()

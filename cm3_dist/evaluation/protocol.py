@@ -60,7 +60,7 @@ def task(run: FinishedRun, split: str, cold: bool) -> Task:
         InputError: there is nothing to rank.
     """
     trainer, shard = run.trainer, run.shard
-    held_out = trainer.held_out(split)
+    held_out = trainer.evaluator.held_out(split)
     degree = _all_rows(run, shard.item_degree)
     users, relevant = held_out.users, held_out.relevant
     if cold and run.manifest.split != "cold_items":
@@ -70,7 +70,7 @@ def task(run: FinishedRun, split: str, cold: bool) -> Task:
         users, relevant = users[kept], Ragged.from_pairs(row, item[keep], len(kept))
         candidates = chosen_items(run, relevant.values.numpy())
     else:
-        candidates = trainer.candidates(split)
+        candidates = trainer.evaluator.candidates(split)
     total = torch.tensor(len(users))
     dist.all_reduce(total, group=run.runtime.control)
     if not total:

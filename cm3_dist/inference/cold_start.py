@@ -11,8 +11,8 @@ normalised final rows x_i points: that direction, channel by channel, stands in 
 follows as if the user were a node whose edges change nothing else; with d = length of the list and d_i = training
 interactions of item i:
 
-    ego = unit( sum over the list of x_i ),   per channel
-    row = mix( w_0 ego + sum over the list of  1 / sqrt(d (d_i + 1))  (w_1 E + w_2 A E + ... + w_L A^(L-1) E)_i )
+    ego = l2_normalize( sum over the list of x_i ),   per channel
+    row = mix( ego + sum over the list of  1 / sqrt(d (d_i + 1))  (E + A E + ... + A^(L-1) E)_i )
 
 The channels are mixed by the softmax of the trained users' mean logits. A list may hold new items. Measured on Baby,
 validation, every user taken for a new one: Recall@20 .0979 and NDCG@20 .0445, with their trained rows .1033 and .0463;
@@ -33,7 +33,7 @@ from torch import Tensor
 from cm3_dist.errors import InputError
 from cm3_dist.graph.sparse_ops import Csr
 from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.ranking.topk import top_columns
 from partition.folder.layout import Manifest
@@ -115,9 +115,8 @@ def place_items(run: FinishedRun, ids: pa.Array, features: dict[str, np.ndarray]
 
 def _with_neighbours(run: FinishedRun, graph: _Graph, features: dict[str, Tensor], ego: Tensor) -> Tensor:
     """Applies the item graph to new items: ego rows [n, width] -> final rows."""
-    direct = run.layers.weights[0] * ego
     if not run.layers.similar:
-        return direct
+        return ego
     count, local = len(ego), run.shard.item_rows
     itself = np.full(count, graph.rest)
     row, column, weight = [], [], []
@@ -134,10 +133,10 @@ def _with_neighbours(run: FinishedRun, graph: _Graph, features: dict[str, Tensor
     matrix = sp.csr_array(
         (np.concatenate(weight), (np.concatenate(row), np.concatenate(column))), shape=(count, local), dtype=np.float64
     )
-    state, own = direct, torch.from_numpy(itself).to(ego).unsqueeze(1)
+    state, own = ego, torch.from_numpy(itself).to(ego).unsqueeze(1)
     for layer in run.layers.similar:
         state = _gathered(run, matrix, layer) + own * state
-    return direct + run.layers.item_graph * state
+    return ego + state
 
 
 def _gathered(run: FinishedRun, matrix: sp.csr_array, rows: Tensor) -> Tensor:
@@ -208,10 +207,10 @@ def place_users(run: FinishedRun, owner: np.ndarray, item: np.ndarray, count: in
         mine = (item >= known) & (near >= 0) & (near < share)
         degree = np.zeros(int(mine.sum()), np.int64)
         # Nobody else propagates into a new item: of the sum over its layers only what it gives to users is left.
-        inner = None if run.layers.items is None else new.ego * run.layers.weights[1]
+        inner = None if run.layers.items is None else new.ego
         more = _sums(run, owner[mine], near[mine], lengths, degree, new.rows, inner)
         ego, rows = ego + more[0], rows + more[1]
-    rows = rows + run.layers.weights[0] * unit(ego, run.settings.model.dim)
+    rows = rows + l2_normalize(ego, run.settings.model.dim)
     return run.trainer.model.mix(rows, run.layers.mixing.expand(count, -1))
 
 
@@ -226,7 +225,7 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """Over pairs of users and local items [e]: the sums of normalised `final` rows, and of weighted `inner` rows."""
     shape = (len(lengths), len(final))
-    ego = _gathered(run, sp.csr_array((np.ones(len(item)), (owner, item)), shape=shape), unit(final))
+    ego = _gathered(run, sp.csr_array((np.ones(len(item)), (owner, item)), shape=shape), l2_normalize(final))
     if inner is None:
         return ego, torch.zeros_like(ego)
     weight = 1 / np.sqrt(lengths[owner] * (degree + 1.0))

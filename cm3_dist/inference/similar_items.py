@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cm3_dist.inference.id_map import OwnIds
 from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 
 BLOCK = 65_536  # rows compared at a time
 ALL = "all"
@@ -48,16 +48,19 @@ def nearest_items(run: FinishedRun, row: int, k: int, by: str = ALL) -> list[dic
     there = torch.from_numpy(shard.is_item).clone()
     if shard.first_item <= row < shard.first_item + shard.item_rows:
         there[row - shard.first_item] = False
-    whole, channel = unit(asked.final.unsqueeze(0))[0], unit(asked.final.view(1, -1), dim)[0].view(-1, dim)
+    whole, channel = (
+        l2_normalize(asked.final.unsqueeze(0))[0],
+        l2_normalize(asked.final.view(1, -1), dim)[0].view(-1, dim),
+    )
     names = run.channels
     best: list[tuple[float, int]] = []
     for local in there.nonzero().squeeze(1).split(BLOCK):
         rows = items[local.to(items.device)]
         if by == ALL:
-            cosine = unit(rows) @ whole
+            cosine = l2_normalize(rows) @ whole
         else:
             place = names.index(by)
-            cosine = unit(rows[:, place * dim : (place + 1) * dim]) @ channel[place]
+            cosine = l2_normalize(rows[:, place * dim : (place + 1) * dim]) @ channel[place]
         score, order = cosine.double().sort(descending=True, stable=True)
         best += list(zip(score[:k].tolist(), local[order[:k].cpu()].tolist(), strict=True))
     best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:k]
@@ -96,7 +99,9 @@ def _explained(run: FinishedRun, asked: _Asked, local: np.ndarray) -> list[dict[
     rows = run.rows[1][torch.from_numpy(local).to(run.rows[1].device)].cpu().double()
     final = asked.final.cpu().double()
     channels = _cosines(rows.view(len(rows), -1, dim), final.view(-1, dim))
-    contributions = unit(rows).view(len(rows), -1, dim).mul(unit(final.unsqueeze(0)).view(-1, dim)).sum(2)
+    contributions = (
+        l2_normalize(rows).view(len(rows), -1, dim).mul(l2_normalize(final.unsqueeze(0)).view(-1, dim)).sum(2)
+    )
     features = {
         name: _cosines(values.double(), torch.from_numpy(asked.features[name])).tolist()
         for name, values in _features(run, local).items()

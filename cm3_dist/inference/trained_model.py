@@ -23,11 +23,9 @@ from cm3_dist.training.trainer_state import restore
 class Layers:
     """What lies between ego and final rows, for those who join later (`cm3_dist.inference.cold_start`)."""
 
-    # [items, C * d] w_1 E + w_2 A E + ... + w_L A^(L-1) E: what the last layer gives to users; None if L = 0.
+    # [items, C * d] E + A E + ... + A^(L-1) E: what the last layer gives to users; None if L = 0.
     items: Tensor | None
-    weights: list[float]  # w_0, w_1, ..., w_L of the sum over layers; one each unless the settings say otherwise
     similar: list[Tensor]  # R, S R, ..., one for each item-item layer: what that layer gives to items
-    item_graph: float  # weight of S^L R beside R
     mixing: Tensor  # [C] the trained users' mean logits
 
 
@@ -49,8 +47,7 @@ class FinishedRun:
     @property
     def channels(self) -> list[str]:
         """Names of the C blocks of a row, in order."""
-        more = ["collaborative"] if self.settings.model.collaborative_channel else []
-        return [*(modality.name for modality in self.manifest.modalities), "fused", *more]
+        return [*(modality.name for modality in self.manifest.modalities), "fused"]
 
     @cached_property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -63,14 +60,12 @@ class FinishedRun:
         with torch.no_grad():
             users, items, mixing = self.trainer.ego_rows()
             operator = self.trainer.planner.inference()
-            weights = self.trainer.model.layers()
-            w = [1.0] * (len(operator.hops) + 1) if weights.user_item is None else weights.user_item.tolist()
-            u, i, before = users * w[-1], items * w[-1], None
-            for layer, hop in reversed(list(enumerate(operator.hops))):
+            u, i, before = users, items, None
+            for hop in reversed(operator.hops):
                 before = i
                 u, i = (
-                    hop.user_from_item.forward(i).add_(users, alpha=w[layer]),
-                    hop.item_from_user.forward(u).add_(items, alpha=w[layer]),
+                    hop.user_from_item.forward(i).add_(users),
+                    hop.item_from_user.forward(u).add_(items),
                 )
             similar: list[Tensor] = []
             for _, relation in operator.similar:
@@ -79,7 +74,7 @@ class FinishedRun:
         total = torch.cat([mixing[trained].sum(0), trained.sum().reshape(1).to(mixing)])
         if self.runtime.rows_group is not None:
             dist.all_reduce(total, group=self.runtime.rows_group)
-        return Layers(before, w, similar, weights.item_graph, total[:-1] / total[-1])
+        return Layers(before, similar, total[:-1] / total[-1])
 
     @cached_property
     def item_ego(self) -> Tensor:

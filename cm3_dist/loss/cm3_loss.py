@@ -22,8 +22,9 @@ from cm3_dist.kernels import chosen_kernels
 from cm3_dist.kernels.pair_sum import PairSum, Rows, pair_sum
 from cm3_dist.loss.auto_gamma import Given
 from cm3_dist.loss.calibration import calibrating
-from cm3_dist.model.l2_normalize import unit
-from cm3_dist.pipeline.step_plan import Pairs, PairWeight, StepPlan
+from cm3_dist.model.l2_normalize import l2_normalize
+from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
+from cm3_dist.pipeline.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def cm3_loss(
         given: gamma, and what phi is multiplied by.
         group: of the rows; None for one process.
     """
-    x_users, x_items = unit(users), unit(items)
+    x_users, x_items = l2_normalize(users), l2_normalize(items)
     # A rank that receives nothing still takes part in the exchange, both ways.
     alone = plan.exchange.group is None
     positives = x_items if alone else torch.cat([x_items, fetch(x_items, plan.exchange)])
@@ -71,7 +72,7 @@ def cm3_loss(
     else:
         calibration = calibrating(fused, settings, given.reliability)
         item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration)
-    half_gamma = given.gamma / 2 * plan.gamma_share.to(user_term.dtype)
+    half_gamma = given.gamma / 2
     local = alignment + half_gamma * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
 

@@ -1,8 +1,7 @@
-"""CM3: sharded user tables and encoded items, propagated over both graphs (CM3.md section 2).
+"""CM3: sharded user tables and encoded items, propagated over both graphs (docs/model.md).
 
 Legend of shapes: n users and m items enter the propagation on this rank, C = M + 1 channels of width d, the fused one
-last. `model.collaborative_channel` adds one more, in which items enter with zeros: propagation brings them what their
-users hold.
+last.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.graph.lightgcn import Propagation
 from cm3_dist.model.embedding_tables import Tables
 from cm3_dist.model.item_encoder import ItemEncoder
-from cm3_dist.model.l2_normalize import unit
-from cm3_dist.model.layer_sum import LayerSum
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 from partition.folder.layout import Manifest
@@ -46,17 +44,13 @@ class CM3(nn.Module):
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
         self.dim = settings.model.dim
-        self._constant = settings.model.fused_channel == "constant"
-        self._collaborative = settings.model.collaborative_channel
         self.tables = Tables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
         self.encoder = ItemEncoder.of(dims, settings.model, key(Stream.INIT, settings.train.seed)).to(runtime.device)
-        self.layers = LayerSum(settings).to(runtime.device)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The replicated weights by name."""
         yield from self.encoder.named_parameters()
-        yield from self.layers.named_parameters(prefix="layers")
 
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items."""
@@ -67,7 +61,7 @@ class CM3(nn.Module):
 
     def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
         """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
-        users, items = plan.inputs.propagation(ego.users, ego.items, self.layers())
+        users, items = plan.inputs.propagation(ego.users, ego.items)
         users = users if plan.users is None else users.index_select(0, plan.users)
         return self.mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
 
@@ -77,13 +71,12 @@ class CM3(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
         users, items, mixing = self.ego_rows(features, parts_users, parts_items)
-        weights = self.layers()
         # A few columns at a time, in place: the operator takes columns apart, and the rows of other ranks, which can be
         # most of the graph's, are then never here in all their width.
         for begin in range(0, users.shape[1], FINAL_COLUMNS):
             columns = slice(begin, begin + FINAL_COLUMNS)
             parts = users[:, columns].contiguous(), items[:, columns].contiguous()
-            users[:, columns], items[:, columns] = propagation(*parts, weights)
+            users[:, columns], items[:, columns] = propagation(*parts)
         for some in torch.arange(len(users)).split(ENCODE_BLOCK):
             block = slice(int(some[0]), int(some[-1]) + 1)
             users[block] = self.mix(users[block], mixing[block])
@@ -104,20 +97,6 @@ class CM3(nn.Module):
         return self._unit(looked_up), items, mixing
 
     @torch.no_grad()
-    def start_at_items(
-        self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
-    ) -> None:
-        """Lets the users' channels start where their items' ego rows lead, A E, as long as they were. Collective.
-
-        Users without a training interaction stay where they are, and so does the collaborative channel.
-        """
-        _, items, _ = self.ego_rows(features, parts_users, parts_items)
-        led = self._unit(propagation.hops[0].user_from_item.forward(items)).view(-1, self.dim)
-        length = self.tables.init_std * self.dim**0.5
-        channels = self.tables.channels.view(-1, self.dim)
-        channels.copy_(torch.where(led.any(1, keepdim=True), led * length, channels))
-
-    @torch.no_grad()
     def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
         """Ego rows [n, C * d] of items for ranking, from features modality -> [n, d_m]: curve parameter 0.5."""
         on_device = {name: values.to(device) for name, values in features.items()}
@@ -126,16 +105,12 @@ class CM3(nn.Module):
         return self._items(channels, fused, item_ids)
 
     def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
-        if self._constant:
-            fused = torch.eye(1, self.dim, dtype=fused.dtype, device=fused.device).expand_as(fused)
         blocks = [*channels, fused if item_ids is None else fused + item_ids]
-        if self._collaborative:
-            blocks.append(torch.zeros_like(fused))
         return self._unit(torch.cat(blocks, dim=1))
 
     def _unit(self, rows: Tensor) -> Tensor:
         """L2-normalises every channel."""
-        return unit(rows, self.dim)
+        return l2_normalize(rows, self.dim)
 
     def mix(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Multiplies every channel of user rows [n, C * d] by its share, the softmax of `logits` [n, C]."""

@@ -8,7 +8,6 @@ import torch
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.model.item_encoder import ItemEncoder
-from cm3_dist.model.layer_sum import LayerSum
 from partition.folder.layout import Manifest
 
 CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
@@ -16,7 +15,7 @@ CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 
 @dataclass(frozen=True)
 class Widths:
-    """Floats a row. C = modalities + 1 channels of width d, or one more with `model.collaborative_channel`."""
+    """Floats a row. C = modalities + 1 channels of width d."""
 
     channels: int  # C
     dim: int  # d
@@ -24,7 +23,7 @@ class Widths:
     @staticmethod
     def of(manifest: Manifest, settings: Settings) -> Widths:
         """For these modalities and settings."""
-        return Widths(len(manifest.modalities) + 1 + settings.model.collaborative_channel, settings.model.dim)
+        return Widths(len(manifest.modalities) + 1, settings.model.dim)
 
     @property
     def row(self) -> int:
@@ -47,8 +46,8 @@ def tables(manifest: Manifest, settings: Settings) -> dict[str, tuple[int, int]]
 
 
 def dense_weights(manifest: Manifest, settings: Settings) -> int:
-    """Replicated weights: the item encoder's, and the layers'."""
+    """Number of replicated weights: the item encoder's."""
     dims = {modality.name: modality.dim for modality in manifest.modalities}
     with torch.device("meta"):
-        parts = ItemEncoder.of(dims, settings.model, seed=0), LayerSum(settings)
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+        encoder = ItemEncoder.of(dims, settings.model, seed=0)
+    return sum(parameter.numel() for parameter in encoder.parameters())

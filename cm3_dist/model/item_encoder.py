@@ -1,4 +1,4 @@
-"""The item side: one channel per modality and the fused one, from frozen features (CM3.md sections 2.1 and 2.2)."""
+"""The item side: one channel per modality and the fused one, from frozen features (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cm3_dist.config.settings import Model
 from cm3_dist.errors import InputError
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.model.spherical_fusion import bezier, mean, pairwise
 
 FUSIONS = {"bezier": bezier, "slerp": pairwise, "mean": mean}
@@ -25,7 +25,6 @@ class ItemEncoder(nn.Module):
         seed: of the initial weights, equal on all ranks.
         precision: of the matrix products. With bfloat16 their results are turned back into float32 before anything is
             normalised or fused: the curve needs more digits.
-        centre: "middle", "shared" or "item": whether and how the curve's parameter is moved by what is learned.
         fusion: "bezier", "slerp", "mean" or "concat": how the points become one.
         order: the modalities in the order of the curve's control points, if not that of `dims`.
     """
@@ -36,7 +35,6 @@ class ItemEncoder(nn.Module):
         dim: int,
         seed: int,
         precision: str = "float32",
-        centre: str = "middle",
         fusion: str = "bezier",
         order: Sequence[str] | None = None,
     ) -> None:
@@ -52,13 +50,6 @@ class ItemEncoder(nn.Module):
                 assert isinstance(layer, nn.Linear)
                 nn.init.xavier_normal_(layer.weight)
             self.projection = nn.Linear(len(dims) * dim, dim) if fusion == "concat" else None
-        # Zero at first: the curve's parameter stays as it is drawn.
-        self.centre = nn.Parameter(torch.zeros(())) if centre != "middle" else None
-        self.centre_of = nn.ModuleDict()
-        if centre == "item":
-            self.centre_of = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name, width in dims.items()})
-            for weight in self.centre_of.parameters():
-                nn.init.zeros_(weight)
 
     @staticmethod
     def of(dims: Mapping[str, int], model: Model, seed: int) -> ItemEncoder:
@@ -70,9 +61,7 @@ class ItemEncoder(nn.Module):
         if model.curve_order is not None and sorted(model.curve_order) != sorted(dims):
             given = ", ".join(model.curve_order)
             raise InputError(f"model.curve_order = [{given}]: name every modality of the data once: {', '.join(dims)}")
-        return ItemEncoder(
-            dims, model.dim, seed, model.encoder_precision, model.curve_centre, model.fusion, model.curve_order
-        )
+        return ItemEncoder(dims, model.dim, seed, model.encoder_precision, model.fusion, model.curve_order)
 
     def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M channels [n, d] and the fused rows [n, d].
@@ -87,32 +76,21 @@ class ItemEncoder(nn.Module):
             )
             for name, x in inputs.items()
         ]
-        return channels, self.fuse(self.points(inputs, curve.dtype), inputs, curve)
+        return channels, self.fuse(self.points(inputs, curve.dtype), curve)
 
-    def fuse(self, points: Mapping[str, Tensor], features: Mapping[str, Tensor], curve: Tensor) -> Tensor:
-        """Control points modality -> [n, d], `features` and `curve` as in `forward` -> fused rows [n, d] of norm 1."""
-        ordered, curve = [points[name] for name in self._order], self._moved(curve, features)
+    def fuse(self, points: Mapping[str, Tensor], curve: Tensor) -> Tensor:
+        """Control points modality -> [n, d] and `curve` [n] -> fused rows [n, d] of norm 1."""
+        ordered = [points[name] for name in self._order]
         if self._fusion is not None:
             return self._fusion(ordered, curve)
         assert self.projection is not None
         together = torch.cat(ordered, dim=1)
-        return unit(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
-
-    def _moved(self, curve: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        """The curve's parameter with its odds times e^b, b learned: 0 and 1 stay, 1/2 becomes the sigmoid of b."""
-        if self.centre is None:
-            return curve
-        b = self.centre
-        for name, layer in self.centre_of.items():
-            b = b + self._linear(layer, features[name].to(self._low or curve.dtype)).to(curve.dtype).squeeze(1)
-        # The odds' two sides, both at most 1, whatever b is.
-        up, down = curve * torch.sigmoid(b), (1 - curve) * torch.sigmoid(-b)
-        return up / (up + down)
+        return l2_normalize(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
 
     def points(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """Control points of the curve, modality -> [n, d] of norm 1; features as in `forward`, result in `dtype`."""
         return {
-            name: unit(self._linear(self.point[name], values.to(self._low or dtype)).to(dtype))
+            name: l2_normalize(self._linear(self.point[name], values.to(self._low or dtype)).to(dtype))
             for name, values in features.items()
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 FLOOR = 1e-12  # of a norm, as in torch.nn.functional.normalize
 
 
-def unit(rows: Tensor, width: int | None = None) -> Tensor:
+def l2_normalize(rows: Tensor, width: int | None = None) -> Tensor:
     """Divides every block of `width` columns (by default all columns are one block) by its L2 norm.
 
     Args:
@@ -20,11 +20,11 @@ def unit(rows: Tensor, width: int | None = None) -> Tensor:
     Returns:
         [n, k * width]. A zero block stays zero, and its gradient is zero.
     """
-    result: Tensor = _Unit.apply(rows.reshape(-1, width or rows.shape[-1]))
+    result: Tensor = _L2Normalize.apply(rows.reshape(-1, width or rows.shape[-1]))
     return result.view(rows.shape)
 
 
-class _Unit(torch.autograd.Function):
+class _L2Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

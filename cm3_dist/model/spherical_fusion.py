@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from cm3_dist.model.l2_normalize import unit
+from cm3_dist.model.l2_normalize import l2_normalize
 
 # Below this angle (and this close to pi) sin(theta) no longer divides safely in float32: the chord takes over, whose
 # relative error against the arc is below angle^2 / 8.
@@ -55,12 +55,12 @@ def pairwise(points: Sequence[Tensor], curve: Tensor) -> Tensor:
     if len(points) < 3:
         return bezier(points, curve)
     arcs = [slerp(a, b, curve) for a, b in combinations(points, 2)]
-    return unit(torch.stack(arcs).sum(0))
+    return l2_normalize(torch.stack(arcs).sum(0))
 
 
 def mean(points: Sequence[Tensor], curve: Tensor) -> Tensor:
     """The normalised mean of the points, whatever `curve` says."""
-    return unit(torch.stack(list(points)).sum(0))
+    return l2_normalize(torch.stack(list(points)).sum(0))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3_dist.config.run_files import EVALUATIONS, STEPS, cannot_write
 from cm3_dist.errors import InputError
-from cm3_dist.training.run_dir import EVALUATIONS, STEPS, cannot_write, keep_lines
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -136,3 +136,25 @@ def _keep_quiet() -> None:
 
     if getattr(before, "__module__", "") != __name__:
         threading.excepthook = hook
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the JSON lines that are not wanted, and a torn last line: a resumed run redoes them.
+
+    Raises:
+        InputError: a line before the last is damaged.
+    """
+    if not path.exists():
+        return
+    kept = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            if wanted(json.loads(line)):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise InputError(f"{path}:{number}: not a line that this program wrote; mend or delete it") from None
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(b"".join(kept))
+    temporary.rename(path)

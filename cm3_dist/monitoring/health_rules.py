@@ -85,7 +85,7 @@ def _sphere(signs: Signs) -> str:
 
 def _fused(signs: Signs, settings: Settings) -> str:
     calibrated = settings.loss.item_uniformity == "calibrated" and settings.loss.phi_gradient
-    alike = calibrated and settings.model.fused_channel == "fused" and signs.sphere.alike >= ALIKE
+    alike = calibrated and signs.sphere.alike >= ALIKE
     if not alike or _early(signs):
         return ""
     return (

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key
-from cm3_dist.distributed.traffic import summed, traffic
 from cm3_dist.graph.full_graph import exact_propagation, plan_exchange, restrict
 from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.graph.lightgcn import Propagation
@@ -24,12 +23,13 @@ from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
 from cm3_dist.pipeline.batch_sampler import Batch, Batches
 from cm3_dist.pipeline.curve_parameter import Curve
-from cm3_dist.pipeline.device_transfer import pinned, to_device
+from cm3_dist.pipeline.device_transfer import pack, pinned, to_device
 from cm3_dist.pipeline.item_features import ItemFeatures
-from cm3_dist.pipeline.packing import pack
+from cm3_dist.pipeline.negative_weights import negative_weights
+from cm3_dist.pipeline.padding import pad_rows
+from cm3_dist.pipeline.pair_weights import copies_of_one_row, sum_while_planning, weigh_pairs
 from cm3_dist.pipeline.prefetch import Ahead
-from cm3_dist.pipeline.step_plan import Inputs, Pairs, PairWeight, StepPlan
-from cm3_dist.training.cuda_graph_step import can_record
+from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,22 @@ class Planner:
     """Makes the plans of an epoch. Collective: every rank makes the same plans in the same order."""
 
     def __init__(
-        self, shard: Shard, features: ItemFeatures, batches: Batches, settings: Settings, mode: str, runtime: Runtime
+        self,
+        shard: Shard,
+        features: ItemFeatures,
+        batches: Batches,
+        settings: Settings,
+        mode: str,
+        runtime: Runtime,
+        *,
+        padded: bool = False,
     ) -> None:
         self._shard, self._features, self._batches = shard, features, batches
         self._settings, self._runtime = settings, runtime
         propagation = settings.propagation
         self._curve = Curve(settings.model.alpha)
         # Plans of one shape: rows of weight zero fill the batch's distinct users and items up to their largest number.
-        self.padded = can_record(settings, mode, runtime)
+        self.padded = padded
         # Ids of what all plans share, on the device since the start.
         self.resident: set[int] = set()
         self.sampler: Sampler | None = None
@@ -115,8 +123,8 @@ class Planner:
         item_count = np.bincount(place, requests.table[:, 1], minlength=len(items)).astype(np.int64)
         if self.padded:
             most = self._batches.largest
-            users, user_count = _padded(users, user_count, min(most, shard.user_rows))
-            items, item_count = _padded(
+            users, user_count = pad_rows(users, user_count, min(most, shard.user_rows))
+            items, item_count = pad_rows(
                 items, item_count, min(most * (2 if len(batch.negative) else 1), shard.item_rows)
             )
 
@@ -129,30 +137,26 @@ class Planner:
             added = (0, self._batches.largest - len(batch.user))
             positive_user, positive_item, weight = (np.pad(v, added) for v in (positive_user, positive_item, weight))
         kept = np.arange(len(items)) if self.padded else np.flatnonzero(item_count)
-        weights, self_weights = self._item_weights(items[kept], item_count[kept], size)
+        weights, copies = negative_weights(self._settings, shard, items[kept], item_count[kept], size)
         user_part, item_part = users // shard.manifest.user_stride, items[kept] // shard.manifest.item_stride
         everyone = np.arange(len(users))
+        weigh = partial(weigh_pairs, own_parts=len(shard.parts), runtime=self._runtime)
         return StepPlan(
-            epoch,
-            step,
-            size,
-            rows.inputs,
-            rows.users,
-            rows.items,
-            torch.from_numpy(positive_user),
-            torch.from_numpy(positive_item),
-            torch.from_numpy(weight),
-            torch.tensor(self._gamma_share(epoch, step), dtype=torch.float32),
-            exchange,
-            self._pairs(everyone, user_part, user_count, _same_row(user_count)),
-            self._pairs(kept, item_part, weights, self_weights),
-            torch.from_numpy(rows.encoded[kept]),
-            rows.share,
+            epoch=epoch,
+            step=step,
+            size=size,
+            inputs=rows.inputs,
+            users=rows.users,
+            items=rows.items,
+            positive_user=torch.from_numpy(positive_user),
+            positive_item=torch.from_numpy(positive_item),
+            positive_weight=torch.from_numpy(weight),
+            exchange=exchange,
+            user_pairs=weigh(everyone, user_part, user_count, copies_of_one_row(user_count)),
+            item_pairs=weigh(kept, item_part, weights, copies),
+            item_inputs=torch.from_numpy(rows.encoded[kept]),
+            input_share=rows.share,
         )
-
-    def _gamma_share(self, epoch: int, step: int) -> float:
-        steps = self._settings.loss.gamma_warmup * self._batches.steps
-        return min(1.0, (epoch * self._batches.steps + step + 1) / steps) if steps else 1.0
 
     def _positives(self, positive: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, Exchange]:
         """Places of the positives [b] (global rows) in [items; fetched items], and how to fetch the latter.
@@ -168,50 +172,6 @@ class Planner:
         groups = self._runtime.group, self._runtime.planning
         exchange = plan_exchange(halo, shard.first_item, shard.item_rows, "positive rows", *groups)
         return place, replace(exchange, send=torch.from_numpy(np.searchsorted(items, exchange.send.numpy())))
-
-    def _item_weights(self, items: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of the batch's distinct negatives (CM3.md section 3); `items` [n] local rows drawn `count` times."""
-        negatives, correction = self._settings.negatives, self._settings.loss.in_batch_correction
-        if negatives == "local":
-            # Part p draws n_p negatives among its m_p items, so an item stands for m_p / n_p uniform ones.
-            parts = [self._shard.manifest.parts[part] for part in self._shard.parts]
-            rate = np.array([part.active_items / max(part.train, 1) for part in parts])
-            rate = rate[items // self._shard.manifest.item_stride]
-            return count * rate, _same_row(count) * rate**2
-        if negatives == "uniform" or correction == "none":
-            return count, _same_row(count)
-        degree = self._shard.item_degree[items]
-        if correction == "inverse_degree":
-            return count / degree, _same_row(count) / degree.astype(np.float64) ** 2
-        # Horvitz-Thompson: an item is in the batch unless all its `degree` interactions, each drawn with probability
-        # size/train, stay out.
-        included = -np.expm1(degree * np.log1p(-min(size / self._shard.manifest.train, 1 - 1e-9)))
-        return np.divide(count > 0, included, where=count > 0, out=np.zeros(len(items))), np.zeros(len(items))
-
-    def _pairs(self, index: np.ndarray, part: np.ndarray, weight: np.ndarray, self_weight: np.ndarray) -> Pairs:
-        """Rows that repel each other, [n] each: their places, parts (ascending), w and v. Collective."""
-        ranks, own_parts = self._runtime.world_size, len(self._shard.parts)
-        cuts = np.searchsorted(part, np.arange(own_parts + 1))
-        sums = [_sums(weight[begin:end], self_weight[begin:end]) for begin, end in zip(cuts, cuts[1:], strict=False)]
-        within = [PairWeight.of(*each) for each in sums]
-        everywhere = torch.zeros(4 + ranks, dtype=torch.float64)
-        everywhere[:3] = torch.tensor(sums, dtype=torch.float64).sum(0)
-        everywhere[3] = sum(each.rows for each in within if each.pairs > 0)
-        everywhere[4 + self._runtime.rank] = len(index)
-        if ranks > 1:
-            self._sum(everywhere)
-        row, square, copies, share, *lengths = everywhere.tolist()
-        weight_of_all = PairWeight.of(row, square, copies)
-        return Pairs(
-            torch.from_numpy(index),
-            torch.from_numpy(weight.astype(np.float32)),
-            cuts.tolist(),
-            within,
-            weight_of_all,
-            weight_of_all.scalars(),
-            share,
-            int(max(lengths)),
-        )
 
     def _everything(self) -> Inputs:
         """All local rows; what a step chooses of them follows step by step."""
@@ -247,7 +207,7 @@ class Planner:
         assert self.sampler is not None
         shard, sample = self._shard, self.sampler.draw(users, items, epoch, step)
         total = torch.tensor(len(sample.users) + len(sample.items))
-        self._sum(total)
+        sum_while_planning(total, self._runtime)
         rows = sample.items + shard.first_item
         inputs = Inputs(
             sample.propagation,
@@ -261,34 +221,5 @@ class Planner:
         share = int(total) / (shard.manifest.users + shard.manifest.items)
         return _Rows(inputs, None, None, np.arange(len(items)), share)
 
-    def _sum(self, values: Tensor) -> None:
-        """Over the ranks, in place."""
-        traffic.add("planning sums", summed(values.nbytes, self._runtime.world_size))
-        dist.all_reduce(values, group=self._runtime.planning)
-
     def _key(self, epoch: int, step: int) -> int:
         return key(Stream.CURVE, self._settings.train.seed, epoch, step)
-
-
-def _padded(rows: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows, ascending, and others that are not among them, in all `size`; these count 0."""
-    free = np.ones(size, bool)
-    free[rows[rows < size]] = False
-    added = np.flatnonzero(free)[: size - len(rows)]
-    place = np.searchsorted(added, rows) + np.arange(len(rows))
-    all_rows, counts = np.empty(size, np.int64), np.zeros(size, count.dtype)
-    mask = np.ones(size, bool)
-    mask[place] = False
-    all_rows[place], all_rows[mask], counts[place] = rows, added, count
-    return all_rows, counts
-
-
-def _same_row(count: np.ndarray) -> np.ndarray:
-    """Pairs that `count` draws of one row form with each other."""
-    return count * (count - 1) / 2
-
-
-def _sums(weight: np.ndarray, self_weight: np.ndarray) -> tuple[float, float, float]:
-    """Of w, w^2 and v."""
-    weight = weight.astype(np.float64)
-    return float(weight.sum()), float(np.dot(weight, weight)), float(self_weight.sum())

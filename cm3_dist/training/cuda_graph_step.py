@@ -15,7 +15,7 @@ from torch import Tensor
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.model.local_table import can_update
-from cm3_dist.pipeline.packing import Packed, unpack, views_of
+from cm3_dist.pipeline.device_transfer import Packed, unpack, views_of
 from cm3_dist.pipeline.step_plan import StepPlan
 
 WARM_UP = 3  # steps before the recording: libraries set themselves up, kernels are compiled

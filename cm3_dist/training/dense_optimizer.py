@@ -1,8 +1,4 @@
-"""Adam on the replicated weights, which lie in one flat buffer: one collective and one kernel a step.
-
-`torch.optim` imports torch's compiler at its first step, 4 s of start-up, and keeps gradients apart that one collective
-could take together. The arithmetic is torch's own fused kernel.
-"""
+"""Adam on the replicated weights, which lie in one flat parameter: one collective and one fused kernel per step."""
 
 from __future__ import annotations
 
@@ -11,18 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-BETAS, EPS = (0.9, 0.999), 1e-8
 
-
-class DenseAdam:
+class DenseOptimizer:
     """Moves the parameters and their gradients into flat buffers, of which they are views from then on.
 
     Args:
         named: (name, parameter) pairs, all of one dtype and device.
         lr: learning rate.
         weight_decay: added to the gradient (not decoupled), as in CM3.
-        extra: floats that are added up over the ranks along with the gradients.
-        skip: leave everything as it is when the gradient is not finite; known on the device alone.
+        extra: number of floats that are summed over the ranks together with the gradients.
+        skip: leave weights and moments unchanged when the gradient is not finite; decided on the device.
     """
 
     def __init__(
@@ -34,49 +28,44 @@ class DenseAdam:
         *,
         skip: bool = False,
     ) -> None:
-        self._named = dict(named)
-        self._lr, self._weight_decay, self._skip = lr, weight_decay, skip
+        self._named, self._skip = dict(named), skip
         parameters = list(self._named.values())
         self._sizes = [parameter.numel() for parameter in parameters]
-        self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        self.summed = self._weights.new_zeros(sum(self._sizes) + extra)  # the gradients, then the extra floats
+        flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+        self.summed = torch.zeros(sum(self._sizes) + extra, dtype=flat.dtype, device=flat.device)
         self.gradient, self.extra = self.summed.split([sum(self._sizes), extra])
-        self._moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
-        self._step = torch.zeros((), device=self._weights.device)
-        pieces = zip(parameters, self._split(self._weights), self._split(self.gradient), strict=True)
+        flat.grad = self.gradient
+        pieces = zip(parameters, self._split(flat.detach()), self._split(self.gradient), strict=True)
         for parameter, weight, gradient in pieces:
             parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
+        # A captured step (training.cuda_graph_step) needs `capturable`, which exists on GPUs only.
+        self._adam = torch.optim.Adam(
+            [flat], lr=lr, weight_decay=weight_decay, fused=True, capturable=flat.device.type == "cuda"
+        )
+        # The state exists before the first step, so that a checkpoint can fill it in place.
+        self._state = {
+            "step": torch.zeros((), device=flat.device),
+            "exp_avg": torch.zeros_like(flat, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
+        }
+        self._adam.state[flat] = self._state
 
     @torch.no_grad()
     def step(self) -> None:
-        """Updates the parameters with what their gradients hold, then empties these."""
-        skipped = (~torch.isfinite(self.gradient.norm())).float() if self._skip else None
-        self._step += 1 if skipped is None else 1 - skipped
-        torch._fused_adam_(
-            [self._weights],
-            [self.gradient],
-            [self._moments["exp_avg"]],
-            [self._moments["exp_avg_sq"]],
-            [],
-            [self._step],
-            lr=self._lr,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            weight_decay=self._weight_decay,
-            eps=EPS,
-            amsgrad=False,
-            maximize=False,
-            found_inf=skipped,
-        )
+        """Updates the parameters with their gradients, then sets the gradients to zero."""
+        if self._skip:
+            # The fused kernel reads this as GradScaler's flag: nothing changes where it is 1.
+            self._adam.found_inf = (~torch.isfinite(self.gradient.norm())).float()  # type: ignore[attr-defined]
+        self._adam.step()
         self.summed.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and moments by name, shared memory: filling them in place restores an earlier state."""
         state = {f"encoder/{name}": parameter.detach() for name, parameter in self._named.items()}
-        for moment, values in self._moments.items():
-            for (name, parameter), piece in zip(self._named.items(), self._split(values), strict=True):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            for (name, parameter), piece in zip(self._named.items(), self._split(self._state[moment]), strict=True):
                 state[f"adam/{name}/{moment}"] = piece.view_as(parameter)
-        return {**state, "adam/step": self._step}
+        return {**state, "adam/step": self._state["step"]}
 
     def _split(self, flat: Tensor) -> Iterable[Tensor]:
         return flat.split(self._sizes)

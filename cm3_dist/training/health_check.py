@@ -73,7 +73,7 @@ def _cold_held_out(trainer: Trainer) -> tuple[HeldOut, int] | None:
 
     None where there are too few. Collective.
     """
-    manifest, held_out = trainer.manifest, trainer.held_out("validation")
+    manifest, held_out = trainer.manifest, trainer.evaluator.held_out("validation")
     items = sum(part.items - part.active_items for part in manifest.parts)
     active = torch.tensor([part.active_items for part in manifest.parts])
     relevant = held_out.relevant

@@ -34,7 +34,7 @@ def look_at_sphere(trainer: Trainer) -> Sphere:
     features = {name: rows.to(runtime.device) for name, rows in trainer.features.gather(chosen).items()}
     encoder = trainer.model.encoder
     points = encoder.points(features, torch.float32)
-    fused = encoder.fuse(points, features, torch.full((len(chosen),), 0.5, device=runtime.device))
+    fused = encoder.fuse(points, torch.full((len(chosen),), 0.5, device=runtime.device))
     off = [(~((rows.norm(dim=1) - 1).abs() <= TOLERANCE)).sum().double() for rows in points.values()]
     counts = torch.stack([*off, torch.tensor(float(len(chosen)), dtype=torch.float64, device=runtime.device)])
     total = fused.double().sum(0)

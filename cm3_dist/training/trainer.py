@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,12 +14,10 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.distributed.host_memory import release_free_memory
 from cm3_dist.distributed.runtime import Runtime
-from cm3_dist.distributed.seeding import Stream, generator
 from cm3_dist.distributed.traffic import summed as summed_bytes
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.errors import InputError
-from cm3_dist.graph.halo_exchange import send_to_owners
-from cm3_dist.graph.shard import HeldOut, load_shard
+from cm3_dist.graph.shard import load_shard
 from cm3_dist.kernels import choose_kernels
 from cm3_dist.loss.auto_gamma import Given
 from cm3_dist.loss.cm3_loss import cm3_loss
@@ -30,10 +27,9 @@ from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.planner import Planner
 from cm3_dist.pipeline.step_plan import StepPlan
-from cm3_dist.ranking.full_ranking import evaluate
-from cm3_dist.ranking.user_sample import sample_users
+from cm3_dist.ranking.evaluator import Evaluator
 from cm3_dist.training.cuda_graph_step import RecordedStep, can_record
-from cm3_dist.training.dense_optimizer import DenseAdam
+from cm3_dist.training.dense_optimizer import DenseOptimizer
 from partition.folder.layout import Manifest
 
 Timer = Callable[[str], AbstractContextManager[object]]
@@ -79,20 +75,19 @@ class Trainer:
             runtime, lambda: Batches(self.shard, train.batch_size, settings.negatives, train.seed)
         )
         self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
-        self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime)
-        self._sampled: dict[str, HeldOut] = {}
+        recordable = can_record(settings, self.mode, runtime)
+        self.planner = Planner(self.shard, self.features, self.batches, settings, self.mode, runtime, padded=recordable)
+        self.evaluator = Evaluator(self.shard, settings, runtime)
         dense = settings.dense
         skip = train.on_nan == "skip"
         extra = 2 + runtime.world_size  # see `_update`
-        self.dense = DenseAdam(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra, skip=skip)
-        compute = lambda plan: self._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
-        recordable = can_record(settings, self.mode, runtime)
-        self.recorded = RecordedStep(compute, self.planner.resident, runtime.device) if recordable else None
+        self.dense = DenseOptimizer(self.model.dense_parameters(), dense.lr, dense.weight_decay, extra, skip=skip)
+        self.recorded: RecordedStep | None = None
+        if recordable:
+            self.recorded = RecordedStep(self._untimed_step, self.planner.resident, runtime.device)
         first_user, first_item = self.shard.first_user, self.shard.first_item
         self._users = torch.arange(first_user, first_user + self.shard.user_rows, device=runtime.device)
         self._items = torch.arange(first_item, first_item + self.shard.item_rows, device=runtime.device)
-        if settings.model.user_init == "items":
-            self.model.start_at_items(self.features, self._users, self._items, self.planner.inference())
 
     def step(self, plan: StepPlan, timer: Timer = lambda _: nullcontext()) -> StepResult:
         """Forward, backward and update. Collective."""
@@ -101,8 +96,12 @@ class Trainer:
         with timer("replay"):
             return StepResult(*self.recorded(plan).unbind())
 
+    def _untimed_step(self, plan: StepPlan) -> Tensor:
+        """What a CUDA graph records: a step and its results, [7] on the device."""
+        return self._step(plan, lambda _: nullcontext()).stacked()
+
     def _step(self, plan: StepPlan, timer: Timer) -> StepResult:
-        """Kernel by kernel."""
+        """Launches the step kernel by kernel."""
         with timer("fetch"):
             plan = to_device(plan, self.runtime.device)
             ego = self.model.ego(plan.inputs)
@@ -115,7 +114,7 @@ class Trainer:
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):
             alignment, *gradient = self._update(terms.alignment, ego.looked_up.grad)
-        half_gamma = self.given.gamma / 2 * plan.gamma_share
+        half_gamma = self.given.gamma / 2
         loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
         return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, *gradient)
 
@@ -164,61 +163,6 @@ class Trainer:
     def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""
         return self.model.ego_rows(self.features, self._users, self._items)
-
-    def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
-        """Metrics of final rows on "validation" or "test". Collective."""
-        held_out, options = self.held_out(split), self.settings.evaluate
-        return evaluate(
-            *rows,
-            torch.from_numpy(held_out.users),
-            held_out.relevant,
-            self.shard.seen(held_out.users),
-            self.candidates(split),
-            options.ks,
-            user_block=options.user_block,
-            item_block=options.item_block,
-            group=self.runtime.rows_group,
-        )
-
-    def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """What ranking by training popularity, and at random, reaches on the same protocol. Collective."""
-        return {name: self.rank(rows, split) for name, rows in self.baseline_rows().items()}
-
-    def baseline_rows(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Rows of users and items whose inner product ranks by popularity, and at random."""
-        shard, device = self.shard, self.runtime.device
-        popularity = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
-        noise: dict[str, list[Tensor]] = {"user": [], "item": []}
-        for part in shard.parts:
-            for word, (kind, rows) in enumerate(
-                (("user", self.manifest.user_stride), ("item", self.manifest.item_stride))
-            ):
-                rng = generator(Stream.BASELINE, self.settings.train.seed, part, word)
-                noise[kind].append(torch.from_numpy(rng.standard_normal((rows, 8), np.float32)))
-        random = torch.cat(noise["user"]).to(device), torch.cat(noise["item"]).to(device)
-        everyone = torch.ones(shard.user_rows, 1, device=device)
-        return {"popularity": (everyone, popularity), "random": random}
-
-    def held_out(self, split: str) -> HeldOut:
-        """This rank's users that are ranked, and what is held out for them. The first call is collective."""
-        if split not in self._sampled:
-            options, held_out = self.settings.evaluate, self.shard.held_out[split]
-            count = options.users if split == "validation" else options.test_users
-            if count is not None:
-                seed = self.settings.train.seed
-                held_out = sample_users(held_out, self.shard.first_user, count, seed, self.runtime)
-            self._sampled[split] = held_out
-        return self._sampled[split]
-
-    def candidates(self, split: str) -> Tensor:
-        """Local items that are ranked: all of them, or in a cold-start split the items held out for it."""
-        if self.manifest.split != "cold_items":
-            return torch.from_numpy(self.shard.is_item)
-        wanted = np.unique(self.shard.held_out[split].relevant.values.numpy())
-        asked = send_to_owners(wanted, self.shard.item_rows, self.runtime.planning).table[:, 0] - self.shard.first_item
-        candidates = torch.zeros(self.shard.item_rows, dtype=torch.bool)
-        candidates[torch.from_numpy(asked)] = True
-        return candidates
 
 
 def resolve_mode(settings: Settings, manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.config.loading import REMOVED, drop_removed
+from cm3_dist.config.run_files import versions
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.errors import InputError
 from cm3_dist.training.progress import Progress
-from cm3_dist.training.run_dir import versions
 from cm3_dist.training.trainer import Trainer
 
 # What must be as it was for a run to go on as the same run; the rest (how long, where, how often) may change.
@@ -119,8 +121,9 @@ def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
         )
     if record["data"] != trainer.manifest.digest():
         raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
-    saved, now, defaults = record["settings"], trainer.settings.plain(), Settings().plain()
+    saved, now, defaults = copy.deepcopy(record["settings"]), trainer.settings.plain(), Settings().plain()
     assert isinstance(saved, dict)
+    drop_removed(saved, dict.fromkeys(REMOVED, str(path)))
     for section in FIXED:
         before, after = saved[section], now[section]
         if isinstance(after, dict):  # settings that are newer than the checkpoint: their defaults change nothing

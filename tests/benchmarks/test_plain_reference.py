@@ -63,7 +63,7 @@ def test_a_step_and_an_evaluation_equal_the_programs(modalities: int, tmp_path: 
         plain = reference.final_rows(model)
         torch.testing.assert_close(users[model.data.user_rows], plain[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(items[model.data.item_rows], plain[1], rtol=1e-4, atol=1e-5)
-        ours, theirs = trainer.rank((users, items), "test"), reference.evaluate(*plain, model.data, "test")
+        ours, theirs = trainer.evaluator.rank((users, items), "test"), reference.evaluate(*plain, model.data, "test")
         assert theirs == pytest.approx(ours, abs=1e-9)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cm3_dist.config.run_files import STEPS
 from cm3_dist.errors import BAD_INPUT, DONE
-from cm3_dist.training.run_dir import STEPS
 from tests.faults import forked, results
 from tests.faults.kills import SETTINGS
 from tests.support.launch import lines

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+from cm3_dist.config.run_files import EVALUATIONS, STEPS
 from cm3_dist.errors import INTERRUPTED
-from cm3_dist.training.run_dir import EVALUATIONS, STEPS
 from tests.faults import forked
 from tests.support.launch import lines
 from tests.support.small import prepare_small

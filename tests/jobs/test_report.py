@@ -73,7 +73,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
 def test_seeds_are_one_configuration_and_differences_are_paired(study: Path) -> None:
     older = study / "full,seed=1/settings.yaml"  # of before there was this setting
     settings = yaml.safe_load(older.read_text())
-    assert settings["model"].pop("collaborative_channel") is False
+    assert settings["model"].pop("item_ids") is False
     older.write_text(yaml.safe_dump(settings))
     runs, unfinished = collect([study, study / "other"])
     assert [path.name for path in unfinished] == ["half"]

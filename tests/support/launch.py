@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from cm3_dist.training.run_dir import STEPS
+from cm3_dist.config.run_files import STEPS
 
 PATIENCE = 120  # seconds for anything a test waits for
 

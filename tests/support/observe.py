@@ -94,7 +94,7 @@ def observed_traffic(settings: list[Settings], steps: int) -> list[list[dict[str
             for _ in range(steps):
                 trainer.step(next(plans))
                 counted.append({**traffic.take(), "on the wire": seen.take()})
-            trainer.rank(trainer.final_rows(), "validation")
+            trainer.evaluator.rank(trainer.final_rows(), "validation")
             counted.append({**traffic.take(), "on the wire": seen.take()})
             found.append(counted)
     return found
@@ -141,7 +141,7 @@ def observed_memory(settings: Settings, steps: int) -> dict[str, float]:
                 trainer.step(plan)
             del plan, plans
             peaks["step"] = watch.take()
-            trainer.rank(trainer.final_rows(), "validation")
+            trainer.evaluator.rank(trainer.final_rows(), "validation")
             peaks["evaluate"] = watch.take()
             save(trainer, Checkpoints(settings.run.dir / "checkpoints", 2, runtime), Progress(step=steps), best=True)
             peaks["checkpoint"] = watch.take()

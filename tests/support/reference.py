@@ -55,11 +55,6 @@ def pairwise(points: Tensor, lam: Tensor) -> Tensor:
     return unit(sum(slerp(points[a], points[b], lam) for a in range(count) for b in range(a + 1, count)))
 
 
-def moved(lam: Tensor, b: Tensor) -> Tensor:
-    """Curve parameters lam [N] with their odds lam / (1 - lam) times e^b; b [N] or a scalar."""
-    return lam * torch.exp(b) / (lam * torch.exp(b) + 1 - lam)
-
-
 def encode(
     features: Sequence[Tensor],
     weights: Sequence[Modality],
@@ -94,17 +89,11 @@ def normalised_adjacency(a: Tensor) -> Tensor:
     return scale[:, None] * whole * scale[None, :]
 
 
-def propagate(a: Tensor, e_u: Tensor, e_i: Tensor, layers: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum over l = 0..layers of w_l A^l E for interactions a [U, I]: user rows [U, w] and item rows [I, w].
-
-    `weights` [layers + 1]; None: ones.
-    """
+def propagate(a: Tensor, e_u: Tensor, e_i: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """Sum over l = 0..layers of A^l E for interactions a [U, I]: user rows [U, w] and item rows [I, w]."""
     adjacency = normalised_adjacency(a)
     rows = torch.cat([e_u, e_i])
-    w = torch.ones(layers + 1, dtype=rows.dtype) if weights is None else weights
-    total = sum(
-        (w[layer] * torch.linalg.matrix_power(adjacency, layer) @ rows for layer in range(1, layers + 1)), w[0] * rows
-    )
+    total = sum((torch.linalg.matrix_power(adjacency, layer) @ rows for layer in range(1, layers + 1)), rows)
     return total[: len(e_u)], total[len(e_u) :]
 
 
@@ -114,9 +103,9 @@ def user_rows(r_u: Tensor, theta: Tensor) -> Tensor:
     return r_u * share.repeat_interleave(r_u.shape[1] // theta.shape[1], dim=1)
 
 
-def item_rows(r_i: Tensor, s: Tensor, layers: int, weight: float = 1.0) -> Tensor:
-    """Propagated items [I, C * d] plus `weight` times S^layers of them; no item graph with layers = 0."""
-    return r_i + weight * torch.linalg.matrix_power(s, layers) @ r_i if layers else r_i
+def item_rows(r_i: Tensor, s: Tensor, layers: int) -> Tensor:
+    """Propagated items [I, C * d] plus S^layers of them; no item graph with layers = 0."""
+    return r_i + torch.linalg.matrix_power(s, layers) @ r_i if layers else r_i
 
 
 def item_graph(features: Sequence[Tensor], mixture: Sequence[float], k: int) -> Tensor:

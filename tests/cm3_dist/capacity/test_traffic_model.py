@@ -20,7 +20,6 @@ CASES = {
     "plain": {
         "propagation": {"mode": "exact", "user_item_layers": 1},
         "loss": {"item_uniformity": "plain"},
-        "model": {"collaborative_channel": True},
     },
     "sampled": {"propagation": {"mode": "sampled", "fanouts": [3]}, "model": {"dim": 8, "item_ids": True}},
     "sampled, few items": {

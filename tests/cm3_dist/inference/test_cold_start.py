@@ -25,16 +25,12 @@ from tests.support.small import finish_small, small_dataset
 NEW = 59  # item 1059 of untrained_item() has no training interaction
 
 
-WEIGHTS = {1: [1.0] * 4, 2: [0.5, 1.0, 2.0, 0.75], 0: [1.0] * 4}  # item layers -> of the user-item layers
-
-
-@pytest.fixture(scope="module", params=WEIGHTS, ids=lambda layers: f"{layers} item layers")
+@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda layers: f"{layers} item layers")
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = finish_small(
         tmp_path_factory.mktemp("run"),
         train={"epochs": 1},
         propagation={"item_item_layers": request.param},
-        model={"item_graph_weight": 0.6, "layer_weights": WEIGHTS[request.param]} if request.param == 2 else {},
     )
     settings = run_settings(folder, [])
     with distributed(settings.machine) as runtime:
@@ -63,22 +59,21 @@ def test_a_new_user_by_its_formula(opened: FinishedRun) -> None:
     a = np.zeros((run.shard.user_rows, run.shard.item_rows))
     a[np.repeat(np.arange(len(a)), np.diff(edges.indptr)), edges.source] = edges.value
     users, items, mixing = (part.double().numpy() for part in run.trainer.ego_rows())
-    w = WEIGHTS[run.settings.propagation.item_item_layers]
-    u, i = w[3] * users, w[3] * items
-    for weight in (w[2], w[1]):
-        u, i = weight * users + a @ i, weight * items + a.T @ u
+    u, i = users, items
+    for _ in range(2):
+        u, i = users + a @ i, items + a.T @ u
     new = place_items(run, pa.array([9000]), _features(run, 3))
     liked = {0: [1, 4, 17], 1: [4, run.manifest.item_rows]}
     owner = np.array([o for o, rows in liked.items() for _ in rows])
     found = place_users(run, owner, np.concatenate(list(liked.values())), 2, new)
     final = np.concatenate([run.rows[1].double().numpy(), new.rows.double().numpy()])
-    inner = np.concatenate([i, w[1] * new.ego.double().numpy()])
+    inner = np.concatenate([i, new.ego.double().numpy()])
     degree = np.append(run.shard.item_degree, 0)
     trained = run.shard.user_degree > 0
     share = np.exp(mixing[trained].mean(0))
     for user, rows in liked.items():
         total = sum(final[row] / np.linalg.norm(final[row]) for row in rows).reshape(-1, dim)
-        expected = w[0] * (total / np.linalg.norm(total, axis=1, keepdims=True)).reshape(-1)
+        expected = (total / np.linalg.norm(total, axis=1, keepdims=True)).reshape(-1)
         expected = expected + sum(inner[row] / np.sqrt(len(rows) * (degree[row] + 1)) for row in rows)
         expected = (expected.reshape(-1, dim) * (share / share.sum())[:, None]).reshape(-1)
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -88,7 +83,7 @@ def test_zero_features_have_no_neighbours(opened: FinishedRun) -> None:
     zeros = {m.name: np.zeros((1, m.dim), m.dtype) for m in opened.manifest.modalities}
     placed = place_items(opened, pa.array([9000]), zeros)
     layers = opened.settings.propagation.item_item_layers
-    expected = {0: 1, 1: 2, 2: WEIGHTS[2][0] * (1 + 0.6)}[layers] * placed.ego.numpy()
+    expected = (1 if layers == 0 else 2) * placed.ego.numpy()
     np.testing.assert_allclose(placed.rows.numpy(), expected, rtol=1e-5)
 
 

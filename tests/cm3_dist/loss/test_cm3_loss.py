@@ -18,7 +18,8 @@ from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pair_sum as pairs_kernel
 from cm3_dist.loss.auto_gamma import Given
 from cm3_dist.loss.cm3_loss import cm3_loss, uniformity
-from cm3_dist.pipeline.step_plan import Pairs, PairWeight, StepPlan
+from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
+from cm3_dist.pipeline.step_plan import StepPlan
 from tests.support import reference as ref
 from tests.support.ranks import run_ranks
 
@@ -233,7 +234,6 @@ class Step:
             item_pairs=pairs(drawn, self.degree, ITEM_STRIDE, first_item, items),
             item_inputs=torch.from_numpy(kept),
             input_share=1.0,
-            gamma_share=torch.ones(()),
         )
         slices = (slice(first_user, first_user + users), *[slice(first_item, first_item + items)] * 2)
         rows = [r[part].clone().requires_grad_() for r, part in zip(self.rows, slices, strict=True)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3_dist.config.run_files import EVALUATIONS, STEPS
 from cm3_dist.monitoring.event_log import BOARD, RunLog
-from cm3_dist.training.run_dir import EVALUATIONS, STEPS
 from partition.errors import InputError
 
 FULL = Path("/dev/full")  # every write to it finds the disk full

@@ -36,6 +36,19 @@ def test_every_tensor_is_changed_and_nothing_else() -> None:
     assert outer.inner.values.tolist() == [1, 1]
 
 
+def test_what_is_shared_is_changed_once_and_stays_shared() -> None:
+    one, copies = Inner(torch.ones(2), "one"), []
+
+    def copy(tensor: Tensor) -> Tensor:
+        copies.append(tensor)
+        return tensor.clone()
+
+    changed = map_tensors(Outer(one, [one, one], {"a": one.values}, one.values), copy)
+    assert len(copies) == 1
+    assert changed.inner is changed.parts[0] is changed.parts[1]
+    assert changed.named["a"] is changed.nothing is changed.inner.values
+
+
 def test_the_cpu_moves_nothing() -> None:
     inner = Inner(torch.ones(2), "one")
     assert to_device(inner, torch.device("cpu")) is inner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
-from cm3_dist.pipeline import planner
+from cm3_dist.pipeline.padding import pad_rows
 from cm3_dist.training.cuda_graph_step import WARM_UP, RecordedStep, can_record
 from cm3_dist.training.trainer import Trainer
 from tests.support.small import prepare_small, small_settings
@@ -22,10 +21,7 @@ from tests.support.small import prepare_small, small_settings
 BATCH = 64
 
 
-LEARNED = {
-    "model": {"learn_layer_weights": True, "curve_centre": "item", "item_graph_weight": 0.5},
-    "loss": {"gamma_warmup": 2},
-}
+LEARNED = {"model": {"fusion": "concat"}}
 
 
 @pytest.mark.parametrize(
@@ -50,8 +46,7 @@ def test_recorded_steps_walk_the_path_of_direct_ones(sections: dict[str, Any], t
             assert trainer.recorded is None
             if recorded:
                 trainer.planner.padded = True
-                compute = lambda plan, trainer=trainer: trainer._step(plan, lambda _: nullcontext()).stacked()  # noqa: E731
-                trainer.recorded = RecordedStep(compute, trainer.planner.resident, runtime.device, record)
+                trainer.recorded = RecordedStep(trainer._untimed_step, trainer.planner.resident, runtime.device, record)
             values = [
                 trainer.step(plan).stacked()
                 for epoch in (0, 1)
@@ -70,7 +65,7 @@ def test_recorded_steps_walk_the_path_of_direct_ones(sections: dict[str, Any], t
 @pytest.mark.parametrize(("rows", "size"), [([0, 3, 9], 5), ([], 2), ([7, 8, 9], 3), ([0, 1, 2, 5], 6)])
 def test_padding(rows: list[int], size: int) -> None:
     count = np.arange(1, len(rows) + 1)
-    padded, counts = planner._padded(np.array(rows, np.int64), count, size)
+    padded, counts = pad_rows(np.array(rows, np.int64), count, size)
     assert len(padded) == len(counts) == size
     assert np.array_equal(padded, np.unique(padded))
     assert {row: c for row, c in zip(padded.tolist(), counts.tolist(), strict=True) if c} == dict(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cm3_dist.training.dense_optimizer import DenseAdam
+from cm3_dist.training.dense_optimizer import DenseOptimizer
 
 
 def _model() -> nn.Sequential:
@@ -17,7 +17,7 @@ def _model() -> nn.Sequential:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_it_equals_torch_optim(weight_decay: float) -> None:
     ours, theirs = _model(), _model()
-    flat = DenseAdam(ours.named_parameters(), 0.05, weight_decay, extra=2)
+    flat = DenseOptimizer(ours.named_parameters(), 0.05, weight_decay, extra=2)
     plain = torch.optim.Adam(theirs.parameters(), 0.05, weight_decay=weight_decay)
     for step in range(12):
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
@@ -34,7 +34,7 @@ def test_it_equals_torch_optim(weight_decay: float) -> None:
 
 def test_state_filled_in_place_restores() -> None:
     model = _model()
-    flat = DenseAdam(model.named_parameters(), 0.05, 0.0, extra=0)
+    flat = DenseOptimizer(model.named_parameters(), 0.05, 0.0, extra=0)
     x = torch.ones(4, 5)
 
     def advance() -> list[torch.Tensor]:
@@ -54,8 +54,8 @@ def test_state_filled_in_place_restores() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_gradient_that_is_not_finite_is_skipped(bad: float) -> None:
     ours, theirs = _model(), _model()
-    skipping = DenseAdam(ours.named_parameters(), 0.05, 0.1, extra=2, skip=True)
-    plain = DenseAdam(theirs.named_parameters(), 0.05, 0.1, extra=2)
+    skipping = DenseOptimizer(ours.named_parameters(), 0.05, 0.1, extra=2, skip=True)
+    plain = DenseOptimizer(theirs.named_parameters(), 0.05, 0.1, extra=2)
     for step in range(6):
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
         for model, adam in ((ours, skipping), (theirs, plain)):

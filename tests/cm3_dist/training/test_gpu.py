@@ -68,10 +68,8 @@ def test_what_is_learned_beside_the_model_is_recorded_too(fusion: str, record: b
     sections: dict[str, Any] = {
         "propagation": {"mode": "exact"},
         "train": {"batch_size": 64},
-        "loss": {"gamma_warmup": 1},
-        "model": {"learn_layer_weights": True, "curve_centre": "item", "user_init": "items", "item_graph_weight": 0.5},
+        "model": {"fusion": fusion},
     }
-    sections["model"]["fusion"] = fusion
     machine = {"device": "cuda", "record": record}
     gpu = _losses(prepared, tmp_path / "gpu", 8, watch=True, machine=machine, **sections)
     cpu = _losses(prepared, tmp_path / "cpu", 8, machine=Machine(device="cpu", threads=1).model_dump(), **sections)

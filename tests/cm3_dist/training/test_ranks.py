@@ -38,17 +38,17 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {"item_uniformity": "plain"},
         "tables": {"name": "sgd", "lr": 1.0},
     },
-    "exact, learned layers and curve, users from items, gamma auto and warmed up": {
+    "exact, concatenation, gamma auto": {
         "propagation": {"mode": "exact"},
-        "model": {"learn_layer_weights": True, "curve_centre": "item", "user_init": "items", "item_graph_weight": 0.5},
-        "loss": {"gamma_warmup": 3, "gamma": "auto"},
+        "model": {"fusion": "concat"},
+        "loss": {"gamma": "auto"},
         "dense": {"lr": 0.01},
     },
     "sampled": {"propagation": {"mode": "sampled", "fanouts": [3, 2, 2], "item_fanout": 2}},
     "sampled, uniform, no prefetch": {
         "negatives": "uniform",
         "propagation": {"mode": "sampled", "fanouts": [4]},
-        "model": {"learn_layer_weights": True, "user_init": "items", "collaborative_channel": True},
+        "model": {"item_ids": True},
         "machine": {"prefetch": 0},
     },
     "sampled, all neighbours": {"negatives": "in_batch", "propagation": {"mode": "sampled", "fanouts": [-1]}},
@@ -70,7 +70,7 @@ def _trajectories(prepared: Path, folder: Path) -> dict[str, tuple[list[list[flo
                 for plan in trainer.planner.epoch(epoch, 0, min(trainer.batches.steps, STEPS - len(losses))):
                     losses.append(trainer.step(plan).stacked().tolist())
                 epoch += 1
-            found[name] = losses, trainer.rank(trainer.final_rows(), "validation")
+            found[name] = losses, trainer.evaluator.rank(trainer.final_rows(), "validation")
     return found
 
 
@@ -131,7 +131,7 @@ def _rows_held(prepared: Path, folder: Path) -> tuple[dict[int, int], int, float
         trainer = Trainer(settings, runtime)
         for plan in trainer.planner.epoch(0, 0, 3):
             trainer.step(plan)
-        trainer.rank(trainer.final_rows(), "validation")
+        trainer.evaluator.rank(trainer.final_rows(), "validation")
         added = peak_mib() - before
         shapes = [tuple(thing.shape) for thing in gc.get_objects() if type(thing) in ARRAYS and len(thing.shape) > 1]
         rows: dict[int, int] = {}
