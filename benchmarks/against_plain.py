@@ -21,7 +21,7 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.graph.full_graph import exact_propagation
 from cm3_dist.graph.shard import load_shard
-from cm3_dist.loss.cm3_loss import uniformity
+from cm3_dist.loss.uniformity import uniformity
 from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.training.trainer import Trainer
 

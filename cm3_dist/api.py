@@ -77,7 +77,7 @@ def fit(
     Raises:
         InputError: a wrong setting, or data or a run folder that do not fit.
     """
-    from cm3_dist.train import run as train
+    from cm3_dist.training.loop import run as train
 
     overrides = _overrides(sections)
     if data is not None:

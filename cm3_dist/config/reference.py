@@ -1,4 +1,4 @@
-"""docs/settings.md, made from the typed settings: `make docs`."""
+"""Every setting with its meaning: as the page docs/settings.md (`make docs`), and as a table (`--settings`)."""
 
 from __future__ import annotations
 
@@ -83,6 +83,27 @@ def _bound(limit: Any) -> str:
         if (value := getattr(limit, name, None)) is not None:
             return f"{sign} {value}"
     return ""
+
+
+def print_settings(settings: Settings) -> None:
+    """Prints every setting, its value and its meaning (`--settings`)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("setting", "value", "meaning"):
+        table.add_column(title, no_wrap=title != "meaning")
+    _add_rows(settings, "", table)
+    Console().print(table)
+
+
+def _add_rows(section: BaseModel, prefix: str, table: Any) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            _add_rows(value, f"{prefix}{name}.", table)
+        else:
+            table.add_row(f"{prefix}{name}", str(value), field.description or "")
 
 
 if __name__ == "__main__":

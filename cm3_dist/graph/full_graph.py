@@ -21,6 +21,7 @@ from cm3_dist.graph.lightgcn import Hop, Propagation
 from cm3_dist.graph.part_graph import SIMILAR
 from cm3_dist.graph.shard import Adjacency, Shard
 from cm3_dist.graph.sparse_ops import Csr, Pull, Relation
+from cm3_dist.kernels import Kernels
 from partition.folder import layout
 
 
@@ -32,6 +33,7 @@ def exact_propagation(
     planning: dist.ProcessGroup,
     *,
     adjoint: bool = True,
+    kernels: Kernels = "torch",
 ) -> Propagation:
     """The operator over all local rows. Collective (on `planning`); rows later travel on `group`.
 
@@ -39,10 +41,10 @@ def exact_propagation(
     """
     groups = group, planning
     user_from_item = _pull(
-        shard.adjacency(layout.ITEM_TO_USER), shard.first_item, shard.item_rows, "user-item rows", *groups
+        shard.adjacency(layout.ITEM_TO_USER), shard.first_item, shard.item_rows, "user-item rows", *groups, kernels
     )
     item_from_user = _pull(
-        shard.adjacency(layout.USER_TO_ITEM), shard.first_user, shard.user_rows, "user-item rows", *groups
+        shard.adjacency(layout.USER_TO_ITEM), shard.first_user, shard.user_rows, "user-item rows", *groups, kernels
     )
     hop = Hop(
         shard.user_rows,
@@ -52,7 +54,7 @@ def exact_propagation(
     )
     similar = []
     if item_item_layers:
-        pull = _pull(shard.adjacency(SIMILAR), shard.first_item, shard.item_rows, "item-graph rows", *groups)
+        pull = _pull(shard.adjacency(SIMILAR), shard.first_item, shard.item_rows, "item-graph rows", *groups, kernels)
         similar = [(shard.item_rows, Relation.of(pull) if adjoint else Relation.forward_only(pull))]
     return Propagation([hop] * user_item_layers, similar * item_item_layers)
 
@@ -76,7 +78,13 @@ def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:
 
 
 def _pull(
-    edges: Adjacency, first: int, own: int, kind: Kind, group: dist.ProcessGroup, planning: dist.ProcessGroup
+    edges: Adjacency,
+    first: int,
+    own: int,
+    kind: Kind,
+    group: dist.ProcessGroup,
+    planning: dist.ProcessGroup,
+    kernels: Kernels,
 ) -> Pull:
     """Columns: the `own` local rows from global row `first` on, then the remote sources, ascending by row."""
     local = edges.source - first
@@ -84,7 +92,7 @@ def _pull(
     halo = np.unique(edges.source[remote])
     columns = local.copy()
     columns[remote] = own + np.searchsorted(halo, edges.source[remote])
-    matrix = Csr.from_numpy(edges.indptr, columns, edges.value, own + len(halo))
+    matrix = Csr.from_numpy(edges.indptr, columns, edges.value, own + len(halo), kernels)
     return Pull(matrix, plan_exchange(halo, first, own, kind, group, planning))
 
 

@@ -21,6 +21,7 @@ from cm3_dist.graph.lightgcn import Hop, Propagation
 from cm3_dist.graph.part_graph import ITEM, SIMILAR, USER, Edges
 from cm3_dist.graph.shard import Shard
 from cm3_dist.graph.sparse_ops import Csr, Pull, Relation
+from cm3_dist.kernels import Kernels
 from partition.folder import layout
 
 
@@ -67,9 +68,15 @@ class Sampler:
     """Draws a step's operator. Collective: all ranks call `draw` in the same order, from one thread each."""
 
     def __init__(
-        self, shard: Shard, fanouts: Fanouts, seed: int, group: dist.ProcessGroup, planning: dist.ProcessGroup
+        self,
+        shard: Shard,
+        fanouts: Fanouts,
+        seed: int,
+        group: dist.ProcessGroup,
+        planning: dist.ProcessGroup,
+        kernels: Kernels = "torch",
     ) -> None:
-        self._shard, self._fanouts, self._seed = shard, fanouts, seed
+        self._shard, self._fanouts, self._seed, self._kernels = shard, fanouts, seed, kernels
         self._group, self._planning = group, planning
 
     def draw(self, batch_users: np.ndarray, batch_items: np.ndarray, epoch: int, step: int) -> Sample:
@@ -153,5 +160,5 @@ class Sampler:
         order = np.lexsort((edges.source, rows))  # one order of summation, however many ranks there are
         indptr = np.zeros(wanted + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=wanted), out=indptr[1:])
-        matrix = Csr.from_numpy(indptr, columns[order], edges.value[order], len(source.rows) + len(halo))
+        matrix = Csr.from_numpy(indptr, columns[order], edges.value[order], len(source.rows) + len(halo), self._kernels)
         return Relation.of(Pull(matrix, exchange))

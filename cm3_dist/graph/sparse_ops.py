@@ -16,17 +16,21 @@ from torch import Tensor
 
 from cm3_dist.graph.csr_lists import row_places
 from cm3_dist.graph.halo_exchange import Exchange
-from cm3_dist.kernels import chosen_kernels
+from cm3_dist.kernels import Kernels
 
 
 @dataclass(frozen=True)
 class Csr:
-    """A sparse matrix [len(indptr) - 1, columns]: indptr and indices int64, values float32."""
+    """A sparse matrix [len(indptr) - 1, columns]: indptr and indices int64, values float32.
+
+    `kernels` multiply it on a GPU; the CPU has torch's only.
+    """
 
     indptr: Tensor
     indices: Tensor
     values: Tensor
     columns: int
+    kernels: Kernels = "torch"
 
     def times(self, x: Tensor) -> Tensor:
         """[columns, width] -> [rows, width].
@@ -36,7 +40,7 @@ class Csr:
         """
         if self.indices.numel() == 0:
             return x.new_zeros(len(self.indptr) - 1, x.shape[1])
-        if x.is_cuda and chosen_kernels() == "triton":
+        if x.is_cuda and self.kernels == "triton":
             from cm3_dist.kernels.spmm_triton import triton_spmm
 
             return triton_spmm(self.indptr, self.indices, self.values, x)
@@ -51,21 +55,25 @@ class Csr:
         matrix = sp.csr_array(
             (self.values.numpy(), self.indices.numpy(), self.indptr.numpy()), (rows, self.columns)
         ).tocsc()
-        return Csr.from_numpy(matrix.indptr, matrix.indices, matrix.data, rows)
+        return Csr.from_numpy(matrix.indptr, matrix.indices, matrix.data, rows, self.kernels)
 
     def rows(self, index: Tensor) -> Csr:
         """The rows at `index` [n] int64, in that order; all columns stay."""
         indptr, place = row_places(self.indptr, index)
-        return Csr(indptr, self.indices.index_select(0, place), self.values.index_select(0, place), self.columns)
+        indices, values = self.indices.index_select(0, place), self.values.index_select(0, place)
+        return Csr(indptr, indices, values, self.columns, self.kernels)
 
     @staticmethod
-    def from_numpy(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, columns: int) -> Csr:
+    def from_numpy(
+        indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, columns: int, kernels: Kernels = "torch"
+    ) -> Csr:
         """Wraps the arrays, as int64 and float32."""
         return Csr(
             torch.from_numpy(indptr.astype(np.int64, copy=False)),
             torch.from_numpy(indices.astype(np.int64, copy=False)),
             torch.from_numpy(values.astype(np.float32, copy=False)),
             columns,
+            kernels,
         )
 
 

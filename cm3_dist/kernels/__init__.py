@@ -1,27 +1,23 @@
-"""The inner loops that the program's speed hangs on, one file a loop and kind of device."""
+"""The inner loops that dominate a step's time: one file per loop and kind of device."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from cm3_dist.errors import InputError
 
-Kernels = Literal["torch", "triton"]
-_chosen: Kernels = "torch"
+Kernels: TypeAlias = Literal["torch", "triton"]
 
 
-def choose_kernels(kernels: Kernels, device: str) -> None:
-    """Sets, for this process, whether torch's operators or the Triton kernels do the inner loops.
+def check_kernels(kernels: Kernels, device: str) -> Kernels:
+    """Returns `kernels` if they run on `device` ("cpu" or "cuda").
 
     Raises:
         InputError: Triton without a GPU.
     """
-    global _chosen
     if kernels == "triton" and device != "cuda":
-        raise InputError("machine.kernels = 'triton': its kernels need an NVIDIA GPU; use machine.kernels=torch")
-    _chosen = kernels
-
-
-def chosen_kernels() -> Kernels:
-    """What `choose_kernels` set last."""
-    return _chosen
+        raise InputError(
+            "machine.kernels = 'triton': its kernels need an NVIDIA GPU; use machine.kernels=torch",
+            "machine.no-gpu",
+        )
+    return kernels

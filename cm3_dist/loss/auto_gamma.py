@@ -1,6 +1,6 @@
-"""What the loss takes from the data at the start of a run: gamma, if it is `auto`, and how far phi is trusted.
+"""`loss.gamma=auto`: gamma from the items' training degrees.
 
-**gamma = auto.** In the gradient of the loss the pulls of alignment on the users weigh 2 in all, those on the items
+In the gradient of the loss the pulls of alignment on the users weigh 2 in all, those on the items
 too; the pushes of a uniformity term weigh gamma/2 * 4t, shared out among its rows. Pull and push are equal at
 gamma = 1/t for rows that are pushed as often as they are pulled, as users are, both by their activity. (With that
 gamma the loss is also an upper bound of InfoNCE at temperature 1 / 2t, divided by t.) Items are pulled by their
@@ -17,46 +17,24 @@ chosen on two data sets; docs/findings.md says what it is worth.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.graph.shard import Shard
-from cm3_dist.loss.calibration import trust
 
 
-@dataclass(frozen=True)
-class Given:
-    """Numbers that are fixed for the whole run, the same on all ranks and on any number of them."""
-
-    gamma: float
-    reliability: float = 1.0  # what phi is multiplied by
-
-    @staticmethod
-    def by(settings: Settings, shard: Shard, runtime: Runtime) -> Given:
-        """From the settings and the data. Collective.
-
-        Raises:
-            InputError: the prepared folder lacks what a setting asks for.
-        """
-        gamma = settings.loss.gamma
-        reliability = agree_on_error(runtime, lambda: trust(settings.loss, shard.manifest))
-        return Given(_balance(settings, shard, runtime) if gamma == "auto" else gamma, reliability)
-
-
-def _balance(settings: Settings, shard: Shard, runtime: Runtime) -> float:
-    """The rule above."""
+def auto_gamma(settings: Settings, shard: Shard, runtime: Runtime) -> float:
+    """Gamma by the rule above. Collective."""
     loss = settings.loss
     popular = settings.negatives == "in_batch" and loss.in_batch_correction == "none"
     if loss.item_uniformity == "none" or popular:
         return 1 / loss.t
     sums = degree_sums(shard)
-    dist.all_reduce(sums, group=runtime.planning)
+    dist.all_reduce(sums, group=runtime.control)
     return typical_degree(sums) / loss.t
 
 

@@ -1,29 +1,23 @@
-"""Alignment, user uniformity and calibrated item uniformity over the whole global batch (CM3.md section 3).
+"""The loss of a step: alignment + gamma/2 (user uniformity + item uniformity), over the global batch (docs/model.md).
 
-log-mean-exp over pairs does not average over ranks, so every rank gathers all rows of the batch, takes its own rows
-against all of them block by block, and the scalar and its gradient are those of one process. Because the pair sum is
-symmetric, a rank's own rows against all columns give the whole gradient of those rows: nothing travels back.
+Legend of shapes: n users and m items of the batch that this rank owns, b positives of its users, C channels of width d.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.config.settings import Loss
-from cm3_dist.distributed.traffic import gathered, summed, traffic
 from cm3_dist.graph.halo_exchange import fetch
-from cm3_dist.kernels import chosen_kernels
-from cm3_dist.kernels.pair_sum import PairSum, Rows, pair_sum
-from cm3_dist.loss.auto_gamma import Given
+from cm3_dist.kernels import Kernels
 from cm3_dist.loss.calibration import calibrating
+from cm3_dist.loss.constants import LossConstants
+from cm3_dist.loss.uniformity import uniformity
 from cm3_dist.model.l2_normalize import l2_normalize
-from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.pipeline.step_plan import StepPlan
 
 
@@ -43,18 +37,21 @@ def cm3_loss(
     fused: Tensor,
     plan: StepPlan,
     settings: Loss,
-    given: Given,
+    constants: LossConstants,
     group: dist.ProcessGroup | None,
+    kernels: Kernels = "torch",
 ) -> Terms:
     """The loss of a step. Collective.
 
     Args:
-        users, items: [., C * d] final rows of `plan.users` and `plan.items`, not normalised.
-        fused: [n of plan.item_pairs, d] fused unit rows of the items that repel each other.
+        users: [n, C * d] final rows of `plan.users`, not normalised.
+        items: [m, C * d] final rows of `plan.items`, not normalised.
+        fused: [k, d] fused unit rows of the k items of `plan.item_pairs`.
         plan: the step.
         settings: t, clamps, scope.
-        given: gamma, and what phi is multiplied by.
-        group: of the rows; None for one process.
+        constants: gamma, and what phi is multiplied by.
+        group: carries the rows; None for one process.
+        kernels: of the pair sums on a GPU.
     """
     x_users, x_items = l2_normalize(users), l2_normalize(items)
     # A rank that receives nothing still takes part in the exchange, both ways.
@@ -63,136 +60,14 @@ def cm3_loss(
     ends = x_users.index_select(0, plan.positive_user), positives.index_select(0, plan.positive_item)
     distance = (ends[0] - ends[1]).square().sum(-1)
     alignment = torch.dot(distance, plan.positive_weight.to(distance.dtype))
-    user_term = uniformity(
-        x_users.index_select(0, plan.user_pairs.index), plan.user_pairs, settings.t, settings.scope, group
-    )
+    user_rows = x_users.index_select(0, plan.user_pairs.index)
+    user_term = uniformity(user_rows, plan.user_pairs, settings.t, settings.scope, group, kernels=kernels)
     item_rows = x_items.index_select(0, plan.item_pairs.index)
     if settings.item_uniformity == "none":
         item_term = torch.zeros_like(user_term)
     else:
-        calibration = calibrating(fused, settings, given.reliability)
-        item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration)
-    half_gamma = given.gamma / 2
+        calibration = calibrating(fused, settings, constants.reliability)
+        item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration, kernels)
+    half_gamma = constants.gamma / 2
     local = alignment + half_gamma * (user_term + item_term)
     return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
-
-
-def uniformity(
-    x: Tensor,
-    pairs: Pairs,
-    t: float,
-    scope: str,
-    group: dist.ProcessGroup | None,
-    fused: Tensor | None = None,
-    clamp: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:
-    """Log of the weighted mean over pairs of exp(-t (|x_i - x_j|^2 [- 2 + 2 phi_ij])), a scalar equal on all ranks.
-
-    The mean runs over pairs i < j with weight w_i w_j, and over the pairs that copies of one row form with each other,
-    with weight v_i (see `plan.PairWeight`). phi_ij = clamp(fused_i . fused_j). Without `fused` this is plain
-    uniformity. Collective.
-
-    Args:
-        x: [n, width] unit rows of this rank, float32 or float64.
-        pairs: their weights; `pairs.index` is not used here.
-        t: temperature, at most 10: exponents then stay within +-40 and need no shift.
-        scope: "global": pairs over all ranks; "local": pairs within a part, averaged with the parts' weights.
-        group: None for one process.
-        fused: [n, d] rows of one length, at most 1, differentiated like x.
-        clamp: bounds of phi, the upper one at most the squared length.
-    """
-    value: Tensor = _Uniformity.apply(x, fused, pairs, t, scope, group, clamp)
-    return value
-
-
-class _Uniformity(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        fused: Tensor | None,
-        pairs: Pairs,
-        t: float,
-        scope: str,  # type: ignore[override]
-        group: dist.ProcessGroup | None,
-        clamp: tuple[float, float],
-    ) -> Tensor:
-        # exp(-t (|a - b|^2 - 2 + 2 phi)) = exp(2t (a.b - phi)) on the sphere; plain uniformity has phi = 1.
-        rows = Rows(x.detach(), None if fused is None else fused.detach(), pairs.weight.to(x.dtype))
-        self_phi = 1.0 if fused is None else min(max(1.0, clamp[0]), clamp[1])
-        copies = math.exp(2 * t * (1 - self_phi))
-        if scope == "global":
-            columns, first = _gather(rows, pairs.most, group)
-            sums = _pair_sum(rows, columns, first, t, clamp)
-            if group is not None:
-                _sum(sums.total, group)
-            # Scalars on the device: a recorded step takes those of every new batch.
-            value, scale = _log_mean(sums.total, copies * pairs.scalars[0], pairs.scalars[1], pairs.everywhere)
-            found = [(sums, scale)]
-        else:
-            value, found = x.new_zeros((), dtype=torch.float64), []
-            for begin, end, weight in zip(pairs.cuts, pairs.cuts[1:], pairs.parts, strict=False):
-                part = rows[begin:end]
-                sums = _pair_sum(part, part, 0, t, clamp)
-                term, scale = _log_mean(sums.total, copies * weight.copies, weight.log_pairs, weight)
-                share = weight.rows / pairs.within if weight.pairs > 0 else 0.0
-                value = value + share * term
-                found.append((sums, scale * share))
-            if group is not None:
-                _sum(value, group)
-        scaled = [(sums, scale.to(x.dtype)) for sums, scale in found]
-        grad_fused = [sums.fused * scale for sums, scale in scaled if sums.fused is not None]
-        ctx.save_for_backward(_joined([sums.x * scale for sums, scale in scaled]), _joined(grad_fused))
-        return value.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_x, grad_fused = ctx.saved_tensors
-        return grad * grad_x, None if grad_fused is None else grad * grad_fused, None, None, None, None, None
-
-
-def _pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float, float]) -> PairSum:
-    if not own.x.is_cuda or chosen_kernels() == "torch":
-        return pair_sum(own, columns, first, t, clamp)
-    from cm3_dist.kernels.pair_sum_triton import triton_pair_sum
-
-    return triton_pair_sum(own, columns, first, t, clamp)
-
-
-def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows, int]:
-    """Every rank's rows, padded to `most` a rank with weight zero, and where the own ones begin."""
-    if group is None:
-        return own, 0
-    x, fused = own.x, own.fused
-    widths = [x.shape[1], 0 if fused is None else fused.shape[1], 1]
-    packed = x.new_zeros(most, sum(widths))
-    packed[: len(x)] = torch.cat([x, *([] if fused is None else [fused]), own.weight.unsqueeze(1)], dim=1)
-    everything = x.new_empty(dist.get_world_size(group) * most, sum(widths))
-    traffic.add("loss rows", gathered(packed.nbytes, dist.get_world_size(group)))
-    dist.all_gather_single(everything, packed, group=group)
-    all_x, all_fused, all_weight = everything.split(widths, dim=1)
-    return Rows(all_x, None if fused is None else all_fused, all_weight.squeeze(1)), dist.get_rank(group) * most
-
-
-def _sum(value: Tensor, group: dist.ProcessGroup) -> None:
-    """Over the ranks, in place."""
-    traffic.add("loss sums", summed(value.nbytes, dist.get_world_size(group)))
-    dist.all_reduce(value, group=group)
-
-
-def _log_mean(
-    total: Tensor, copies: Tensor | float, log_pairs: Tensor | float, weight: PairWeight
-) -> tuple[Tensor, Tensor]:
-    """Log of the mean over pairs, float64, and what scales the gradient of `PairSum`.
-
-    `total`: of `PairSum`, every pair twice. `copies`: what copies of one row add.
-    `log_pairs`: log of the pairs' weight.
-    """
-    if weight.pairs <= 0:
-        return torch.zeros_like(total), torch.zeros_like(total)
-    whole = total / 2 + copies
-    return whole.log() - log_pairs, whole.reciprocal()
-
-
-def _joined(gradients: list[Tensor]) -> Tensor | None:
-    return torch.cat(gradients) if len(gradients) > 1 else next(iter(gradients), None)

@@ -76,7 +76,7 @@ class Planner:
             self.resident |= {id(layer) for layer in self._exact.similar}
         else:
             choice, seed = Fanouts.of(propagation), settings.train.seed
-            self.sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning)
+            self.sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning, settings.machine.kernels)
 
     def inference(self) -> Propagation:
         """The exact operator over all local rows, on the device. Collective; in sampled mode made anew each time."""
@@ -87,7 +87,10 @@ class Planner:
     def _operator(self, adjoint: bool) -> Propagation:
         propagation, runtime = self._settings.propagation, self._runtime
         layers = propagation.user_item_layers, propagation.item_item_layers
-        return exact_propagation(self._shard, *layers, runtime.group, runtime.planning, adjoint=adjoint)
+        kernels = self._settings.machine.kernels
+        return exact_propagation(
+            self._shard, *layers, runtime.group, runtime.planning, adjoint=adjoint, kernels=kernels
+        )
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.

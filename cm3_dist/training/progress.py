@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any
+
+
+class Resume(str, Enum):
+    """Which checkpoint a run resumes from."""
+
+    NEWEST = "newest"  # which must be whole
+    AUTO = "auto"  # the newest whole one, or none
 
 
 @dataclass

@@ -18,9 +18,9 @@ from cm3_dist.distributed.traffic import summed as summed_bytes
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.errors import InputError
 from cm3_dist.graph.shard import load_shard
-from cm3_dist.kernels import choose_kernels
-from cm3_dist.loss.auto_gamma import Given
+from cm3_dist.kernels import Kernels, check_kernels
 from cm3_dist.loss.cm3_loss import cm3_loss
+from cm3_dist.loss.constants import LossConstants
 from cm3_dist.model.cm3 import CM3
 from cm3_dist.pipeline.batch_sampler import Batches
 from cm3_dist.pipeline.device_transfer import to_device
@@ -65,8 +65,8 @@ class Trainer:
         self.shard = agree_on_error(runtime, lambda: load_shard(data.path, rank, world_size, data.check))
         self.manifest: Manifest = self.shard.manifest
         self.mode = resolve_mode(settings, self.manifest)
-        self.given = Given.by(settings, self.shard, runtime)
-        choose_kernels(settings.machine.kernels, runtime.device.type)
+        self.loss_constants = LossConstants.from_data(settings, self.shard, runtime)
+        self._kernels: Kernels = check_kernels(settings.machine.kernels, runtime.device.type)
         self.features = agree_on_error(
             runtime, lambda: ItemFeatures(settings.data.path, self.manifest, self.shard.parts)
         )
@@ -109,12 +109,21 @@ class Trainer:
         with timer("forward"):
             users, items = self.model.propagate(ego, plan)
             fused = ego.fused.index_select(0, plan.item_inputs)
-            terms = cm3_loss(users, items, fused, plan, self.settings.loss, self.given, self.runtime.rows_group)
+            terms = cm3_loss(
+                users,
+                items,
+                fused,
+                plan,
+                self.settings.loss,
+                self.loss_constants,
+                self.runtime.rows_group,
+                self._kernels,
+            )
         with timer("backward"):
             terms.local.backward()  # updates the tables on the way
         with timer("optimizer"):
             alignment, *gradient = self._update(terms.alignment, ego.looked_up.grad)
-        half_gamma = self.given.gamma / 2
+        half_gamma = self.loss_constants.gamma / 2
         loss = alignment + half_gamma * (terms.user_uniformity + terms.item_uniformity)
         return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, *gradient)
 
@@ -150,7 +159,7 @@ class Trainer:
             f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
             f"{m.num_parts} parts on {self.runtime.world_size} rank(s), {self.runtime.device.type}; "
             f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps an epoch"
-            + (f"; gamma {self.given.gamma:.3f}" if self.settings.loss.gamma == "auto" else "")
+            + (f"; gamma {self.loss_constants.gamma:.3f}" if self.settings.loss.gamma == "auto" else "")
         )
 
     def final_rows(self) -> tuple[Tensor, Tensor]:

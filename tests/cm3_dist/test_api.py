@@ -55,7 +55,8 @@ except Exception as error:
     assert "nowhere.yaml: no such settings file" in str(error), error
 else:
     raise AssertionError
-from cm3_dist.train import run, main
+from cm3_dist.training.loop import run
+from cm3_dist.train import main
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 MODULES = [
     "cm3_dist.train",
+    "cm3_dist.training.loop",
     "cm3_dist.checkpoint.manager",
     "cm3_dist.checkpoint.dcp_io",
     "cm3_dist.monitoring.monitor",

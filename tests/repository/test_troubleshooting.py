@@ -22,7 +22,7 @@ from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.shard import own_parts
 from cm3_dist.inference.trained_model import FinishedRun
 from cm3_dist.recommend import recommend
-from cm3_dist.train import run
+from cm3_dist.training.loop import run
 from partition.build import build
 from partition.errors import InputError
 from partition.extract.request import Request

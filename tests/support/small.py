@@ -103,7 +103,7 @@ def untrained_item() -> Dataset:
 def finish_small(folder: Path, dataset: Dataset | None = None, **sections: Any) -> Path:
     """Prepares a small data set in `folder` and trains on it: a finished run."""
     from cm3_dist.distributed.runtime import distributed
-    from cm3_dist.train import run
+    from cm3_dist.training.loop import run
 
     settings = small_settings(prepare_small(folder, dataset=dataset or untrained_item()), folder / "run", **sections)
     with distributed(settings.machine) as runtime:

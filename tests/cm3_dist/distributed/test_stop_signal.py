@@ -19,7 +19,9 @@ from cm3_dist.distributed.entry_point import entry_point
 from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.errors import INTERRUPTED, Interrupted
 from cm3_dist.monitoring.monitor import Monitor
-from cm3_dist.train import Resume, run, spell_out
+from cm3_dist.train import spell_out
+from cm3_dist.training.loop import run
+from cm3_dist.training.progress import Resume
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_settings
 

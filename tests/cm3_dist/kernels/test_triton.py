@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cm3_dist.kernels import choose_kernels
+from cm3_dist.kernels import check_kernels
 from cm3_dist.kernels.pair_sum import Rows, pair_sum
 from cm3_dist.kernels.pair_sum_triton import channel_width, triton_pair_sum
 from cm3_dist.kernels.spmm_triton import triton_spmm
@@ -81,7 +81,7 @@ def test_no_rows_and_shapes_without_a_kernel() -> None:
 
 def test_triton_is_refused_without_a_gpu() -> None:
     with pytest.raises(InputError, match=r"machine.kernels = 'triton': its kernels need an NVIDIA GPU"):
-        choose_kernels("triton", "cpu")
+        check_kernels("triton", "cpu")
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 192])

@@ -12,7 +12,8 @@ import torch
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.shard import load_shard
-from cm3_dist.loss.auto_gamma import Given, degree_sums, typical_degree
+from cm3_dist.loss.auto_gamma import degree_sums, typical_degree
+from cm3_dist.loss.constants import LossConstants
 from cm3_dist.training.trainer import Trainer
 from tests.support.small import prepare_small, small_dataset, small_settings
 
@@ -31,7 +32,7 @@ def test_gamma_is_where_push_equals_pull(tmp_path: Path) -> None:
         shard = load_shard(prepared, 0, 1, "none")
         for loss in ({}, {"t": 3.0}, {"item_uniformity": "none"}, {"in_batch_correction": "none"}, {"gamma": 0.3}):
             settings = small_settings(prepared, prepared, loss={"gamma": "auto", **loss})
-            found.append(Given.by(settings, shard, runtime).gamma)
+            found.append(LossConstants.from_data(settings, shard, runtime).gamma)
     assert found[:2] == pytest.approx([_expected(2.0), _expected(3.0)], rel=1e-12)
     assert found[2:] == [0.5, 0.5, 0.3]  # users alone, and items pushed by popularity: 1/t
     assert found[0] > 0.5
@@ -53,6 +54,6 @@ def test_a_step_with_auto_is_one_with_that_number(tmp_path: Path) -> None:
         for _ in range(2):
             trainer = Trainer(small_settings(prepared, tmp_path / "run", loss={"gamma": gamma}), runtime)
             assert ("gamma" in trainer.describe()) == (gamma == "auto")
-            gamma = trainer.given.gamma
+            gamma = trainer.loss_constants.gamma
             steps.append([trainer.step(plan).stacked().tolist() for plan in trainer.planner.plans(0, 0, 2)])
     assert steps[0] == steps[1]

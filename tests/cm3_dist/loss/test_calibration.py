@@ -13,7 +13,7 @@ from torch import Tensor
 from cm3_dist.config.settings import Loss, Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.loss.calibration import calibrating, trust
-from cm3_dist.loss.cm3_loss import uniformity
+from cm3_dist.loss.uniformity import uniformity
 from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError

@@ -16,8 +16,9 @@ from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.config.settings import Loss
 from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pair_sum as pairs_kernel
-from cm3_dist.loss.auto_gamma import Given
-from cm3_dist.loss.cm3_loss import cm3_loss, uniformity
+from cm3_dist.loss.cm3_loss import cm3_loss
+from cm3_dist.loss.constants import LossConstants
+from cm3_dist.loss.uniformity import uniformity
 from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.pipeline.step_plan import StepPlan
 from tests.support import reference as ref
@@ -238,7 +239,7 @@ class Step:
         slices = (slice(first_user, first_user + users), *[slice(first_item, first_item + items)] * 2)
         rows = [r[part].clone().requires_grad_() for r, part in zip(self.rows, slices, strict=True)]
         fused = ref.unit(rows[2])[torch.from_numpy(kept)]
-        terms = cm3_loss(rows[0], rows[1], fused, plan, settings, Given(float(settings.gamma)), rows_group)
+        terms = cm3_loss(rows[0], rows[1], fused, plan, settings, LossConstants(float(settings.gamma)), rows_group)
         terms.local.backward()
         gradients = [np.zeros(r.shape) if r.grad is None else r.grad.numpy() for r in rows]
         spread, repelled = terms.user_uniformity.item(), terms.item_uniformity.item()

@@ -124,7 +124,7 @@ class Dense:
         else:
             repelled = ref.weighted_item_uniformity(x, s, weight, t, *clamp, calibrated)
         self.terms = [ref.alignment(users[u], items[i]), ref.user_uniformity(users[u], t), repelled]
-        return ref.total(*self.terms, trainer.given.gamma)
+        return ref.total(*self.terms, trainer.loss_constants.gamma)
 
 
 CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
@@ -208,7 +208,9 @@ def test_a_step_equals_the_formulas(case: str, runtime: Runtime, tmp_path: Path)
 def _loss(trainer: Trainer, users: Tensor, items: Tensor, ego: Any, plan: Any) -> Any:
     from cm3_dist.loss.cm3_loss import cm3_loss
 
-    return cm3_loss(users, items, ego.fused[plan.item_inputs], plan, trainer.settings.loss, trainer.given, None)
+    return cm3_loss(
+        users, items, ego.fused[plan.item_inputs], plan, trainer.settings.loss, trainer.loss_constants, None
+    )
 
 
 def test_final_rows_and_metrics_equal_the_formulas(runtime: Runtime, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.oom_advice import explained
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import NotFiniteError, OutOfMemoryError
-from cm3_dist.train import run
+from cm3_dist.training.loop import run
 from partition.transform.dataset import TEST, VALIDATION, Dataset, Features
 from tests.support.quoted import assert_quoted
 from tests.support.ranks import run_ranks

@@ -16,8 +16,8 @@ from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import NotFiniteError
 from cm3_dist.monitoring.nonfinite import Finiteness
-from cm3_dist.train import run
 from cm3_dist.training import trainer as module
+from cm3_dist.training.loop import run
 from cm3_dist.training.progress import Progress
 from cm3_dist.training.trainer import Trainer
 from cm3_dist.training.trainer_state import save

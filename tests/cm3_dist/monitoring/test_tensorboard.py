@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.monitoring.tensorboard import experiment
-from cm3_dist.train import run
+from cm3_dist.training.loop import run
 from tests.support.small import prepare_small, small_settings
 
 

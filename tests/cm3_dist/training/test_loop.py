@@ -11,7 +11,8 @@ import pytest
 from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.entry_point import entry_point
 from cm3_dist.distributed.runtime import distributed
-from cm3_dist.train import main, run
+from cm3_dist.train import main
+from cm3_dist.training.loop import run
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_settings
 

@@ -12,7 +12,8 @@ import pytest
 
 from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.runtime import Runtime, distributed
-from cm3_dist.train import Resume, run
+from cm3_dist.training.loop import run
+from cm3_dist.training.progress import Resume
 from partition.errors import InputError
 from tests.support.small import prepare_small, small_dataset, small_settings
 

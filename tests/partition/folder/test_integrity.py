@@ -14,7 +14,7 @@ import pytest
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.graph.shard import load_shard
-from cm3_dist.train import run
+from cm3_dist.training.loop import run
 from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.integrity import check_shared
