@@ -30,7 +30,7 @@ test-slow: setup-test ## Run the long tests too.
 
 docs: setup ## Write docs/settings.md from the typed settings; draw docs/images/architecture.svg where Graphviz is.
 	$(BIN)/python -m cm3_dist.config.reference > docs/settings.md
-	! command -v dot > /dev/null || dot -Tsvg docs/images/architecture.dot > docs/images/architecture.svg
+	! command -v dot > /dev/null || for each in architecture packages; do dot -Tsvg docs/images/$$each.dot > docs/images/$$each.svg; done
 
 bench: setup-test ## Measure speed against the plain implementation (ARGS goes to benchmarks.speed).
 	$(BIN)/python -m benchmarks.speed $(ARGS)
