@@ -22,7 +22,7 @@ from cm3_dist.capacity.sizes import RankLoad
 from cm3_dist.config.settings import Machine as MachineSettings
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
-from cm3_dist.training.trainer import resolve_mode
+from cm3_dist.graph.propagation_mode import resolve_mode
 from partition.folder import layout
 from partition.folder.layout import Manifest, Modality, read_manifest
 from partition.synthetic.tables import parse_modalities

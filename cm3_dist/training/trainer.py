@@ -17,6 +17,7 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.traffic import summed as summed_bytes
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.errors import InputError
+from cm3_dist.graph.propagation_mode import resolve_mode
 from cm3_dist.graph.shard import load_shard
 from cm3_dist.kernels import Kernels, check_kernels
 from cm3_dist.loss.cm3_loss import cm3_loss
@@ -172,14 +173,6 @@ class Trainer:
     def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""
         return self.model.ego_rows(self.features, self._users, self._items)
-
-
-def resolve_mode(settings: Settings, manifest: Manifest) -> str:
-    """`exact` or `sampled`; `auto` decides by the size of the graph."""
-    mode = settings.propagation.mode
-    if mode != "auto":
-        return mode
-    return "exact" if manifest.users + manifest.items <= settings.propagation.auto_rows else "sampled"
 
 
 def check_splits(manifest: Manifest) -> None:
