@@ -1,8 +1,9 @@
-"""The one exception that means "the user can mend this": printed as a single line, exit code 2."""
+"""InputError, the exception for everything that the user can fix: printed as one line, exit code 2."""
 
 from __future__ import annotations
 
-import tokenize
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -33,5 +34,30 @@ def require(right: bool, path: Path, message: str, code: str = "") -> None:
         raise InputError(f"{path}: {message}", code)
 
 
-# What np.load raises for a file that is torn: NumPy parses the header of an array as a Python literal.
-TORN_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, tokenize.TokenError)
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turns every failure to read `path` into an InputError; keep only calls that read the file in the block.
+
+    NumPy, zipfile and Arrow parse what a file says about itself, so that a damaged byte makes them raise nearly
+    anything: SyntaxError, KeyError, NotImplementedError, zlib.error, MemoryError ... All of them are taken.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message: "an Arrow file".
+
+    Raises:
+        InputError: `file.missing`, or `file.unreadable` for any other exception in the block.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", "file.missing") from None
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as {what}: {one_line(error)}", "file.unreadable") from None
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -17,6 +17,7 @@ import torch
 from cm3_dist.errors import InputError
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.graph.part_graph import SIMILAR, USER, Edges, PartGraph
+from partition.errors import reading
 from partition.folder import layout
 from partition.folder.integrity import Level, check_manifest, check_parts, check_shared
 
@@ -186,8 +187,5 @@ def column(path: Path, name: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read, or has no such column.
     """
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all().column(name).to_numpy()
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    with reading(path, "an Arrow file"), pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all().column(name).to_numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partition.errors import TORN_ARRAY, InputError
+from partition.errors import InputError, reading
 from partition.folder import layout
 
 
@@ -28,10 +28,8 @@ class ItemFeatures:
             maps = []
             for part in parts:
                 path = layout.part_dir(root, part) / layout.features_file(modality.name)
-                try:
+                with reading(path, ".npy"):
                     values = np.load(path, mmap_mode="r", allow_pickle=False)
-                except TORN_ARRAY as error:
-                    raise InputError(f"{path}: cannot be read: {error}") from None
                 shape = (manifest.parts[part].items, modality.dim)
                 if values.shape != shape or values.dtype != modality.dtype:
                     raise InputError(

@@ -6,8 +6,6 @@ and reading it would cost every run the import of DGL.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from partition.errors import TORN_ARRAY, InputError
+from partition.errors import InputError, reading
 from partition.folder import layout
 
 KINDS = ("user", "item")
@@ -93,13 +91,8 @@ def read_similar(path: Path) -> Similar:
 
 def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.ndarray]:
     """One-dimensional arrays of an .npz file, by name; their dtypes are checked."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in types}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; prepare the data again") from None
-    except (*TORN_ARRAY, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as {what}: {_one_line(error)}") from None
+    with reading(path, what), np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in types}
     for name, dtype in types.items():
         if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
             found = f"{arrays[name].dtype} {arrays[name].shape}"
@@ -120,11 +113,9 @@ def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
     Raises:
         InputError: not an Arrow file, other columns or types, or a null; the message names column and row.
     """
-    try:
+    with reading(path, "an Arrow file"):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read as an Arrow file: {_one_line(error)}") from None
     if {field.name: field.type for field in table.schema} != schema:
         found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
         wanted = ", ".join(f"{name} {kind}" for name, kind in schema.items())
@@ -151,10 +142,8 @@ def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarr
     Raises:
         InputError: not a .npy file, or another dtype or shape.
     """
-    try:
+    with reading(path, ".npy"):
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except TORN_ARRAY as error:
-        raise InputError(f"{path}: cannot be read as .npy: {_one_line(error)}") from None
     wanted = (items, modality.dim)
     if not isinstance(values, np.ndarray) or values.shape != wanted or values.dtype != np.dtype(modality.dtype):
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
@@ -170,7 +159,3 @@ def open_basis(path: Path, modality: layout.Modality) -> np.ndarray:
     """
     wanted = modality.model_copy(update={"dtype": "float64"})
     return open_features(path, wanted, modality.source_dim)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

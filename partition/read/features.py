@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import scipy.linalg
 from tqdm import tqdm
 
-from partition.errors import TORN_ARRAY, InputError
+from partition.errors import InputError, reading
 from partition.read.table_file import TableFile
 from partition.transform.dataset import Features
 
@@ -39,12 +39,8 @@ class NpyFile:
         Raises:
             InputError: missing, torn, pickled, not two-dimensional, not of a float dtype, or without columns.
         """
-        try:
+        with reading(self.path, ".npy"):
             values = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise InputError(f"{self.path}: no such file") from None
-        except TORN_ARRAY as error:
-            raise InputError(f"{self.path}: cannot be read as .npy: {' '.join(str(error).split())}") from None
         if values.ndim != 2 or not values.shape[1]:
             raise InputError(f"{self.path}: has shape {values.shape}; expected (items, width)")
         if values.dtype not in _DTYPES.values():

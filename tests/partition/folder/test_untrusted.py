@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import secrets
 import string
 import tempfile
 from collections.abc import Callable
@@ -17,14 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from cm3_dist.config.loading import load_settings
 from partition.build import build
 from partition.errors import InputError
 from partition.folder import layout
-from partition.folder.arrays import open_features, read_graph, read_similar, read_table
+from partition.folder.arrays import (
+    RELATIONS,
+    Graph,
+    Similar,
+    open_features,
+    read_graph,
+    read_similar,
+    read_table,
+    write_graph,
+    write_similar,
+)
 from partition.folder.integrity import check_manifest
 from partition.folder.seal import sealed
 from partition.options import BuildOptions
@@ -44,8 +55,9 @@ NEVER = {
     "marshal.load",
 }
 NEVER |= {"eval", "exec", "shelve.open", "joblib.load", "pd.read_pickle", "dill.load", "dill.loads"}
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+# The same examples in every run, and many others under the marker `slow`, with a seed that is printed.
+FEW = settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(FEW, max_examples=500, derandomize=False, database=None)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -219,10 +231,10 @@ def taken_or_refused(read: Callable[[], object]) -> bool:
     try:
         read()
     except InputError as error:
-        said = str(error)
+        message = str(error)
     else:
         return True
-    assert "\n" not in said
+    assert "\n" not in message
     return False
 
 
@@ -301,4 +313,41 @@ def test_readers_take_or_refuse(reader: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_take_or_refuse_at_length(reader: str) -> None:
-    MANY(READERS[reader])()
+    number = int(os.environ.get("FUZZ_SEED", secrets.randbits(32)))
+    print(f"FUZZ_SEED={number} repeats this test")
+    seed(number)(MANY(READERS[reader]))()
+
+
+def small_graph() -> Graph:
+    return Graph(
+        row={"user": np.array([0, 1, 7]), "item": np.array([0, 1])},
+        degree={"user": np.ones(3, np.int32), "item": np.ones(2, np.int32)},
+        edges={relation: (np.array([0, 1]), np.array([0, 1])) for relation in RELATIONS},
+    )
+
+
+def small_item_graph() -> Similar:
+    return Similar(np.array([0, 1, 2]), np.array([0, 1]), np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "content"),
+    [(write_graph, read_graph, small_graph()), (write_similar, read_similar, small_item_graph())],
+    ids=["graph", "item graph"],
+)
+def test_every_byte_of_an_archive_flipped(
+    write: Callable[[Path, Any], None], read: Callable[[Path], object], content: object, tmp_path: Path
+) -> None:
+    """Each byte once, and each bit of version, flags and method in the first member's two zip headers."""
+    path = tmp_path / "archive.npz"
+    write(path, content)
+    data = path.read_bytes()
+    directory = data.index(b"PK\x01\x02")
+    header = [*range(4, 10), *range(directory + 4, directory + 12)]
+    flips = [*enumerate(np.random.default_rng(0).integers(1, 256, len(data)).tolist())]
+    flips += [(place, 1 << bit) for place in header for bit in range(8)]
+    refused = 0
+    for place, mask in flips:
+        path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+        refused += not taken_or_refused(lambda: read(path))
+    assert refused > len(flips) / 2
