@@ -1,4 +1,4 @@
-"""Reads run folders: what was set, what came out, how it went, and the command that repeats it."""
+"""Reads run folders: settings, metrics, curves, and the command that repeats the run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from cm3_dist.config.loading import flat
@@ -18,63 +16,63 @@ from cm3_dist.config.run_files import EVALUATIONS, METRICS, SETTINGS, STEPS
 from cm3_dist.config.settings import Settings
 from partition.errors import InputError
 
-POINTS = 400  # of a curve, at most
+CURVE_POINTS = 400  # at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. `settings` and `metrics` are flat: `loss.gamma`, `test.recall@20`."""
+    """A finished run. `settings` and `metrics` are flat: `loss.gamma`, `recall@20`."""
 
     folder: Path
     settings: dict[str, Any]
     content: dict[str, Any]  # metrics.json
     command: str
     train_seconds: float  # over all sessions, rank 0
-    loss: list[tuple[int, float]]  # (step, loss), thinned out
+    loss: list[tuple[int, float]]  # (step, loss), thinned out to CURVE_POINTS
     evaluations: list[dict[str, Any]]  # those on validation
 
     @property
     def seed(self) -> int:
-        """Of every random choice."""
+        """The random seed."""
         return int(self.settings["train.seed"])
 
     @property
     def split(self) -> str:
-        """What is compared: the test, or validation where there is none."""
+        """What runs are compared on: the test, or validation if there is no test."""
         return "test" if self.content["test"] else "validation"
 
     @property
     def metrics(self) -> dict[str, float]:
-        """At the best validation epoch, on `split`."""
+        """Metrics of the best validation epoch, on `split`."""
         found: dict[str, float] = self.content[self.split]
         return found
 
     @property
     def data(self) -> str:
-        """Data set and how it was split: runs compare within one of them."""
+        """Data set and kind of split: runs are compared within one of them."""
         name = self.content.get("data") or Path(self.settings["data.path"]).name
         return f"{name}, cold items" if self.content.get("split") == "cold_items" else name
 
     @property
     def memory(self) -> float | None:
-        """Most resident memory of any rank, in MiB; None in runs of before it was recorded."""
+        """Peak resident memory of any rank, in MiB; None if the run did not record it."""
         ranks = self.content.get("peak_memory_mib", {}).get("resident")
         return max(ranks) if ranks else None
 
 
 def collect(roots: Iterable[Path]) -> tuple[list[Run], list[Path]]:
-    """Finished runs in and below the given folders, and the folders of those that are not finished.
+    """Returns the finished runs in and below the given folders, and the folders of unfinished ones.
 
     Raises:
-        InputError: a folder is not there, holds no run at all, or a file of a run is damaged.
+        InputError: a folder does not exist or holds no run at all, or a file of a run is damaged.
     """
     runs, unfinished = [], []
     for root in roots:
         if not root.is_dir():
-            raise InputError(f"{root}: no such folder")
+            raise InputError(f"{root}: no such folder", "runs.folder")
         folders = sorted(path.parent for path in root.rglob(SETTINGS))
         if not folders:
-            raise InputError(f"{root}: no run in it: no {SETTINGS} in any folder")
+            raise InputError(f"{root}: no run in it: no {SETTINGS} in any folder", "runs.none")
         for folder in folders:
             if (folder / METRICS).exists():
                 runs.append(_read(folder))
@@ -85,60 +83,43 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def collect_finished(roots: list[Path]) -> tuple[list[Run], list[Path]]:
-    """As `collect`; InputError when no run is finished."""
+    """As `collect`; raises InputError if no run is finished."""
     runs, unfinished = collect(roots)
     if not runs:
-        raise InputError(f"{roots[0]}: no finished run yet; {len(unfinished)} begun")
+        raise InputError(f"{roots[0]}: no finished run yet; {len(unfinished)} begun", "runs.unfinished")
     return runs, unfinished
 
 
-def write_table(runs: list[Run], path: Path) -> None:
-    """A Parquet table with a row a run, in one move."""
-    rows = [_row(run) for run in runs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _column([row.get(name) for row in rows]) for name in names}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(columns), temporary)
-    temporary.rename(path)
-
-
-def _row(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"folder": str(run.folder), "data": run.data, "command": run.command}
-    row |= {f"settings.{key}": value for key, value in run.settings.items()}
-    row |= {f"{split}.{name}": value for split in ("validation", "test") for name, value in run.content[split].items()}
-    row |= {name: run.content[name] for name in ("best_epoch", "epochs", "steps", "world_size", "parts")}
-    return row | {"train_seconds": run.train_seconds, "peak_memory_mib": run.memory}
-
-
-def _column(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return pa.array([None if value is None else float(value) for value in values])
-    if len(kinds) > 1 or kinds & {list, dict}:  # lists, and settings that are a number here and a word there
-        return pa.array([None if value is None else json.dumps(value) for value in values])
-    return pa.array(values)
+def by_data(runs: list[Run]) -> dict[str, list[Run]]:
+    """Returns the runs per data set, in order of appearance."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.data, []).append(run)
+    return found
 
 
 def _read(folder: Path) -> Run:
     try:
-        said = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
-        settings = flat(Settings().plain()) | said  # an older run did what newer settings do by default
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         steps = list(_lines(folder / STEPS))
         evaluations = [line for line in _lines(folder / EVALUATIONS) if line["split"] == "validation"]
-        keep = max(1, -(-len(steps) // POINTS))
+        every = max(1, -(-len(steps) // CURVE_POINTS))
         return Run(
             folder=folder,
-            settings=settings,
+            settings=_settings(folder),
             content=content,
             command=_command(folder),
             train_seconds=sum(sum(line["seconds"].values()) for line in steps),
-            loss=[(line["step"], line["loss"]) for line in steps[::keep]],
+            loss=[(line["step"], line["loss"]) for line in steps[::every]],
             evaluations=evaluations,
         )
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder}: not a run folder that can be read: {error!r}") from None
+        raise InputError(f"{folder}: not a run folder that can be read: {error!r}", "run.damaged") from None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Settings by dotted key; those that are younger than the run have their default."""
+    return flat(Settings().plain()) | flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
@@ -149,7 +130,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _command(folder: Path) -> str:
-    """What a person types to repeat the run, without the `--resume` of later sessions."""
+    """The command that repeats the run: that of its first session, without `--resume`."""
     path = folder / "command.txt"
     if not path.exists():
         return f"python -m cm3_dist.train --config {folder / SETTINGS}"

@@ -1,4 +1,4 @@
-"""How a command of this package starts: its arguments, and what the user can mend in one line."""
+"""Entry point of this package's commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from partition.errors import InputError
 
 
 def command_line(main: Callable[..., Any]) -> None:
-    """Runs `main` on the command line; InputError and unreadable files become one line on stderr and exit code 2."""
+    """Runs `main` on the command line. InputError and unreadable files become one line on stderr and exit code 2."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:

@@ -1,4 +1,4 @@
-"""Compares runs: seeds of one configuration together, configurations with a baseline, one setting at a time."""
+"""Compares runs: groups those that differ in their seed only, and compares each group with a baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.collect import Run
 from partition.errors import InputError
 
 # Settings that do not make another configuration: where and how a run is computed, and its seed.
-APART = ("run.", "machine.", "train.seed", "evaluate.")
+NOT_COMPARED = ("run.", "machine.", "train.seed", "evaluate.")
 
 
 @dataclass(frozen=True)
@@ -26,46 +26,58 @@ class Group:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What they have in common."""
-        return {key: value for key, value in self.runs[0].settings.items() if not key.startswith(APART)}
+        """The settings that all runs of the group share."""
+        return _compared(self.runs[0])
 
-    def by_seed(self, metric: str) -> dict[int, float]:
-        """The metric of every seed; of two runs of one seed, the later one's."""
-        return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
+    def by_seed(self, metric: str, split: str | None = None) -> dict[int, float]:
+        """The metric per seed, on `split` or on the split that the runs are compared on; the later of equal seeds."""
+        found = {run.seed: run.content[split or run.split] for run in self.runs}
+        return {seed: metrics[metric] for seed, metrics in found.items() if metric in metrics}
 
     def mean(self, metric: str) -> float:
-        """Over seeds; NaN when no run has it."""
+        """Mean over seeds; NaN if no run has the metric."""
         values = self.by_seed(metric).values()
         return mean(values) if values else math.nan
 
     def std(self, metric: str) -> float | None:
-        """Standard deviation of a sample of seeds; None for one seed."""
+        """Sample standard deviation over seeds; None for one seed."""
         values = self.by_seed(metric).values()
         return stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A group against the baseline, over the seeds that both have."""
+class PairedTest:
+    """A metric of two groups, over the seeds that both have."""
+
+    seeds: int
+    difference: float | None  # mean over the seeds; None if there are none
+    relative: float | None  # to the baseline's mean over the same seeds; None if that is 0
+    p: float | None  # two-sided paired t-test, not corrected for the number of comparisons; None without any spread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group against the baseline."""
 
     group: Group
     changes: dict[str, tuple[Any, Any]]  # setting -> the baseline's value, this group's
-    seeds: int
-    difference: float | None
-    p: float | None  # of a paired t-test, two-sided; None with fewer than two seeds, or without any spread
+    test: PairedTest
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Groups, the labels of which are the run folders' names without the seed."""
+    """Groups runs; labels are the run folders' names without the seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps({k: v for k, v in run.settings.items() if not k.startswith(APART)}, sort_keys=True)
-        found.setdefault(key, []).append(run)
-    labels = [_label(members[0], False) for members in found.values()]
+        found.setdefault(json.dumps(_compared(run), sort_keys=True), []).append(run)
+    labels = [_label(members[0], long=False) for members in found.values()]
     return [
-        Group(label if labels.count(label) == 1 else _label(members[0], True), members)
+        Group(label if labels.count(label) == 1 else _label(members[0], long=True), members)
         for label, members in zip(labels, found.values(), strict=True)
     ]
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if not key.startswith(NOT_COMPARED)}
 
 
 def _label(run: Run, long: bool) -> str:
@@ -75,23 +87,28 @@ def _label(run: Run, long: bool) -> str:
 
 
 def changes(group: Group, baseline: Group) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two groups differ: the baseline's value, the group's."""
+    """Returns the settings in which two groups differ: the baseline's value, the group's."""
     ours, theirs = group.settings, baseline.settings
     keys = dict.fromkeys([*theirs, *ours])
     return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
 
 
-def choose_baseline(groups: list[Group], metric: str, wanted: str | None) -> Group:
-    """The group named `wanted`, or the one that all others differ from in the fewest settings; of several the best.
+def choose_baseline(groups: list[Group], metric: str, label: str | None) -> Group:
+    """Returns the group named `label`, or by default the one that all others differ from in the fewest settings.
+
+    Of several such groups the one with the best metric.
 
     Raises:
-        InputError: no group is named so.
+        InputError: no group has that name.
     """
-    if wanted is not None:
+    if label is not None:
         for group in groups:
-            if group.label == wanted:
+            if group.label == label:
                 return group
-        raise InputError(f"--baseline {wanted}: no such configuration; there are {', '.join(g.label for g in groups)}")
+        raise InputError(
+            f"--baseline {label}: no such configuration; there are {', '.join(group.label for group in groups)}",
+            "report.baseline",
+        )
 
     def distance(group: Group) -> tuple[int, float]:
         score = group.mean(metric)
@@ -100,31 +117,38 @@ def choose_baseline(groups: list[Group], metric: str, wanted: str | None) -> Gro
     return min(groups, key=distance)
 
 
-def differences(groups: list[Group], baseline: Group, metric: str) -> list[Difference]:
-    """Every other group against the baseline, from the greatest loss to the greatest gain."""
-    found = [_difference(group, baseline, metric) for group in groups if group is not baseline]
-    return sorted(found, key=lambda row: math.inf if row.difference is None else row.difference)
+def compare(groups: list[Group], baseline: Group, metric: str) -> list[Comparison]:
+    """Compares every other group with the baseline, from the largest loss to the largest gain."""
+    found = [
+        Comparison(group, changes(group, baseline), paired_test(group.by_seed(metric), baseline.by_seed(metric)))
+        for group in groups
+        if group is not baseline
+    ]
+    return sorted(found, key=lambda row: math.inf if row.test.difference is None else row.test.difference)
 
 
-def _difference(group: Group, baseline: Group, metric: str) -> Difference:
-    ours, theirs = group.by_seed(metric), baseline.by_seed(metric)
-    seeds = sorted(ours.keys() & theirs.keys())
+def paired_test(values: dict[int, float], baseline: dict[int, float]) -> PairedTest:
+    """Compares two groups' metrics, given by seed."""
+    seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
-        return Difference(group, changes(group, baseline), 0, None, None)
-    deltas = [ours[seed] - theirs[seed] for seed in seeds]
-    p = None
-    if len(seeds) > 1 and max(deltas) != min(deltas):
-        p = float(ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]).pvalue)
-    return Difference(group, changes(group, baseline), len(seeds), mean(deltas), p)
+        return PairedTest(0, None, None, None)
+    ours, theirs = [values[seed] for seed in seeds], [baseline[seed] for seed in seeds]
+    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
+    difference, reference = mean(differences), mean(theirs)
+    p = float(ttest_rel(ours, theirs).pvalue) if max(differences) != min(differences) else None
+    return PairedTest(len(seeds), difference, difference / reference if reference else None, p)
 
 
 def sensitivities(groups: list[Group], baseline: Group) -> dict[str, list[tuple[float, Group]]]:
-    """Per numeric setting with three values or more: (value, group), all else as in the baseline; ascending."""
+    """Returns, per numeric setting with three values or more, (value, group) in ascending order.
+
+    Only groups that differ from the baseline in nothing else count.
+    """
     found: dict[str, list[tuple[float, Group]]] = {}
     for group in groups:
         changed = changes(group, baseline)
         if len({str(pair) for pair in changed.values()}) == 1 and all(map(_is_number, changed.values())):
-            # Settings that a sweep moves together (the weight decay of both optimizers) are one.
+            # Settings that a sweep changes together (the weight decay of both optimizers) count as one.
             found.setdefault(" = ".join(changed), []).append((float(next(iter(changed.values()))[1]), group))
     for name, points in found.items():
         points.append((float(baseline.settings[name.split(" = ")[0]]), baseline))

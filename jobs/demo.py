@@ -1,6 +1,6 @@
-"""The whole path on data of its own making: generate, prepare, cut into 4 parts, train on 2 ranks, evaluate.
+"""The whole path on synthetic data: generate, cut into 4 parts, train on 2 ranks, evaluate.
 
-`make demo` runs it. Each step is a command that a person could type, printed before it runs.
+`make demo` runs it. Each step is a command line, which is printed before it runs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MODALITIES = ["--modalities", "image:64,text:32"]
 
 
 def main() -> None:
-    """Runs the four commands, each over the leavings of an earlier demo."""
-    if sys.argv[1:]:  # asked for help, or for something that is not there
+    """Runs the four commands, each over the output of an earlier demo."""
+    if sys.argv[1:]:  # --help, or an argument that does not exist
         print(f"Usage: python -m jobs.demo\n\n{__doc__}")
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     for folder in (DATA, RUN):
@@ -40,13 +40,13 @@ def main() -> None:
 
 
 def _here(command: list[str]) -> list[str]:
-    """The command with this interpreter, and torchrun as the module it is: neither needs an active environment."""
+    """The command with this interpreter, and torchrun as a module: neither needs an active environment."""
     head = [sys.executable] if command[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
     return head + command[1:]
 
 
 def _environment() -> dict[str, str]:
-    """One thread a rank, set here so that torchrun does not warn that it sets it."""
+    """One thread per rank, set here so that torchrun does not warn about setting it."""
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 

@@ -1,11 +1,11 @@
-"""What a sweep consists of::
+"""Shows the points of a sweep::
 
     python -m jobs.expand jobs/sweeps/ablations.yaml               # a table of all points
     python -m jobs.expand jobs/sweeps/ablations.yaml --count       # how many there are
     python -m jobs.expand jobs/sweeps/ablations.yaml --index 4     # the arguments of cm3_dist.train for point 4
-    python -m jobs.expand jobs/sweeps/ablations.yaml --todo        # those not done, as in sbatch --array=0-3,7
+    python -m jobs.expand jobs/sweeps/ablations.yaml --todo        # unfinished points, as in sbatch --array=0-3,7
 
-Points are numbered from 0; their order is that of the file.
+Points are numbered from 0, in the order of the file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from jobs.sweep import Point, pick, read_sweep
 from partition.errors import InputError
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="sweep file, e.g. jobs/sweeps/ablations.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="settings over every point")]
-Into = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="folder of the run folders; by default runs/ and the sweep's name")
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="settings over those of every point")
 ]
+Into = Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the run folders; by default runs/SWEEP")]
 
 
 def expand(
@@ -36,16 +36,18 @@ def expand(
     index: Annotated[int | None, typer.Option(metavar="N", help="print the arguments of point N")] = None,
     count: Annotated[bool, typer.Option("--count", help="print how many points there are")] = False,
     todo: Annotated[
-        bool, typer.Option("--todo", help="print the numbers of those not done, as --array takes it")
+        bool, typer.Option("--todo", help="print the numbers of unfinished points, as sbatch --array takes them")
     ] = False,
-    table: Annotated[bool, typer.Option("--list", help="print a table of all points (what no option prints)")] = False,
+    table: Annotated[bool, typer.Option("--list", help="print a table of all points (the default)")] = False,
     unless_done: Annotated[
-        bool, typer.Option("--unless-done", help="with --index: nothing for a point that is done")
+        bool, typer.Option("--unless-done", help="with --index: print nothing if the point is done")
     ] = False,
 ) -> None:
-    """Show what a sweep consists of."""
+    """Show the points of a sweep."""
     if (index is not None) + count + todo + table > 1 or (unless_done and index is None):
-        raise InputError("give one of --index (with or without --unless-done), --count, --todo and --list")
+        raise InputError(
+            "give one of --index (with or without --unless-done), --count, --todo and --list", "expand.options"
+        )
     points = read_sweep(sweep, into, overrides)
     if index is not None:
         point = pick(points, sweep, index)
@@ -60,7 +62,7 @@ def expand(
 
 
 def ranges(numbers: list[int]) -> str:
-    """Ascending numbers as `0-3,7`."""
+    """Returns ascending numbers as `0-3,7`."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][-1] + 1:
@@ -80,7 +82,7 @@ def _show(points: list[Point]) -> None:
         table.add_row(str(point.index), point.name, point.state(), str(point.config or ""), settings)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 10_000  # a line a point, for grep
+        console.width = 10_000  # one line per point, for grep
     console.print(table)
 
 

@@ -1,20 +1,17 @@
-"""Collects finished runs into a Parquet table and one HTML page that needs nothing else::
+"""Collects finished runs into a Parquet table and one self-contained HTML page::
 
     python -m jobs.report runs/ablations
     python -m jobs.report runs/ablations runs/more --output study.html --baseline full --metric ndcg@20
 
-The page: leaderboard, differences from a baseline with a paired test, sensitivity, training curves, time, memory, and
-every run's command.
+The page has a leaderboard, differences from a baseline with a paired test, sensitivity, training curves, time, memory,
+and every run's command.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import math
-import os
 import shutil
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +20,12 @@ import typer
 from cm3_dist.config.loading import load_settings
 from cm3_dist.config.run_files import SETTINGS
 from cm3_dist.monitoring.tensorboard import experiment
-from jobs.collect import Run, collect_finished, write_table
+from jobs.collect import Run, by_data, collect_finished
 from jobs.command import command_line
-from jobs.compare import Difference, Group, choose_baseline, differences, group_runs, sensitivities
-from partition.errors import InputError
+from jobs.files import replacing
+from jobs.page import render, section
 
-SHOWN = 12  # metrics in the leaderboard
-COMPARISON = "tensorboard"  # folder for TensorBoard beside a sweep's run folders
+TENSORBOARD = "tensorboard"  # beside a sweep's run folders
 
 
 def report(
@@ -41,131 +37,68 @@ def report(
         Path | None, typer.Option(metavar="FILE.parquet", help="the table; by default beside the page")
     ] = None,
     baseline: Annotated[
-        str | None,
-        typer.Option(help="configuration to compare with; by default the one closest to all others"),
+        str | None, typer.Option(help="configuration to compare with; by default the one closest to all others")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="to compare by; by default that of early stopping")] = None,
-    title: Annotated[str | None, typer.Option(help="of the page")] = None,
+    metric: Annotated[str | None, typer.Option(help="metric to compare by; by default that of early stopping")] = None,
+    title: Annotated[str | None, typer.Option(help="title of the page")] = None,
 ) -> None:
     """Collect finished runs into a table and a page."""
     found, unfinished = collect_finished(runs)
     output = output or runs[0] / "report.html"
     table = table or output.with_suffix(".parquet")
-    sections = [_section(data, found, metric, baseline) for data in dict.fromkeys(run.data for run in found)]
-    page = _render(title or f"CM3: {', '.join(path.name for path in runs)}", sections, len(found), unfinished)
+    sections = [section(data, members, metric, baseline) for data, members in by_data(found).items()]
+    page = render(title or f"CM3: {', '.join(path.name for path in runs)}", sections, len(found), unfinished)
     write_table(found, table)
-    _write(page, output)
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     for root in runs:
-        _columns(root)
+        _write_hparams_columns(root)
     print(f"{len(found)} runs, {len(unfinished)} not finished\npage   {output}\ntable  {table}")
 
 
-def _render(title: str, sections: list[dict[str, Any]], count: int, unfinished: list[Path]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
+def write_table(runs: list[Run], path: Path) -> None:
+    """Writes a Parquet table with a row per run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("report.html.jinja").render(
-        title=title,
-        sections=sections,
-        count=count,
-        unfinished=[str(path) for path in unfinished],
-        plotly=get_plotlyjs(),
-        version=version("cm3-dist"),
-        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
-    )
+    rows = [_row(run) for run in runs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: pa.array(_column([row.get(name) for row in rows])) for name in names}
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
-def _section(data: str, runs: list[Run], metric: str | None, baseline: str | None) -> dict[str, Any]:
-    """What the page says about one data set."""
-    from jobs.figures import sensitivity_curve, training_curves
-
-    runs = [run for run in runs if run.data == data]
-    metric = metric or runs[0].settings["evaluate.monitor"]
-    if metric not in runs[0].metrics:
-        raise InputError(f"--metric {metric}: not computed in {runs[0].folder}; there are {', '.join(runs[0].metrics)}")
-    groups = group_runs(runs)
-    best_first = sorted(groups, key=lambda group: -group.mean(metric) if metric in group.runs[0].metrics else math.inf)
-    base = choose_baseline(groups, metric, baseline)
-    names = [name for name in runs[0].metrics if name.startswith(("recall", "ndcg"))][:SHOWN]
-    return {
-        "data": data,
-        "split": runs[0].split,
-        "metric": metric,
-        "metrics": names,
-        "baseline": base.label,
-        "leaderboard": [_rank(group, names, group is base) for group in best_first],
-        "ablations": [_ablation(row, metric, base.mean(metric)) for row in differences(groups, base, metric)],
-        "sensitivities": [
-            sensitivity_curve(setting, points, metric) for setting, points in sensitivities(groups, base).items()
-        ],
-        "curves": training_curves(best_first, metric),
-        "runs": [_run(run, metric) for group in best_first for run in group.runs],
-    }
+def _row(run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {"folder": str(run.folder), "data": run.data, "command": run.command}
+    row |= {f"settings.{key}": value for key, value in run.settings.items()}
+    row |= {f"{split}.{name}": value for split in ("validation", "test") for name, value in run.content[split].items()}
+    row |= {name: run.content[name] for name in ("best_epoch", "epochs", "steps", "world_size", "parts")}
+    return row | {"train_seconds": run.train_seconds, "peak_memory_mib": run.memory}
 
 
-def _rank(group: Group, names: list[str], is_baseline: bool) -> dict[str, Any]:
-    cells = []
-    for name in names:
-        std = group.std(name)
-        cells.append(_number(group.mean(name)) + ("" if std is None else f" ± {_number(std)}"))
-    return {"label": group.label, "seeds": len(group.runs), "cells": cells, "baseline": is_baseline}
+def _column(values: list[Any]) -> list[Any]:
+    """The values with one type: a list, or a setting that is a number in one run and text in another, becomes JSON."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    if len(kinds) > 1 or kinds & {list, dict}:
+        return [None if value is None else json.dumps(value) for value in values]
+    return values
 
 
-def _ablation(row: Difference, metric: str, of: float) -> dict[str, Any]:
-    known = row.difference is not None
-    return {
-        "label": row.group.label,
-        "changes": [f"{key}: {old} → {new}" for key, (old, new) in row.changes.items()],
-        "value": _number(row.group.mean(metric)),
-        "difference": f"{row.difference:+.4f}" if known else "no common seed",
-        "relative": f"{row.difference / of:+.1%}" if row.difference is not None and of else "",
-        "sign": "" if not row.difference else "worse" if row.difference < 0 else "better",
-        "seeds": row.seeds,
-        "p": "-" if row.p is None else f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
-    }
-
-
-def _run(run: Run, metric: str) -> dict[str, Any]:
-    return {
-        "name": f"{run.folder.parent.name}/{run.folder.name}",
-        "seed": run.seed,
-        "value": _number(run.metrics.get(metric, math.nan)),
-        "best_epoch": run.content["best_epoch"],
-        "epochs": run.content["epochs"],
-        "ranks": run.content["world_size"],
-        "seconds": f"{run.train_seconds:.1f}",
-        "per_epoch": f"{run.train_seconds / max(1, run.content['epochs']):.1f}",
-        "memory": "-" if run.memory is None else f"{run.memory:,.0f}",
-        "command": run.command,
-    }
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _columns(root: Path) -> None:
-    """Tells TensorBoard's HParams tab which columns compare the runs of a sweep's folder."""
-    settings = [load_settings(path, []) for path in sorted(root.glob(f"*/{SETTINGS}"))]
+def _write_hparams_columns(root: Path) -> None:
+    """Writes which columns TensorBoard's HParams tab shows for the runs below `root`: the settings that differ."""
+    settings = [load_settings(path, []) for path in sorted(root.rglob(SETTINGS))]
     if len(settings) < 2:
         return
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    shutil.rmtree(root / COMPARISON, ignore_errors=True)
-    writer = EventFileWriter(str(root / COMPARISON))
+    shutil.rmtree(root / TENSORBOARD, ignore_errors=True)
+    writer = EventFileWriter(str(root / TENSORBOARD))
     writer.add_event(Event(summary=experiment(settings)))
     writer.close()
-
-
-def _write(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
 
 
 if __name__ == "__main__":

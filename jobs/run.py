@@ -1,9 +1,9 @@
-"""Runs all points of a sweep on this machine; what is done is skipped, what was begun is resumed::
+"""Runs all points of a sweep on this machine. Finished points are skipped, interrupted ones are resumed::
 
     python -m jobs.run jobs/sweeps/ablations_short.yaml --parallel 2
     python -m jobs.run jobs/sweeps/paper_grid.yaml --into runs/tiktok_grid data.path=prepared/tiktok
 
-On a cluster: slurm/sweep.sbatch.
+On a machine with several GPUs, points that run at the same time get different GPUs. On a cluster: slurm/sweep.sh.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from cm3_dist.errors import INTERRUPTED
 from jobs.command import command_line
 from jobs.expand import Into, Overrides, SweepFile
-from jobs.sweep import Point, read_sweep
+from jobs.sweep import Point, read_sweep, sweep_folder
 
 LOGS = "logs"
 POLL = 0.2  # seconds
@@ -34,11 +35,11 @@ def run(
     sweep: SweepFile,
     overrides: Overrides = None,
     into: Into = None,
-    parallel: Annotated[int, typer.Option(min=1, help="points at a time")] = 1,
-    ranks: Annotated[int, typer.Option(min=1, help="processes a point, by torchrun; a divisor of the parts")] = 1,
+    parallel: Annotated[int, typer.Option(min=1, help="points that run at the same time")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="processes per point (torchrun); a divisor of the parts")] = 1,
     dry: Annotated[bool, typer.Option("--dry-run", help="print the commands and run nothing")] = False,
 ) -> None:
-    """Run all points of a sweep on this machine: skip what is done, resume what was begun."""
+    """Run all points of a sweep on this machine: skip finished ones, resume interrupted ones."""
     points = read_sweep(sweep, into, overrides)
     todo = [point for point in points if point.state() != "done"]
     if dry:
@@ -46,8 +47,8 @@ def run(
             print(shlex.join(command(point, ranks)))
         return
     print(f"{sweep}: {len(points)} points, {len(points) - len(todo)} done", flush=True)
-    failed = _Runner(todo, parallel, ranks).run()
-    folder = points[0].folder.parent
+    folder = sweep_folder(sweep, into)
+    failed = _Runner(todo, parallel, ranks, folder / LOGS).run()
     if failed:
         print(f"error: {len(failed)} of {len(todo)} points failed: {'; '.join(failed)}", file=sys.stderr)
         raise typer.Exit(1)
@@ -55,31 +56,67 @@ def run(
 
 
 def command(point: Point, ranks: int, threads: int | None = None) -> list[str]:
-    """The command that trains a point, from its newest whole checkpoint if there is one."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    resume = ["--resume", "auto"] if point.state() == "started" else []
-    few = [f"machine.threads={threads}"] if threads and point.settings.machine.threads is None else []
-    return [sys.executable, *launcher, "-m", "cm3_dist.train", *point.arguments(), *few, *resume]
+    """Returns the command that trains a point, from its newest complete checkpoint if there is one."""
+    words = [sys.executable, "-m"]
+    if ranks > 1:
+        words += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+    words += ["cm3_dist.train", *point.arguments()]
+    if threads and point.settings.machine.threads is None:
+        words.append(f"machine.threads={threads}")
+    if point.state() == "started":
+        words += ["--resume", "auto"]
+    return words
+
+
+def visible_gpus() -> list[str]:
+    """Returns this machine's GPUs as CUDA_VISIBLE_DEVICES names them."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in listed.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def environment(threads: int, gpus: list[str], slot: int, ranks: int) -> dict[str, str]:
+    """Returns the environment of the point in `slot`, one of the places for points that run at the same time.
+
+    Slot 0 gets the first `ranks` of the `gpus`, slot 1 the next; slots share GPUs if there are not enough.
+    """
+    found = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if len(gpus) > 1:
+        chosen = [gpus[(slot * ranks + rank) % len(gpus)] for rank in range(min(ranks, len(gpus)))]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    return found
+
+
+@dataclass(frozen=True)
+class _Started:
+    point: Point
+    slot: int
+    log: Path
+    at: float  # time.monotonic(), seconds
 
 
 class _Runner:
     """Keeps `parallel` points running until none is left."""
 
-    def __init__(self, points: list[Point], parallel: int, ranks: int) -> None:
-        self._waiting, self._parallel, self._ranks = list(reversed(points)), parallel, ranks
-        self._running: dict[subprocess.Popen[bytes], tuple[Point, float]] = {}  # the point and when it began
+    def __init__(self, points: list[Point], parallel: int, ranks: int, logs: Path) -> None:
+        self._waiting, self._ranks, self._logs = list(reversed(points)), ranks, logs
+        self._running: dict[subprocess.Popen[bytes], _Started] = {}
         self._failed: list[str] = []
         self._bar = tqdm(total=len(points), unit="point", disable=None)
-        cores = len(os.sched_getaffinity(0))
-        self._threads = max(1, cores // (min(parallel, len(points) or 1) * ranks))
+        parallel = max(1, min(parallel, len(points)))
+        self._free_slots = list(reversed(range(parallel)))
+        self._threads = max(1, len(os.sched_getaffinity(0)) // (parallel * ranks))
+        self._gpus = visible_gpus()
 
     def run(self) -> list[str]:
         """Returns a line for each point that failed."""
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while self._waiting or self._running:
-                while self._waiting and len(self._running) < self._parallel:
-                    self._start(self._waiting.pop())
+                while self._waiting and self._free_slots:
+                    self._start(self._waiting.pop(), self._free_slots.pop())
                 time.sleep(POLL)
                 for process in [process for process in self._running if process.poll() is not None]:
                     self._end(process)
@@ -89,45 +126,43 @@ class _Runner:
             self._bar.close()
         return self._failed
 
-    def _start(self, point: Point) -> None:
-        log = self._log(point)
+    def _start(self, point: Point, slot: int) -> None:
+        log = self._logs / f"{point.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         words = command(point, self._ranks, self._threads)
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(words)}\n".encode())
             output.flush()
-            # A group of its own: Ctrl-C in the terminal reaches this process alone, which ends the points in order.
-            environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment(self._threads, self._gpus, slot, self._ranks),
+                # Its own process group: Ctrl-C in the terminal reaches this process only, which then stops the points.
+                start_new_session=True,
             )
-        self._running[process] = point, time.monotonic()
+        self._running[process] = _Started(point, slot, log, time.monotonic())
         tqdm.write(f"{point.name}: started, {log}", file=sys.stdout)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        point, began = self._running.pop(process)
-        seconds = f"after {time.monotonic() - began:.0f} s"
-        if process.returncode:
-            self._failed.append(f"{point.name} (exit {process.returncode}, {self._log(point)})")
-            outcome = (
-                "interrupted, saved" if process.returncode == INTERRUPTED else f"failed, exit {process.returncode}"
-            )
-            tqdm.write(f"{point.name}: {outcome} {seconds}", file=sys.stdout)
-        else:
-            tqdm.write(f"{point.name}: done {seconds}", file=sys.stdout)
+        started = self._running.pop(process)
+        self._free_slots.append(started.slot)
+        code, name = process.returncode, started.point.name
+        outcome = "done"
+        if code:
+            self._failed.append(f"{name} (exit {code}, {started.log})")
+            outcome = "interrupted, saved" if code == INTERRUPTED else f"failed, exit {code}"
+        tqdm.write(f"{name}: {outcome} after {time.monotonic() - started.at:.0f} s", file=sys.stdout)
         sys.stdout.flush()
         self._bar.update()
 
     def _stop(self) -> None:
-        """Asks what still runs to end, and waits for it."""
+        """Terminates what still runs, and waits for it."""
         for process in self._running:
             process.terminate()
         for process in self._running:
             process.wait()
-
-    @staticmethod
-    def _log(point: Point) -> Path:
-        return point.folder.parent / LOGS / f"{point.name}.log"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

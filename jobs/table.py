@@ -1,25 +1,24 @@
-"""A table of finished runs in Markdown, to choose by: validation only, unless the test is asked for::
+"""Prints finished runs as a Markdown table to choose by: on validation only, unless the test is asked for::
 
     python -m jobs.table runs/better runs/better_together --baseline default
     python -m jobs.table runs/better --baseline default --metric ndcg@20 --test
 
 Runs that differ in their seed only are one line: mean and standard deviation over seeds, the difference from the
-baseline over the seeds that both have, in per cent, and the p of a two-sided paired t-test. Best first.
+baseline over the seeds that both have, in per cent, and the p of a two-sided paired t-test, per comparison and
+uncorrected. Best first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
 
 import typer
-from scipy.stats import ttest_rel
 
-from jobs.collect import collect_finished
+from jobs.collect import by_data, collect_finished
 from jobs.command import command_line
-from jobs.compare import Group, choose_baseline, group_runs
+from jobs.compare import Group, choose_baseline, group_runs, paired_test
 
 
 def table(
@@ -27,53 +26,45 @@ def table(
     baseline: Annotated[
         str | None, typer.Option(help="configuration to compare with; by default the one closest to all others")
     ] = None,
-    metric: Annotated[str, typer.Option(help="which")] = "recall@20",
-    test: Annotated[bool, typer.Option("--test", help="show the test too; to be looked at once, at the end")] = False,
+    metric: Annotated[str, typer.Option(help="the metric to compare by")] = "recall@20",
+    test: Annotated[bool, typer.Option("--test", help="show the test as well; look at it once, at the end")] = False,
 ) -> None:
-    """Print a table of finished runs in Markdown."""
+    """Print a Markdown table of finished runs."""
     found, _ = collect_finished(runs)
-    studies = {
-        data: group_runs([run for run in found if run.data == data])
-        for data in dict.fromkeys(run.data for run in found)
-    }
-    known = {group.label for groups in studies.values() for group in groups}
+    studies = {data: group_runs(members) for data, members in by_data(found).items()}
+    labels = {data: {group.label for group in groups} for data, groups in studies.items()}
     for data, groups in studies.items():
-        # Another data set may lack the baseline; all of them lack a misspelt one, which is refused.
-        there = baseline not in known or baseline in {group.label for group in groups}
-        chosen = choose_baseline(groups, metric, baseline if there else None)
+        # A data set may lack the baseline that another one has; a name that none has is refused.
+        missing_here_only = baseline not in labels[data] and any(baseline in names for names in labels.values())
+        chosen = choose_baseline(groups, metric, None if missing_here_only else baseline)
         print(f"{data}, {metric}; against {chosen.label}\n")
-        print("\n".join(lines(groups, chosen, metric, ["validation", *(["test"] if test else [])])), end="\n\n")
+        print("\n".join(lines(groups, chosen, metric, show_test=test)), end="\n\n")
 
 
-def lines(groups: list[Group], baseline: Group, metric: str, splits: list[str]) -> list[str]:
-    """The table's lines; the first split decides the order and is compared."""
-    heads = ["configuration", "seeds", splits[0], "difference", "p", *splits[1:]]
+def lines(groups: list[Group], baseline: Group, metric: str, show_test: bool) -> list[str]:
+    """Returns the lines of the table, ordered by validation."""
+    heads = ["configuration", "seeds", "validation", "difference", "p"] + (["test"] if show_test else [])
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    values = {group.label: {split: _by_seed(group, split, metric) for split in splits} for group in groups}
-    first = {label: of[splits[0]] for label, of in values.items()}
-    for label in sorted(first, key=lambda label: -mean(first[label].values() or [0])):
-        own, theirs = first[label], first[baseline.label]
-        seeds = sorted(own.keys() & theirs.keys())
-        pairs = [own[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-        compared = label != baseline.label and bool(seeds)
-        change = f"{100 * (mean(pairs[0]) / mean(pairs[1]) - 1):+.1f} %" if compared else ""
-        spread = len({a - b for a, b in zip(*pairs, strict=True)}) > 1
-        p = f"{ttest_rel(*pairs).pvalue:.3f}" if compared and spread else ""
-        cells = [label, str(len(own)), _shown(own), change, p, *(_shown(values[label][split]) for split in splits[1:])]
+    validation = {group.label: group.by_seed(metric, "validation") for group in groups}
+    for group in sorted(groups, key=lambda group: -mean(validation[group.label].values() or [0])):
+        values = validation[group.label]
+        change = p = ""
+        if group is not baseline:
+            found = paired_test(values, validation[baseline.label])
+            change = "" if found.relative is None else f"{100 * found.relative:+.1f} %"
+            p = "" if found.p is None else f"{found.p:.3f}"
+        cells = [group.label, str(len(values)), _format(values), change, p]
+        if show_test:
+            cells.append(_format(group.by_seed(metric, "test")))
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
-def _by_seed(group: Group, split: str, metric: str) -> dict[int, float]:
-    return {run.seed: run.content[split][metric] for run in group.runs if metric in run.content[split]}
-
-
-def _shown(values: Mapping[int, float]) -> str:
-    numbers = list(values.values())
-    if not numbers:
+def _format(by_seed: dict[int, float]) -> str:
+    values = list(by_seed.values())
+    if not values:
         return ""
-    text = f"{mean(numbers):.4f}".removeprefix("0")
-    return text + (f" ± {stdev(numbers):.4f}".replace(" 0.", " .") if len(numbers) > 1 else "")
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 
 
 # Files whose tests take longest begin first: a worker takes a file at a time, and none should be left alone at the end.
-LONGEST = ["test_slurm", "test_ranks", "test_sweep", "test_loop", "test_stop_signal", "test_lost_ranks"]
+LONGEST = ["test_slurm", "test_ranks", "test_run", "test_loop", "test_stop_signal", "test_lost_ranks"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,9 @@
-"""Sweep files: their points, what they refuse; a sweep without Slurm skips what is done and resumes the rest."""
+"""Sweep files: their points, what is refused; and every sweep and job of the repository."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,12 @@ import pytest
 import yaml
 
 from cm3_dist.config.loading import load_settings
-from jobs.command import command_line
-from jobs.expand import expand, ranges
-from jobs.run import run
 from jobs.sweep import read_sweep
 from partition.errors import InputError
 from tests.support.paths import ROOT
-from tests.support.small import prepare_small, small_settings
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.yaml"))
-JOBS = sorted(path for path in (ROOT / "jobs").rglob("*.yaml") if path not in SWEEPS)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, main: Any, *arguments: Any) -> int:
-    """A command of jobs/ in this process; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["jobs", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        command_line(main)
-    return int(stopped.value.code or 0)
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
 
 def write(folder: Path, tree: Any, name: str = "sweep.yaml") -> Path:
@@ -70,20 +57,46 @@ def test_points_come_in_the_order_of_the_file(tmp_path: Path) -> None:
         assert load_settings(Path(config), overrides) == point.settings
 
 
+def test_several_bases_share_every_point(tmp_path: Path) -> None:
+    for name, gamma in (("small", 0.3), ("large", 0.4)):
+        write(tmp_path, {"loss": {"gamma": gamma}, "data": {"path": f"prepared/{name}"}}, f"{name}.yaml")
+    points = {"full": {}, "cold": {"data.path": "prepared/{base}_cold"}}
+    sweep = {"base": ["small.yaml", "large.yaml"], "points": points, "grid": {"train.seed": [1, 2]}}
+    found = read_sweep(write(tmp_path, sweep), Path("runs/x"))
+    assert [point.name for point in found] == [
+        f"{base}/{variant},seed={seed}"
+        for base in ("small", "large")
+        for variant in ("full", "cold")
+        for seed in (1, 2)
+    ]
+    assert [point.settings.loss.gamma for point in found] == [0.3] * 4 + [0.4] * 4
+    assert str(found[6].settings.data.path) == "prepared/large_cold"
+    assert found[6].folder == Path("runs/x/large/cold,seed=1")
+    alone = read_sweep(write(tmp_path, {**sweep, "base": ["small.yaml"]}), Path("runs/x"))
+    assert [point.name for point in alone] == ["full,seed=1", "full,seed=2", "cold,seed=1", "cold,seed=2"]
+    grid = {"base": ["small.yaml", "large.yaml"], "grid": {"data.path": ["prepared/{base}_1"]}}
+    found = read_sweep(write(tmp_path, grid))
+    assert [str(point.folder) for point in found] == ["runs/sweep/small/path=small_1", "runs/sweep/large/path=large_1"]
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_committed_sweeps_expand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     points = read_sweep(path.relative_to(ROOT))
     assert len({point.folder for point in points}) == len(points)
+    assert len({json.dumps(_without_run(point.settings.plain())) for point in points}) == len(points)
     for point in points:
-        assert point.config is not None
-        assert ".." not in point.config.parts
+        assert point.config in [job.relative_to(ROOT) for job in JOBS]
+    comment = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    assert [int(count) for count in re.findall(r"(\d+) points", comment)] == [len(points)]
 
 
-def test_the_papers_grid_has_48_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_run(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: section for name, section in settings.items() if name != "run"}
+
+
+def test_the_papers_grid_sets_the_weight_decay_of_both_optimizers() -> None:
     points = read_sweep(ROOT / "jobs" / "sweeps" / "paper_grid.yaml")
-    assert len(points) == 48
-    assert len({json.dumps(point.settings.plain()) for point in points}) == 48
     assert points[1].settings.tables.weight_decay == points[1].settings.dense.weight_decay == 1e-6
 
 
@@ -95,89 +108,40 @@ def test_committed_jobs_load_and_have_run_folders_of_their_own(path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("tree", "message"),
+    ("tree", "code"),
     [
-        ("grid: [", "sweep.yaml:1: not valid YAML"),
-        ("train: {epochs: 3}", "not a sweep file"),
-        ("just words", "not a sweep file"),
-        ({"grid": {"train.seed": [1]}, "repeat": 3}, "unknown key 'repeat'"),
-        (
-            {"grid": {"train.sed": [1]}},
-            "point sed=1: command line: unknown setting 'train.sed'; did you mean 'train.seed'?",
-        ),
-        ({"grid": {"train.seed": 1}}, "grid: train.seed: expected a list"),
-        ({"grid": [1]}, "grid: expected settings with lists"),
-        ({"grid": {"train.seed": [1, 1]}}, "two points are named 'seed=1'"),
-        ({"points": {"a b": {}}}, "points: 'a b': a name has letters"),
-        ({"points": ["a"]}, "points: expected names"),
-        ({"points": {"a": 3}}, "points: a: expected settings"),
-        ({"points": {"a": "gone.yaml"}}, "gone.yaml: no such settings file"),
-        ({"points": {"a": {}}, "base": 3}, "expected the name of a job file"),
+        ("train: {epochs: 3}", "sweep.file"),
+        ("just words", "sweep.file"),
+        ({"grid": {"train.seed": [1]}, "repeat": 3}, "sweep.key"),
+        ({"grid": {"train.seed": 1}}, "sweep.grid"),
+        ({"grid": [1]}, "sweep.grid"),
+        ({"grid": {"train.seed": [1, 1]}}, "sweep.names"),
+        ({"points": {"a b": {}}}, "sweep.point_name"),
+        ({"points": ["a"]}, "sweep.points"),
+        ({"points": {"a": 3}}, "sweep.settings"),
+        ({"points": {"a": {}}, "base": 3}, "sweep.base"),
+        ({"points": {"a": {}}, "base": ["base.yaml", "base.yaml"]}, "sweep.names"),
+        ({"points": {"a": {}}, "base": ["base.yaml", None]}, "sweep.base"),
     ],
 )
-def test_wrong_sweeps_are_refused_by_name(tmp_path: Path, tree: Any, message: str) -> None:
+def test_wrong_sweeps_are_refused(tmp_path: Path, tree: Any, code: str) -> None:
+    write(tmp_path, {}, "base.yaml")
     path = write(tmp_path, tree)
     with pytest.raises(InputError) as refused:
         read_sweep(path)
-    assert str(refused.value).startswith(str(path))
-    assert message in str(refused.value)
+    assert refused.value.code == code
+    assert str(refused.value).startswith(f"{path}: ")
 
 
-def test_what_expand_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(tmp_path, {"grid": {"train.seed": [1, 2, 3], "data.path": ["a b"]}})
-    into = tmp_path / "runs"
-    assert call(monkeypatch, expand, path, "--count") == 0
-    assert capsys.readouterr().out == "3\n"
-    assert call(monkeypatch, expand, path, "--index", 1, "--into", into, "train.epochs=4") == 0
-    words = shlex.split(capsys.readouterr().out)
-    assert words == ["train.seed=2", "data.path=a b", "train.epochs=4", f"run.dir={into}/seed=2,path=a_b"]
-    assert call(monkeypatch, expand, path) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == [[str(n), f"seed={n + 1},path=a_b", "new"] for n in range(3)]
-    for arguments in (["--index", 3], ["--index", -1], ["--count", "--todo"], ["--unless-done"], ["nonsense"]):
-        assert call(monkeypatch, expand, path, *arguments) == 2
-        assert capsys.readouterr().err.startswith("error: ")
-    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
-    assert ranges([]) == ""
-
-
-def test_a_sweep_skips_what_is_done_and_resumes_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    prepared, into = prepare_small(tmp_path), tmp_path / "runs"
-    write(tmp_path, small_settings(prepared, tmp_path / "unused").plain(), "base.yaml")
-    path = write(tmp_path, {"base": "base.yaml", "grid": {"train.seed": [1, 2]}})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert call(monkeypatch, run, path, "--into", into, "--parallel", 2) == 0
-    first, second = into / "seed=1", into / "seed=2"
-    done = json.loads((second / "metrics.json").read_text())
-    command_before = (first / "command.txt").read_text()
-    (second / "metrics.json").unlink()  # stopped after its last checkpoint
-    assert call(monkeypatch, expand, path, "--into", into, "--todo") == 0
-    assert capfd.readouterr().out.splitlines()[-1] == "1"
-    assert call(monkeypatch, expand, path, "--into", into, "--index", 0, "--unless-done") == 0
-    assert capfd.readouterr().out == ""
-    assert call(monkeypatch, run, path, "--into", into) == 0
-    assert "2 points, 1 done" in capfd.readouterr().out
-    assert json.loads((second / "metrics.json").read_text())["test"] == done["test"]
-    assert "--resume" in (second / "command.txt").read_text().splitlines()[1]
-    assert (first / "command.txt").read_text() == command_before
-    # Other settings in the same folders are not taken for the same sweep.
-    assert call(monkeypatch, expand, path, "--into", into, "loss.gamma=0.5") == 2
-    assert "holds a run with loss.gamma=0.9, the sweep asks for 0.5" in capfd.readouterr().err
-
-
-def test_a_point_that_fails_does_not_stop_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = write(tmp_path, {"points": {"one": {"data.path": str(tmp_path / "gone")}, "two": {"data.path": "gone"}}})
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert call(monkeypatch, run, path, "--into", tmp_path / "runs", "--parallel", 2) == 1
-    error = capfd.readouterr().err
-    assert "2 of 2 points failed: " in error
-    log = tmp_path / "runs" / "logs" / "one.log"
-    assert f"one (exit 2, {log})" in error
-    assert "not a prepared folder" in log.read_text()
+@pytest.mark.parametrize(
+    ("tree", "part"),
+    [
+        ("grid: [", "sweep.yaml:1: "),
+        ({"grid": {"train.sed": [1]}}, "sweep.yaml: point sed=1: "),
+        ({"points": {"a": "gone.yaml"}}, "gone.yaml: "),
+    ],
+)
+def test_what_loading_refuses_is_placed(tmp_path: Path, tree: Any, part: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read_sweep(write(tmp_path, tree))
+    assert part in str(refused.value)
