@@ -44,9 +44,12 @@ extract: $(if $(wildcard .venv/installed-$(EXTRA)-dev),setup-test,.venv/installe
 cuda: ## Install for NVIDIA GPUs; demo and test then use that.
 	@$(MAKE) --no-print-directory setup EXTRA=cuda
 
-lint: setup-test ## Check format and lint.
+lint: setup-test ## Check format, lint, import layers, spelling and shell scripts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+	$(BIN)/shellcheck --severity=warning slurm/*.sh slurm/*.sbatch .ci/run
 
 format: setup-test ## Rewrite to the format, mend what lint can mend.
 	$(BIN)/ruff format .
