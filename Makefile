@@ -1,7 +1,7 @@
 # Everything a person or a machine does with this repository. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test extract cuda demo test test-slow docs bench lint format types check requirements requirements-check clean distclean
+.PHONY: help setup setup-test extract cuda demo test test-all soak docs bench lint format types check requirements requirements-check clean distclean
 
 # Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/cm3_dist/loss/test_cm3_loss.py -x".
 # EXTRA is cpu or cuda; once installed, it stays what it is until named again.
@@ -10,6 +10,9 @@ PYTHON := >=3.10,<3.12
 ARGS :=
 # Tests at a time. Each may start up to 4 ranks, so more take memory: some 3 GB each.
 WORKERS := 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Of the examples that fuzzing draws in test-all; it prints the number, so that a failure can be repeated.
+SEED := $(shell date +%s)
 
 # uv from the PATH, else fetched into .tools. Without a terminal it draws no progress, so it need not speak either.
 UV := $(shell command -v uv || echo .tools/bin/uv)
@@ -22,11 +25,15 @@ help: ## List the targets.
 demo: setup ## Make data, cut it into 4 parts, train on 2 processes, evaluate.
 	$(BIN)/python -m jobs.demo
 
-test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time; 5 minutes.
+	$(PYTEST) $(ARGS)
 
-test-slow: setup-test ## Run the long tests too.
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+test-all: setup-test ## Run the long tests too, with random fuzzing (SEED); 25 minutes. ARGS="-m slow": only those.
+	@echo "SEED=$(SEED)"
+	$(PYTEST) -m "not soak" --durations=15 --hypothesis-profile=random --hypothesis-seed=$(SEED) $(ARGS)
+
+soak: setup-test ## Break a running training for half an hour.
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 docs: setup ## Write docs/settings.md from the typed settings; draw docs/images/architecture.svg where Graphviz is.
 	$(BIN)/python -m cm3_dist.config.reference > docs/settings.md
@@ -44,9 +51,12 @@ extract: $(if $(wildcard .venv/installed-$(EXTRA)-dev),setup-test,.venv/installe
 cuda: ## Install for NVIDIA GPUs; demo and test then use that.
 	@$(MAKE) --no-print-directory setup EXTRA=cuda
 
-lint: setup-test ## Check format and lint.
+lint: setup-test ## Check format, lint, import layers, spelling and shell scripts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+	$(BIN)/shellcheck --severity=warning slurm/*.sh slurm/*.sbatch .ci/run
 
 format: setup-test ## Rewrite to the format, mend what lint can mend.
 	$(BIN)/ruff format .

@@ -22,8 +22,9 @@ END
 }
 
 write_configuration() {
-    local nodes=$1 cpus=$2 ports=($(free_ports $((nodes + 1))))
-    local memory=$(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) user
+    local nodes=$1 cpus=$2 ports memory user
+    read -ra ports <<< "$(free_ports $((nodes + 1)))"
+    memory=$(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
     user=$(id -un)
     cat > "$dir/slurm.conf" <<END
 $mark

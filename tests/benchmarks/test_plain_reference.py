@@ -49,7 +49,8 @@ def test_a_step_and_an_evaluation_equal_the_programs(modalities: int, tmp_path: 
         _copy_state(model, trainer)
         batch, plan = next(trainer.batches.epoch(0)), next(iter(trainer.planner.epoch(0, 0, 1)))
         curve = plan.inputs.curve[model.data.item_rows]
-        loss = model.loss(*(_places(model, batch)), curve)
+        user, positive, negative = _places(model, batch)
+        loss = model.loss(user, positive, negative, curve)
         loss.backward()
         before = trainer.model.tables.local_state()["user_channels"].clone()
         result = trainer.step(plan)
@@ -63,7 +64,10 @@ def test_a_step_and_an_evaluation_equal_the_programs(modalities: int, tmp_path: 
         plain = reference.final_rows(model)
         torch.testing.assert_close(users[model.data.user_rows], plain[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(items[model.data.item_rows], plain[1], rtol=1e-4, atol=1e-5)
-        ours, theirs = trainer.evaluator.rank((users, items), "test"), reference.evaluate(*plain, model.data, "test")
+        ours, theirs = (
+            trainer.evaluator.rank((users, items), "test"),
+            reference.evaluate(plain[0], plain[1], model.data, "test"),
+        )
         assert theirs == pytest.approx(ours, abs=1e-9)
 
 

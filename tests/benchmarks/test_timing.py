@@ -51,7 +51,7 @@ def test_an_unknown_benchmark_is_refused() -> None:
     assert done.stderr.startswith("error: --only 'nothing': not a benchmark; one of epoch")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: this refusal is for machines without one")
 def test_gpu_benchmarks_say_that_there_is_no_gpu() -> None:
     done = _run("benchmarks.gpu")
     assert done.returncode == 2

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 
 def faults(folder: Path, *options: str) -> dict[str, Any]:
     file = folder / "counts.json"
@@ -22,23 +20,27 @@ def faults(folder: Path, *options: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_interruptions(tmp_path: Path) -> None:
     found = faults(tmp_path, "--trials", "10", "--no-damage", "--disks", "0", "--seed", "100")
     assert found["training"]["survived"] + found["preparation"]["survived"] == 10
     assert found["training"]["in_the_middle"] > 0
 
 
+@pytest.mark.slow
 def test_disks(tmp_path: Path) -> None:
     found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "4", "--seed", "100")["disks"]
     assert found["survived"] == found["trials"] > 0
 
 
+@pytest.mark.slow
 def test_damage(tmp_path: Path) -> None:
     found = faults(tmp_path, "--trials", "0", "--disks", "0", "--seed", "100")["damage"]
     assert found["detected"] == found["trials"] > 50
     assert found["loaded"] == 0
 
 
+@pytest.mark.soak
 def test_half_an_hour(tmp_path: Path) -> None:
     found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "0", "--soak", "30")["soak"]
     assert found["steps"] > 1000

@@ -103,8 +103,9 @@ def test_options_reach_the_folder(made: Path, tmp_path: Path, monkeypatch: pytes
     assert [modality.name for modality in other.modalities] == ["text"]
     assert other.counts["kcore_dropped"] > 0
     assert other.items == plain.items - other.counts["kcore_items_dropped"]
-    for options in (["--item-graph-k", 3], ["--item-graph-weight", "image=1", "--item-graph-weight", "text=0"]):
-        assert data(prepare(monkeypatch, made, tmp_path / "p", *options, "--overwrite")) != data(plain)
+    weights = ["--item-graph-weight", "image=1", "--item-graph-weight", "text=0"]
+    for changed in (["--item-graph-k", "3"], weights):
+        assert data(prepare(monkeypatch, made, tmp_path / "p", *changed, "--overwrite")) != data(plain)
     assert data(prepare(monkeypatch, made, tmp_path / "q", "--cooccurrence-weight", 0.5)) != data(plain)
     noisy = prepare(monkeypatch, made, tmp_path / "r", "--noise", 0.5)
     assert noisy.counts["feature_rows_permuted"] == plain.items // 2

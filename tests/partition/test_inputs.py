@@ -231,7 +231,7 @@ def test_leave_last_out_reads_any_kind_of_time(tmp_path: Path, times: list[Any],
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_list_columns_of_any_precision(tmp_path: Path, dtype: type, fixed: bool, suffix: str) -> None:
-    values = np.random.default_rng(0).standard_normal((4, 5)).astype(dtype)
+    values: np.ndarray = np.random.default_rng(0).standard_normal((4, 5)).astype(dtype)
     flat = pa.array(values.ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, 5) if fixed else pa.ListArray.from_arrays(np.arange(0, 21, 5), flat)
     items = write(tmp_path / f"items.{suffix}", pa.table({"sku": list("dbca"), "image": lists, "title": list("wxyz")}))
@@ -310,6 +310,10 @@ def random_interactions(seed: int = 0, users: int = 200, items: int = 80, rows: 
 def test_duplicates_keep_the_lowest_label_and_the_earliest_time() -> None:
     raw = random_interactions()
     merged, count = merge_duplicates(raw, 80)
+    assert raw.split is not None
+    assert raw.time is not None
+    assert merged.split is not None
+    assert merged.time is not None
     expected: dict[tuple[int, int], tuple[int, int]] = {}
     for user, item, label, time in zip(raw.user, raw.item, raw.split, raw.time, strict=True):
         best = expected.get((user, item), (label, time))
@@ -751,7 +755,12 @@ ERRORS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], list[str]]] = {
         ["more.parquet: column 'item', row 4: item 'e' is not in", "items.parquet"],
     ),
     "several logs in an MMRec folder": (
-        folder(lambda tiny: [(tiny / f"x{n}.inter").write_text("") for n in (1, 2)] + [(tiny / "tiny.inter").unlink()]),
+        folder(
+            lambda tiny: [
+                *[(tiny / f"x{n}.inter").write_text("") for n in (1, 2)],
+                (tiny / "tiny.inter").rename(tiny / "gone"),
+            ]
+        ),
         {},
         ["tiny: several .inter files (x1.inter, x2.inter)"],
     ),
@@ -805,6 +814,8 @@ def test_bad_modalities_of_synthetic_data(text: str) -> None:
     [((10, 10, 51, 2), "--interactions"), ((10, 10, 9, 2), "--interactions"), ((10, 10, 20, 11), "--clusters")],
 )
 def test_sizes_of_synthetic_data_that_do_not_go_together(tmp_path: Path, sizes: tuple[int, ...], option: str) -> None:
+    users, items, interactions, clusters = sizes
+    options = SyntheticOptions(tmp_path / "data", users, items, interactions, clusters)
     with pytest.raises(InputError, match=option):
-        synthesise(SyntheticOptions(tmp_path / "data", *sizes))
+        synthesise(options)
     assert not (tmp_path / "data").exists()

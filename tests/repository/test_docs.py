@@ -105,7 +105,7 @@ def test_options_that_the_pages_give_exist() -> None:
 
 @pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="the extra `extract` is not installed: make extract")
+    pytest.importorskip("sklearn", reason="no extra `extract`: make extract installs it")
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "quickstart.md").read_text(), re.M | re.S)
     assert len(blocks) == 7
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -135,7 +135,7 @@ def test_pins_are_closed(name: str) -> None:
     if name != "extract":
         name = "cpu" if is_installed("fbgemm-gpu-cpu") else "cuda"
     elif not is_installed("transformers"):
-        pytest.skip("the extra `extract` is not installed: make extract")
+        pytest.skip("no extra `extract`: make extract installs it")
     pins = read_pins(name, python)
     problems = []
     for name, version in pins.versions.items():

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ def train(place: Path, resume: bool = False, name: str = "mine", **sections: dic
         run(small_settings(place / "prepared", place / name, **sections), runtime, resume)
 
 
-def start(device: str) -> None:
+def start(device: Literal["cuda"]) -> None:
     with distributed(Machine(device=device)):
         pass
 

@@ -19,9 +19,11 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.model.dimensions import tables
 from cm3_dist.model.sharding_plan import table_storage
-from partition.build import BuildOptions, Stages, build
+from partition.build import build
 from partition.errors import InputError
 from partition.folder.layout import read_manifest
+from partition.options import BuildOptions
+from partition.stages import Stages
 from partition.synthetic.planted import SyntheticOptions, synthesise
 from tests.support.observe import observed_memory
 from tests.support.ranks import run_ranks

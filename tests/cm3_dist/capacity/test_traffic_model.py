@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_dataset, small_settings
 
 STEPS = 2
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "exact": {"propagation": {"mode": "exact", "item_item_layers": 2}},
     "exact, uniform negatives": {"propagation": {"mode": "exact"}, "negatives": "uniform", "loss": {"scope": "local"}},
     "plain": {

@@ -63,7 +63,7 @@ def test_versions_that_do_not_go_together(
     name: str, version: str, said: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if versions.installed(name) == version:
-        pytest.skip(f"{name} {version} is installed here")
+        pytest.skip(f"no other version to find: {name} {version} is installed")
     fake(tmp_path, name, version)
     monkeypatch.syspath_prepend(tmp_path)
     wrong = [finding for finding in versions.check_versions() if finding.state == "FAIL"]

@@ -135,7 +135,7 @@ def test_new_items_reach_the_users_who_want_them(held_out: tuple[Path, Path, Any
     for user, items in everything.items():
         assert sorted(items) == whole.item_ids.to_pylist()
         assert two[user] == [item for item in items if item in new][:2]
-    wanted = {user: set() for user in two}
+    wanted: dict[Any, set[int]] = {user: set() for user in two}
     for user, item in zip(whole.user, whole.item, strict=True):
         if 1000 + item in new and f"u{user}" in wanted:
             wanted[f"u{user}"].add(1000 + item)
@@ -238,15 +238,14 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     from cm3_dist.inference.cold_start_inputs import read_new_items
     from partition.synthetic.planted import SyntheticOptions, synthesise
 
-    sizes = {"users": 120, "items": 60, "interactions": 1500, "clusters": 5}
-    synthesise(SyntheticOptions(output=tmp_path / "data", **sizes))
+    synthesise(SyntheticOptions(output=tmp_path / "data", users=120, items=60, interactions=1500, clusters=5))
     prepared = prepare(tmp_path / "data", tmp_path / "prepared", parts=2, pca=["image=8"], quiet=True)
     catalogue = pq.read_table(tmp_path / "data/items.parquet").slice(5, 3)
     names = pa.array(["new-1", "new-2", "new-3"])
     pq.write_table(catalogue.set_column(0, "item", names), tmp_path / "new.parquet")
-    settings = {"train": {"epochs": 1}, "model": {"dim": 8}, "machine": {"device": "cpu"}}
-    fit(prepared, tmp_path / "run", **settings).close()
+    fit(prepared, tmp_path / "run", train={"epochs": 1}, model={"dim": 8}, machine={"device": "cpu"}).close()
     with load_run(tmp_path / "run") as run:
+        assert run._finished is not None
         ids, features = read_new_items(tmp_path / "new.parquet", run._finished, tmp_path)
         assert ids.equals(names)
         rows = OwnIds(prepared, run._finished.manifest, "item").rows(catalogue["item"].combine_chunks())

@@ -29,9 +29,9 @@ def _everything(folder: Path, out: Path) -> dict[str, Any]:
         export(run, out / "rows", modality_rows=True)
         recommend(run, out / "all.parquet")
         recommend(run, out / "all.jsonl", exclude_held_out=True)
-        newcomers = {"new_items": out.parent / "new.parquet"}
-        recommend(run, out / "new-items.jsonl", **newcomers)
-        recommend(run, out / "new-users.jsonl", **newcomers, new_users=out.parent / "new.csv")
+        new_items = out.parent / "new.parquet"
+        recommend(run, out / "new-items.jsonl", new_items=new_items)
+        recommend(run, out / "new-users.jsonl", new_items=new_items, new_users=out.parent / "new.csv")
         return {
             "similar": [similar(run, item, 7, by) for item in (1000, 1033) for by in ("all", "text")],
             "evaluate": evaluate(

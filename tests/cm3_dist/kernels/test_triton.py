@@ -38,7 +38,7 @@ def _by_hand(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float,
     x = own.x.clone().requires_grad_()
     exponent = x @ columns.x.T
     fused = None
-    if own.fused is None:
+    if own.fused is None or columns.fused is None:
         exponent = exponent - 1
     else:
         fused = own.fused.clone().requires_grad_()

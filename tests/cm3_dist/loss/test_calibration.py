@@ -81,7 +81,8 @@ def test_phi_is_shrunk_after_it_is_bounded(bounds: tuple[float, float], reliabil
     settings = Loss(min_sim=bounds[0], max_sim=bounds[1], phi="reliable")
     generator = torch.Generator().manual_seed(0)
     raw = [torch.randn(9, width, generator=generator, dtype=torch.float64) for width in (6, 4)]
-    found, expected = [], []
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
     for mine, gradients in ((True, found), (False, expected)):
         x, s = (F.normalize(rows, dim=1).requires_grad_() for rows in raw)
         if mine:

@@ -73,6 +73,7 @@ class Dense:
             if name.startswith("projection")
         }
         self.model = trainer.settings.model
+        self.batch: Any = None
 
     def fuse(self, points: Tensor, curve: Tensor) -> Tensor:
         order = self.model.curve_order or self.names
@@ -116,15 +117,16 @@ class Dense:
             weight = 1 / ref.inclusion_probability(self.adjacency.sum(0)[entries], len(u), train)
         elif settings.loss.in_batch_correction == "inverse_degree":
             weight = 1 / self.adjacency.sum(0)[entries]
-        t, clamp = settings.loss.t, (settings.loss.min_sim, settings.loss.max_sim)
+        t, low, high = settings.loss.t, settings.loss.min_sim, settings.loss.max_sim
         calibrated = settings.loss.item_uniformity == "calibrated"
         x, s = items[entries], fused[entries]
         if weight is None:
-            repelled = ref.item_uniformity(x, s, t, *clamp, calibrated)
+            repelled = ref.item_uniformity(x, s, t, low, high, calibrated)
         else:
-            repelled = ref.weighted_item_uniformity(x, s, weight, t, *clamp, calibrated)
+            repelled = ref.weighted_item_uniformity(x, s, weight, t, low, high, calibrated)
         self.terms = [ref.alignment(users[u], items[i]), ref.user_uniformity(users[u], t), repelled]
-        return ref.total(*self.terms, trainer.loss_constants.gamma)
+        aligned, user_part, item_part = self.terms
+        return ref.total(aligned, user_part, item_part, trainer.loss_constants.gamma)
 
 
 CASES: dict[str, tuple[int, float, dict[str, Any]]] = {

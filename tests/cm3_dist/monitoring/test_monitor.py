@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import NotFiniteError
 from cm3_dist.monitoring.event_log import keep_lines
-from cm3_dist.monitoring.monitor import LOSSES, Monitor, PhaseTimer
+from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
+from cm3_dist.monitoring.nonfinite import LOSSES
 from cm3_dist.monitoring.summary import print_result
 from cm3_dist.training.run_dir import open_run_folder, refuse_taken, write_result
 from partition.errors import InputError

@@ -155,7 +155,7 @@ def test_as_many_parts_as_nodes() -> None:
     assert sorted(assignment.user_part) == sorted(assignment.item_part) == list(range(8))
 
 
-@pytest.mark.skipif(not BABY.is_file(), reason=f"{BABY} is not there")
+@pytest.mark.skipif(not BABY.is_file(), reason=f"no real data: {BABY} does not exist")
 @pytest.mark.parametrize(("method", "least"), [("metis", 0.57), ("stream", 0.54)])
 def test_baby_keeps_over_half_its_interactions_inside_parts(method: Method, least: float) -> None:
     user, item, split = np.loadtxt(BABY, np.int64, skiprows=1, unpack=True)

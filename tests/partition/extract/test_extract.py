@@ -22,7 +22,7 @@ from partition.folder.layout import read_manifest
 from partition.options import BuildOptions
 
 for package in ("sentence_transformers", "sklearn", "torchvision", "transformers"):
-    pytest.importorskip(package, reason="the extra `extract` is not installed: make extract")
+    pytest.importorskip(package, reason="no extra `extract`: make extract installs it")
 
 from PIL import Image  # noqa: E402
 

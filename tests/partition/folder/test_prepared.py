@@ -110,9 +110,11 @@ def test_parts_put_together_are_the_data_set(parts: int, method: Method, tmp_pat
                 zip(graph.neighbour[there], graph.weight[there], strict=True)
             )
     for pairs in training.values():
-        assert same_pairs(*np.concatenate(pairs, axis=1), dataset, TRAIN)
+        user, item = np.concatenate(pairs, axis=1)
+        assert same_pairs(user, item, dataset, TRAIN)
     for split, code in (("validation", VALIDATION), ("test", TEST)):
-        assert same_pairs(*np.concatenate(held_out[split], axis=1), dataset, code)
+        user, item = np.concatenate(held_out[split], axis=1)
+        assert same_pairs(user, item, dataset, code)
 
     # The assignment is kept; inside a part trained nodes come first, then both groups follow the index.
     degrees = {"user": np.bincount(dataset.train()[0], minlength=len(dataset.user_ids))}

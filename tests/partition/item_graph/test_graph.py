@@ -201,7 +201,7 @@ def test_approximate_above_a_size() -> None:
     np.testing.assert_allclose(np.add.reduceat(approximate.weight, approximate.indptr[:-1]), 1, atol=1e-5)
 
 
-@pytest.mark.skipif(not BABY.is_dir(), reason=f"{BABY} is not there")
+@pytest.mark.skipif(not BABY.is_dir(), reason=f"no real data: {BABY} does not exist")
 @pytest.mark.parametrize(("modality", "least"), [("image", 0.955), ("text", 0.963)])
 def test_baby_has_its_true_neighbours(modality: str, least: float) -> None:
     """The features are reconstructed: .96 of their neighbours are those of the original ones."""
