@@ -56,7 +56,7 @@ def _balance(settings: Settings, shard: Shard, runtime: Runtime) -> float:
     if loss.item_uniformity == "none" or popular:
         return 1 / loss.t
     sums = degree_sums(shard)
-    dist.all_reduce(sums, group=runtime.planning)
+    dist.all_reduce(sums, group=runtime.control)
     return typical_degree(sums) / loss.t
 
 

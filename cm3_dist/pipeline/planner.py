@@ -87,7 +87,7 @@ class Planner:
     def _operator(self, adjoint: bool) -> Propagation:
         propagation, runtime = self._settings.propagation, self._runtime
         layers = propagation.user_item_layers, propagation.item_item_layers
-        return exact_propagation(self._shard, *layers, runtime.group, runtime.planning, adjoint=adjoint)
+        return exact_propagation(self._shard, *layers, runtime.group, runtime.control, adjoint=adjoint)
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.
