@@ -29,7 +29,7 @@ from cm3_dist.errors import Interrupted
 
 if TYPE_CHECKING:
     from cm3_dist.checkpoint.manager import Checkpoints
-    from cm3_dist.distributed.stop_signal import Watch
+    from cm3_dist.distributed.stop_signal import StopSignal
     from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
     from cm3_dist.training.health_check import Checkup
     from cm3_dist.training.progress import Progress
@@ -91,7 +91,7 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
     """
     # Torch, TorchRec and DGL take seconds to import: settings and --help do not wait for them.
     from cm3_dist.checkpoint.manager import Checkpoints
-    from cm3_dist.distributed.stop_signal import Watch
+    from cm3_dist.distributed.stop_signal import StopSignal
     from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
     from cm3_dist.monitoring.summary import print_result
     from cm3_dist.training.health_check import Checkup
@@ -107,7 +107,9 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
             folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
         )
         failing = [checkpoints.failed]
-        watch = stack.enter_context(Watch(settings.run, runtime, lambda: any(failed() for failed in failing)))
+        stop_signal = stack.enter_context(
+            StopSignal(settings.run, runtime, lambda: any(failed() for failed in failing))
+        )
         trainer = Trainer(settings, runtime)
         agree_on_error(runtime, lambda: check_splits(trainer.manifest))
         progress = resume_from(trainer, checkpoints, whole=resume is Resume.AUTO) if resume else Progress()
@@ -122,7 +124,7 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
         failing.append(monitor.failed)
         timer = PhaseTimer()
         checkup = Checkup(trainer, monitor)
-        train_epochs(trainer, checkpoints, progress, monitor, timer, watch, checkup)
+        train_epochs(trainer, checkpoints, progress, monitor, timer, stop_signal, checkup)
         best = checkpoints.best()
         assert best is not None
         content = test_best(trainer, checkpoints, progress, monitor, best)
@@ -143,7 +145,7 @@ def train_epochs(
     progress: Progress,
     monitor: Monitor,
     timer: PhaseTimer,
-    watch: Watch,
+    stop_signal: StopSignal,
     checkup: Checkup,
 ) -> None:
     """Trains until the settings say stop, evaluating and saving as they say. Collective.
@@ -164,11 +166,11 @@ def train_epochs(
         with timer("save"):
             path = save(trainer, checkpoints, progress, best=best)
         monitor.scalars(progress.step, {"time/save": timer.take()["save"]})
-        watch.saved()
+        stop_signal.saved()
         return path
 
     while True:
-        if stop := watch.now():
+        if stop := stop_signal.stop_requested():
             path = keep()
             checkpoints.wait()
             raise Interrupted(stop, progress.step, path.name)
@@ -186,7 +188,7 @@ def train_epochs(
             scalars = trainer.rates() | {"graph/input_share": plan.input_share} | traffic.scalars()
             monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, timer.take())
             progress.step += 1
-            verdict = watch.after_step(progress.step)
+            verdict = stop_signal.after_step(progress.step)
             if verdict.stop:
                 plans.close()
                 break
