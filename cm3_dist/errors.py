@@ -1,4 +1,4 @@
-"""Exceptions that end a command in one line, and the exit codes of all commands."""
+"""Exceptions that end a command with one line, and the exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = [
     "DONE",
     "INTERRUPTED",
     "LOST",
+    "AgreedError",
     "InputError",
     "Interrupted",
     "LostRankError",
@@ -19,17 +20,17 @@ __all__ = [
 ]
 
 DONE, BAD_INPUT = 0, 2
-LOST = 69  # sysexits.h EX_UNAVAILABLE: another rank is gone, start again with --resume auto
-INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: nothing is wrong, start it again with --resume
+LOST = 69  # sysexits.h EX_UNAVAILABLE: another rank is gone; start again with --resume auto
+INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: nothing is wrong; start again with --resume
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A run that saved and stopped because of a signal; `entry_point` exits with INTERRUPTED.
 
     Args:
-        signal_number: what arrived first, on whichever rank.
+        signal_number: the first signal, on whichever rank it arrived.
         step: steps done.
-        checkpoint: name of what was saved.
+        checkpoint: name of the checkpoint that was saved.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: str) -> None:
@@ -38,21 +39,25 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
 
 class LostRankError(Exception):
-    """Another rank ended or hangs, so that this one cannot go on; `entry_point` exits with LOST.
+    """Another rank ended or hangs, so this one cannot continue; `entry_point` exits with LOST.
 
     Args:
-        found: which one, and what is known of it.
-        speaks: whether this rank says so for all that are left.
+        reason: which rank, and what is known about it.
+        is_reporter: whether this rank prints the error for all surviving ranks.
     """
 
-    def __init__(self, found: str, speaks: bool) -> None:
-        super().__init__(f"{found}; checkpoints are kept: start again, a training with --resume auto")
-        self.speaks = speaks
+    def __init__(self, reason: str, is_reporter: bool) -> None:
+        super().__init__(f"{reason}; checkpoints are kept: start again, a training with --resume auto")
+        self.is_reporter = is_reporter
 
 
-class NotFiniteError(FloatingPointError, InputError):
-    """A loss, a gradient or a row is NaN or infinite; all ranks raise it, for they look at the same values."""
+class AgreedError(InputError):
+    """An InputError that every rank raises with the same text, so rank 0 prints it for all."""
+
+
+class NotFiniteError(FloatingPointError, AgreedError):
+    """A loss, a gradient or a row is NaN or infinite; all ranks raise it, because they check the same values."""
 
 
 class OutOfMemoryError(InputError):
-    """This rank's memory ran out. Other ranks know nothing of it, so the rank that raises it speaks itself."""
+    """This rank ran out of memory. The other ranks do not know, so this rank prints the error itself."""

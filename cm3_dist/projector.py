@@ -83,7 +83,7 @@ def project(run: FinishedRun, items: int, names: Path | None = None, by: str = A
         rows = rows[:, begin : begin + width]
     mine = own + run.shard.first_item, degree[own], rows
     gathered = [mine] * run.runtime.world_size
-    dist.all_gather_object(gathered, mine, group=run.runtime.planning)
+    dist.all_gather_object(gathered, mine, group=run.runtime.control)
     row, degree, vectors = (np.concatenate([rank[index] for rank in gathered]) for index in range(3))
     kept = np.lexsort((row, -degree))[:items]
     ids = OwnIds(run.shard.root, run.manifest, "item")

@@ -6,7 +6,7 @@ import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks of up to 32 MiB (its limit) for the next step instead of unmapping them.
+    """Makes glibc keep freed blocks of up to 32 MiB (its limit) for the next step instead of unmapping them.
 
     Otherwise every activation of a step is mapped, zeroed page by page and unmapped again: a fifth of a step's time.
     """

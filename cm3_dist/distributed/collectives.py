@@ -1,4 +1,4 @@
-"""Small agreements between ranks: errors that all raise together, and actions of rank 0 that all wait for."""
+"""Small agreements between ranks: errors that all ranks raise together, and actions of rank 0 that all wait for."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 import torch.distributed as dist
 
 from cm3_dist.distributed.runtime import Runtime
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError, InputError
 
 
 def agree_on_error(runtime: Runtime, action: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """Runs `action` on every rank; when it fails on one with InputError, every rank raises that same error.
+    """Runs `action` on every rank and returns its result. Collective.
 
-    Otherwise the ranks whose own files are whole would wait for the one that stopped. `group` is `control` by default,
-    which belongs to the main thread.
+    Otherwise, if it failed on one rank, the others would wait for that rank in their next collective.
+
+    Args:
+        runtime: this rank.
+        action: must not contain collectives unless it fails on all ranks alike.
+        group: `runtime.control` by default, which belongs to the main thread.
+
+    Raises:
+        AgreedError: `action` raised InputError on some rank; every rank raises the error of the first such rank.
     """
     error: tuple[str, str] | None = None
     result = None
@@ -27,23 +34,36 @@ def agree_on_error(runtime: Runtime, action: Callable[[], Any], group: dist.Proc
     dist.all_gather_object(errors, error, group=group or runtime.control)
     first = next((each for each in errors if each is not None), None)
     if first is not None:
-        raise InputError(*first)
+        raise AgreedError(*first)
     return result
 
 
 def on_rank_0(runtime: Runtime, action: Callable[[], object]) -> None:
-    """Lets rank 0 act; all ranks wait for it, and fail when it fails."""
-    everywhere(runtime, action if runtime.rank == 0 else lambda: None)
+    """Runs `action` on rank 0 while the others wait. Collective.
+
+    Raises:
+        AgreedError: `action` raised InputError, or OSError because something cannot be written.
+    """
+    everywhere(runtime, action if runtime.rank == 0 else _nothing)
 
 
 def everywhere(runtime: Runtime, action: Callable[[], object]) -> None:
-    """Lets every rank write its own files; when one cannot, all raise the same InputError."""
+    """Runs `action` on every rank, to write the rank's own files, and waits for all. Collective.
+
+    Raises:
+        AgreedError: `action` raised InputError, or OSError because something cannot be written, on some rank.
+    """
 
     def act() -> None:
         try:
             action()
         except OSError as error:
-            raise InputError(f"{error.filename or 'output'}: cannot be written: {error.strerror or error}") from error
+            message = f"{error.filename or 'output'}: cannot be written: {error.strerror or error}"
+            raise InputError(message, "output.unwritable") from error
 
     agree_on_error(runtime, act)
     dist.barrier(group=runtime.control)
+
+
+def _nothing() -> None:
+    pass

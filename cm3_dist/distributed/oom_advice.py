@@ -1,4 +1,4 @@
-"""Memory that ran out: one line with the settings that need less."""
+"""Explains out-of-memory errors: one line with the settings that need less memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate me
 
 @contextmanager
 def explained(settings: Settings, rank: int) -> Iterator[None]:
-    """Turns an allocation that failed inside into `OutOfMemoryError`, with what would need less."""
+    """Turns an allocation that fails in the block into `OutOfMemoryError`, with settings that need less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
@@ -26,14 +26,15 @@ def explained(settings: Settings, rank: int) -> Iterator[None]:
             raise
         where = "GPU memory" if on_gpu else "memory"
         raise OutOfMemoryError(
-            f"rank {rank}: out of {where}; {needs_less(settings, read_manifest(settings.data.path))}"
+            f"rank {rank}: out of {where}; {advice(settings, read_manifest(settings.data.path))}",
+            "memory.exhausted",
         ) from error
 
 
-def needs_less(settings: Settings, manifest: Manifest) -> str:
-    """The settings that lower a rank's memory, the strongest for this data first."""
+def advice(settings: Settings, manifest: Manifest) -> str:
+    """The settings that lower a rank's memory, the most effective for this data first."""
     widest = max(manifest.modalities, key=lambda modality: modality.dim)
-    advice = ["more ranks", f"train.batch_size below {settings.train.batch_size}", "propagation.mode=sampled"]
+    changes = ["more ranks", f"train.batch_size below {settings.train.batch_size}", "propagation.mode=sampled"]
     if widest.dim > 256:
-        advice.insert(0, f"narrower features (prepare again with --pca {widest.name}=256, now {widest.dim} wide)")
-    return "try " + ", ".join(advice)
+        changes.insert(0, f"narrower features (prepare again with --pca {widest.name}=256, now {widest.dim} wide)")
+    return "try " + ", ".join(changes)

@@ -15,16 +15,22 @@ from torch.distributed.distributed_c10d import _get_default_store
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.allocator import keep_freed_memory
 from cm3_dist.distributed.elastic_store import store_of_this_start
-from cm3_dist.distributed.heartbeat import Vigil
-from cm3_dist.errors import InputError, LostRankError
+from cm3_dist.distributed.heartbeat import Heartbeat
+from cm3_dist.errors import AgreedError, InputError, LostRankError
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One rank and its process groups, one for each thread and kind of traffic; all but `group` are gloo.
+    """One rank and its process groups, one per thread and kind of traffic; all but `group` are gloo.
 
-    `group` carries rows and gradients; `planning` node ids, from a thread of its own; `control` what the main thread
-    agrees on: errors, checkpoints, when to stop; `saving` what is saved in the background.
+    Attributes:
+        rank: this rank.
+        world_size: number of ranks.
+        device: of this rank's tensors.
+        group: embedding rows and gradients; NCCL on GPUs.
+        planning: node ids; used by the planner's thread only, because calls of two threads on one group would mix.
+        control: used by the main thread only: errors, checkpoints, small sums, when to stop.
+        saving: used by the thread that writes checkpoints only.
     """
 
     rank: int
@@ -41,91 +47,137 @@ class Runtime:
         return self.group if self.world_size > 1 else None
 
 
-_joined: list[Runtime] = []  # one entry a block that is open; all the same
-_vigil: list[Vigil] = []  # of several ranks: one
+_joined: list[Runtime] = []  # one entry per open block; all the same
+_heartbeats: list[Heartbeat] = []  # one entry if there are several ranks, else none
 
 
 @contextmanager
 def distributed(machine: Machine) -> Iterator[Runtime]:
-    """Joins the ranks that torchrun started (or stands alone without it) and leaves them at the end.
+    """Joins the ranks that torchrun started (without torchrun: a single rank) and leaves them at the end.
 
-    Blocks that overlap, as in a notebook that has two runs open, share ranks and device; the last one to end leaves.
+    Overlapping blocks, as in a notebook with two open runs, share ranks and device; the last one to end leaves.
 
     Raises:
-        InputError: `machine.device` asks for a GPU that is not there, or for another device than an open block has.
-        LostRankError: another rank did not come, ended or hangs.
+        InputError: `machine.device` asks for a GPU that does not exist, or for another device than an open block has.
+        LostRankError: another rank did not join, ended or hangs.
     """
     if _joined and machine.device not in ("auto", _joined[0].device.type):
-        there = _joined[0].device.type
-        raise InputError(f"machine.device={machine.device}: a run on {there} is open in this process; close it first")
+        opened = _joined[0].device.type
+        raise InputError(
+            f"machine.device={machine.device}: a run on {opened} is open in this process; close it first",
+            "device.conflict",
+        )
     _joined.append(_joined[0] if _joined else _join(machine))
-    fell = False
+    failed = False
     try:
         yield _joined[0]
     except BaseException as error:
-        fell = True
-        for vigil in _vigil:
-            vigil.give_up(error)
+        failed = True
+        for heartbeat in _heartbeats:
+            heartbeat.give_up(error)
         raise
     finally:
         _joined.pop()
         if not _joined:
-            while _vigil:
-                _vigil.pop().end()
-        # A rank that fell keeps its connections until it ends: were they closed now, the others would fail of that, and
-        # say so before this one has said why.
-        if not _joined and (not fell or dist.get_world_size() == 1):
-            dist.destroy_process_group()
+            _stop_heartbeats()
+            # After an error with several ranks, connections stay open until the process ends: closing them now would
+            # make the other ranks fail first and hide the real message.
+            if not failed or dist.get_world_size() == 1:
+                dist.destroy_process_group()
+
+
+def _stop_heartbeats() -> None:
+    while _heartbeats:
+        _heartbeats.pop().stop()
 
 
 def _join(machine: Machine) -> Runtime:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    device = _device(machine, local_rank, local_world)
+    device = choose_device(machine, local_rank, local_world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(machine.threads or max(1, cores // local_world))
-    if device.type == "cpu":
-        keep_freed_memory()
     timeout = timedelta(seconds=machine.timeout)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        try:
-            store = store_of_this_start(rank, world_size, timeout)
-            ranks = {} if store is None else {"store": store, "rank": rank, "world_size": world_size}
-            dist.init_process_group(backend, timeout=timeout, **ranks)
-        except dist.DistError as error:
-            reason = str(error).splitlines()[0]
-            raise LostRankError(f"rank {rank}: the ranks did not find each other: {reason}", True) from error
+    _init_process_group("nccl" if device.type == "cuda" else "gloo", rank, world_size, timeout)
     if world_size > 1:
-        _vigil.append(Vigil(_get_default_store(), rank, world_size, machine.timeout))
+        # A clone, because a client that waits for a key blocks all other calls.
+        _heartbeats.append(Heartbeat(_get_default_store().clone(), rank, world_size, machine.timeout))
+        _heartbeats[0].start()
     try:
-        planning, control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
+        planning, control, saving = (_gloo_group(timeout) for _ in range(3))
     except RuntimeError as error:
-        for vigil in _vigil:
-            vigil.give_up(error)
+        for heartbeat in _heartbeats:
+            heartbeat.give_up(error)
         raise
     assert dist.group.WORLD is not None
-    assert planning is not None
-    assert control is not None
-    assert saving is not None
+    if device.type == "cuda" and world_size > 1:
+        refuse_shared_gpu(control, str(torch.cuda.get_device_properties(device).uuid))
     return Runtime(rank, world_size, device, dist.group.WORLD, planning, control, saving)
 
 
-def _device(machine: Machine, local_rank: int, local_world: int) -> torch.device:
+def _init_process_group(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        store = store_of_this_start(rank, world_size, timeout)
+        if store is None:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise LostRankError(f"rank {rank}: the ranks did not find each other: {reason}", is_reporter=True) from error
+
+
+def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert group is not None
+    return group
+
+
+def choose_device(machine: Machine, local_rank: int, local_world: int) -> torch.device:
+    """The device of a rank: the CPU, its one visible GPU, or the GPU with its local rank.
+
+    Raises:
+        InputError: there are no GPUs, or too few.
+    """
     gpus = torch.cuda.device_count()
     if machine.device == "cpu" or (machine.device == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
         raise InputError(
             "machine.device=cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why, or set "
-            "machine.device=cpu"
+            "machine.device=cpu",
+            "device.no_gpu",
         )
+    if gpus == 1:
+        return torch.device("cuda", 0)  # Slurm, Kubernetes and Ray can show each process its own GPU only
     if gpus < local_world:
         raise InputError(
             f"machine.device: {local_world} ranks on this machine but {gpus} GPUs; start torchrun with "
-            f"--nproc_per_node={gpus}, or set machine.device=cpu"
+            f"--nproc_per_node={gpus}, or set machine.device=cpu",
+            "device.too_few_gpus",
         )
-    torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def refuse_shared_gpu(control: dist.ProcessGroup, uuid: str) -> None:
+    """Raises AgreedError if two ranks have the same GPU, which NCCL does not support. Collective.
+
+    Args:
+        control: a gloo group of all ranks.
+        uuid: of this rank's GPU.
+    """
+    uuids = [""] * dist.get_world_size(control)
+    dist.all_gather_object(uuids, uuid, group=control)
+    if len(set(uuids)) < len(uuids):
+        raise AgreedError(
+            f"machine.device: {len(uuids)} ranks but {len(set(uuids))} GPUs; start one rank per GPU, or set "
+            "machine.device=cpu",
+            "device.too_few_gpus",
+        )

@@ -1,4 +1,4 @@
-"""Keys of every random draw: a function of purpose, seed, epoch, step, part or row, never of the rank."""
+"""Keys of all random draws: functions of purpose, seed, epoch, step, part or row, never of the rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a random draw is for: the first word of its key, so that no two purposes share a sequence."""
+    """Purpose of a random draw: the first word of its key, so that no two purposes share a sequence."""
 
     INIT = 0
     ORDER = 1
@@ -20,20 +20,20 @@ class Stream(IntEnum):
 
 
 def key(stream: Stream, *words: int) -> int:
-    """A 63-bit seed for (stream, seed, epoch, step, part, ...). Never of the rank, so W does not change a draw."""
+    """A 63-bit seed for (stream, seed, epoch, step, part, ...), never of the rank: W does not change a draw."""
     return int(np.random.SeedSequence([int(stream), *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(stream: Stream, *words: int) -> np.random.Generator:
-    """NumPy generator of that key."""
+    """A NumPy generator for (stream, seed, epoch, step, part, ...)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(stream), *words])))
 
 
 def uniform_by_row(seed: int, rows: np.ndarray) -> np.ndarray:
     """Uniform numbers in (0, 1) that depend only on (seed, row): [n] int64 -> [n] float64.
 
-    A counter-based draw (the splitmix64 finaliser), so that a node's number is the same in whatever set of nodes it is
-    asked for: exact and sampled propagation then share their fusion parameters.
+    The draw is counter-based (the splitmix64 finaliser), so a node gets the same number in every set of nodes: exact
+    and sampled propagation share their fusion parameters.
     """
     with np.errstate(over="ignore"):
         z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)

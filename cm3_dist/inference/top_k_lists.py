@@ -159,7 +159,7 @@ def chosen_items(run: FinishedRun, rows: np.ndarray | None) -> Tensor:
     """[local items] bool: all items, or those of the global rows `rows` [n]. Collective."""
     if rows is None:
         return torch.from_numpy(run.shard.is_item)
-    asked = send_to_owners(np.unique(rows), run.shard.item_rows, run.runtime.planning).table[:, 0]
+    asked = send_to_owners(np.unique(rows), run.shard.item_rows, run.runtime.control).table[:, 0]
     candidates = torch.zeros(run.shard.item_rows, dtype=torch.bool)
     candidates[torch.from_numpy(asked - run.shard.first_item)] = True
     return candidates

@@ -88,9 +88,7 @@ class Planner:
         propagation, runtime = self._settings.propagation, self._runtime
         layers = propagation.user_item_layers, propagation.item_item_layers
         kernels = self._settings.machine.kernels
-        return exact_propagation(
-            self._shard, *layers, runtime.group, runtime.planning, adjoint=adjoint, kernels=kernels
-        )
+        return exact_propagation(self._shard, *layers, runtime.group, runtime.control, adjoint=adjoint, kernels=kernels)
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
         """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.

@@ -43,5 +43,5 @@ def sample_users(held_out: HeldOut, first_user: int, count: int, seed: int, runt
 
 def _over_ranks(count: int, runtime: Runtime) -> int:
     total = torch.tensor(count)
-    dist.all_reduce(total, group=runtime.planning)
+    dist.all_reduce(total, group=runtime.control)
     return int(total)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error, on_rank_0
 from cm3_dist.distributed.host_memory import peak_memory
 from cm3_dist.distributed.runtime import Runtime
-from cm3_dist.distributed.stop_signal import Watch
+from cm3_dist.distributed.stop_signal import StopSignal
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.errors import Interrupted
 from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
@@ -28,154 +27,200 @@ from cm3_dist.training.trainer_state import restore, resume_from, save
 
 
 def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = None) -> dict[str, Any]:
-    """Trains, evaluates and writes the run folder. Collective. Returns the content of metrics.json.
+    """Trains, evaluates and writes the run folder. Collective.
 
     Args:
         settings: of the run.
         runtime: this rank.
-        resume: go on from the newest checkpoint (also as True), or from the newest whole one if there is any.
+        resume: from the newest checkpoint (also as True), or from the newest whole one if there is any.
+
+    Returns:
+        The content of metrics.json.
 
     Raises:
-        InputError: settings, data, run folder or checkpoint are not fit for it.
-        Interrupted: a signal ended it; everything is saved.
+        InputError: settings, data, run folder or checkpoint do not fit.
+        Interrupted: a signal ended the run; everything is saved.
     """
     began, folder = time.time(), settings.run.dir
     agree_on_error(runtime, lambda: refuse_taken(folder, bool(resume)))
     with ExitStack() as stack:
-        checkpoints = Checkpoints(
-            folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
-        )
-        failing = [checkpoints.failed]
-        watch = stack.enter_context(Watch(settings.run, runtime, lambda: any(failed() for failed in failing)))
-        trainer = Trainer(settings, runtime)
-        agree_on_error(runtime, lambda: check_splits(trainer.manifest))
-        progress = resume_from(trainer, checkpoints, whole=resume is Resume.AUTO) if resume else Progress()
-        plan, steps = trainer.model.tables.plan, trainer.batches.steps
-        if runtime.rank == 0:
-            print(f"{trainer.describe()}\n{plan}", flush=True)
-        on_rank_0(runtime, lambda: open_run_folder(folder, settings, plan, runtime.world_size))
-        done = {"resumed_at": progress.step, "evaluated_at": progress.evaluated_at}
-        make = partial(Monitor, folder, settings, runtime.rank, plan=plan, steps_per_epoch=steps, **done)
-        monitor = stack.enter_context(agree_on_error(runtime, make))
-        failing.append(monitor.failed)
-        timer = PhaseTimer()
-        checkup = Checkup(trainer, monitor)
-        train_epochs(trainer, checkpoints, progress, monitor, timer, watch, checkup)
-        best = checkpoints.best()
-        assert best is not None
-        content = test_best(trainer, checkpoints, progress, monitor, best)
-    content |= {
-        "warnings": list(checkup.said.values()),
-        "skipped_steps": monitor.skipped,
-        "seconds": time.time() - began,
-        "seconds_by_phase": timer.total,
-    }
+        loop = TrainingLoop(settings, runtime, resume, stack)
+        loop.train()
+        content = loop.test()
+    content |= loop.account() | {"seconds": time.time() - began}
     if runtime.rank == 0:
-        print_result(content, write_result(folder, content), best)
+        print_result(content, write_result(folder, content), loop.best)
     return content
 
 
-def train_epochs(
-    trainer: Trainer,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    monitor: Monitor,
-    timer: PhaseTimer,
-    watch: Watch,
-    checkup: Checkup,
-) -> None:
-    """Trains until the settings say stop, evaluating and saving as they say. Collective.
+class TrainingLoop:
+    """One start of a run: the trainer, its progress, and what saves, shows and stops it. All methods are collective.
 
-    Raises:
-        Interrupted: a signal asked for it; everything is saved.
+    Args:
+        settings: of the run.
+        runtime: this rank.
+        resume: as in `run`.
+        stack: closes the monitor and the stop signal at the end.
     """
-    settings, steps = trainer.settings, trainer.batches.steps
-    limit = min(settings.train.max_steps or steps * settings.train.epochs, steps * settings.train.epochs)
 
-    def keep(best: bool = False) -> Path:
-        monitor.flush()
-        agree_on_error(trainer.runtime, monitor.check)
-        with timer("save"):
-            path = save(trainer, checkpoints, progress, best=best)
-        monitor.scalars(progress.step, {"time/save": timer.take()["save"]})
-        watch.saved()
-        return path
+    def __init__(self, settings: Settings, runtime: Runtime, resume: bool | Resume | None, stack: ExitStack) -> None:
+        self._settings, self._runtime, folder = settings, runtime, settings.run.dir
+        self._monitor: Monitor | None = None
+        self._checkpoints = Checkpoints(
+            folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
+        )
+        self._stop_signal = stack.enter_context(StopSignal(settings.run, runtime, self._failed))
+        self._trainer = Trainer(settings, runtime)
+        agree_on_error(runtime, lambda: check_splits(self._trainer.manifest))
+        self._progress = Progress()
+        if resume:
+            self._progress = resume_from(self._trainer, self._checkpoints, whole=resume is Resume.AUTO)
+        plan, self._steps = self._trainer.model.tables.plan, self._trainer.batches.steps
+        if runtime.rank == 0:
+            print(f"{self._trainer.describe()}\n{plan}", flush=True)
+        on_rank_0(runtime, lambda: open_run_folder(folder, settings, plan, runtime.world_size))
 
-    while True:
-        if stop := watch.now():
-            path = keep()
-            checkpoints.wait()
-            raise Interrupted(stop, progress.step, path.name)
-        if progress.step > progress.evaluated_at and _evaluates(settings, progress.step, steps, limit):
-            keep(best=_validate(trainer, progress, monitor, timer, checkup))
-        if progress.step >= limit or progress.exhausted(settings.train.patience):
-            checkpoints.wait()
-            return
-        epoch, first = divmod(progress.step, steps)
-        last = min(steps, first + limit - progress.step)
+        def monitor() -> Monitor:
+            return Monitor(
+                folder,
+                settings,
+                runtime.rank,
+                plan=plan,
+                steps_per_epoch=self._steps,
+                resumed_at=self._progress.step,
+                evaluated_at=self._progress.evaluated_at,
+            )
+
+        self._monitor = stack.enter_context(agree_on_error(runtime, monitor))
+        self._timer, self._health = PhaseTimer(), Checkup(self._trainer, self._monitor)
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best evaluation."""
+        best = self._checkpoints.best()
+        assert best is not None
+        return best
+
+    def train(self) -> None:
+        """Trains until the settings say stop, evaluating and saving as they say.
+
+        Raises:
+            Interrupted: a signal asked for it; everything is saved.
+        """
+        progress = self._progress
+        while True:
+            if stop := self._stop_signal.stop_requested():
+                path = self._save()
+                self._checkpoints.wait()
+                raise Interrupted(stop, progress.step, path.name)
+            if progress.step > progress.evaluated_at and self._evaluation_is_due():
+                self._save(best=self._validate())
+            if progress.step >= self._limit or progress.exhausted(self._settings.train.patience):
+                self._checkpoints.wait()
+                return
+            self._train_epoch()
+
+    def test(self) -> dict[str, Any]:
+        """Metrics of the best checkpoint on the test split, next to the baselines, and what the run was."""
+        trainer, progress = self._trainer, self._progress
+        restore(trainer, self._checkpoints, self.best)
+        test = trainer.evaluator.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
+        if test:
+            self.monitor.evaluation(
+                progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)"
+            )
+        return {
+            "validation": progress.best_metrics,
+            "test": test,
+            "baselines": trainer.evaluator.baselines("test" if test else "validation"),
+            "best_epoch": progress.best_epoch,
+            "epochs": -(-progress.step // self._steps),
+            "steps": progress.step,
+            "world_size": self._runtime.world_size,
+            "parts": trainer.manifest.num_parts,
+            "data": trainer.manifest.name,
+            "split": trainer.manifest.split,
+            "peak_memory_mib": peak_memory(self._runtime),
+        }
+
+    def account(self) -> dict[str, Any]:
+        """Warnings, skipped steps and seconds per phase of this start."""
+        return {
+            "warnings": list(self._health.said.values()),
+            "skipped_steps": self.monitor.skipped,
+            "seconds_by_phase": self._timer.total,
+        }
+
+    @property
+    def monitor(self) -> Monitor:
+        """Shows and records the run."""
+        assert self._monitor is not None
+        return self._monitor
+
+    @property
+    def _limit(self) -> int:
+        """Steps after which the run ends."""
+        train = self._settings.train
+        return min(train.max_steps or self._steps * train.epochs, self._steps * train.epochs)
+
+    def _train_epoch(self) -> None:
+        """Trains to the end of the epoch, of the run, or to a stop signal."""
+        trainer, progress, monitor = self._trainer, self._progress, self.monitor
+        epoch, first = divmod(progress.step, self._steps)
+        last = min(self._steps, first + self._limit - progress.step)
         monitor.begin_epoch(epoch, first)
         plans = trainer.planner.epoch(epoch, first, last)
-        while (plan := _next(plans, timer)) is not None:
-            result = trainer.step(plan, timer)
+        while (plan := self._next(plans)) is not None:
+            result = trainer.step(plan, self._timer)
             scalars = trainer.rates() | {"graph/input_share": plan.input_share} | traffic.scalars()
-            monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, timer.take())
+            monitor.step(progress.step, epoch, plan.size, result.stacked(), scalars, self._timer.take())
             progress.step += 1
-            verdict = watch.after_step(progress.step)
+            verdict = self._stop_signal.after_step(progress.step)
             if verdict.stop:
                 plans.close()
                 break
             if verdict.failed:
-                agree_on_error(trainer.runtime, monitor.check)
-                checkpoints.wait()
+                agree_on_error(self._runtime, monitor.check)
+                self._checkpoints.wait()
             if verdict.save:
-                keep()
+                self._save()
         monitor.end_epoch()
 
+    def _evaluation_is_due(self) -> bool:
+        """Whether an evaluation follows the steps done so far."""
+        epoch, inside = divmod(self._progress.step, self._steps)
+        return self._progress.step == self._limit or (inside == 0 and epoch % self._settings.evaluate.every == 0)
 
-def _evaluates(settings: Settings, step: int, steps: int, limit: int) -> bool:
-    """Whether an evaluation follows the first `step` steps."""
-    epoch, inside = divmod(step, steps)
-    return step == limit or (inside == 0 and epoch % settings.evaluate.every == 0)
+    def _validate(self) -> bool:
+        """Evaluates on the validation split; whether it is the best so far."""
+        trainer, progress = self._trainer, self._progress
+        epoch = (progress.step - 1) // self._steps
+        with self._timer("evaluate"):
+            rows = trainer.final_rows()
+            metrics = trainer.evaluator.rank(rows, "validation")
+            self._health.look(progress.step, epoch, rows)
+        better = progress.evaluated(epoch, metrics, self._settings.evaluate.monitor)
+        note = f"  ({'best' if better else 'not better'})"
+        self.monitor.evaluation(progress.step, epoch, "validation", metrics, note)
+        sent = sum(traffic.take().values()) / 2**20
+        seconds = self._timer.take()["evaluate"]
+        self.monitor.scalars(progress.step, {"time/evaluate": seconds, "traffic/evaluate_mib": sent})
+        return better
 
+    def _save(self, *, best: bool = False) -> Path:
+        self.monitor.flush()
+        agree_on_error(self._runtime, self.monitor.check)
+        with self._timer("save"):
+            path = save(self._trainer, self._checkpoints, self._progress, best=best)
+        self.monitor.scalars(self._progress.step, {"time/save": self._timer.take()["save"]})
+        self._stop_signal.saved()
+        return path
 
-def _validate(trainer: Trainer, progress: Progress, monitor: Monitor, timer: PhaseTimer, checkup: Checkup) -> bool:
-    """Evaluates on the validation split; whether it is the best so far. Collective."""
-    epoch = (progress.step - 1) // trainer.batches.steps
-    with timer("evaluate"):
-        rows = trainer.final_rows()
-        metrics = trainer.evaluator.rank(rows, "validation")
-        checkup.look(progress.step, epoch, rows)
-    better = progress.evaluated(epoch, metrics, trainer.settings.evaluate.monitor)
-    monitor.evaluation(progress.step, epoch, "validation", metrics, f"  ({'best' if better else 'not better'})")
-    sent = sum(traffic.take().values()) / 2**20
-    monitor.scalars(progress.step, {"time/evaluate": timer.take()["evaluate"], "traffic/evaluate_mib": sent})
-    return better
+    def _next(self, plans: Iterator[StepPlan]) -> StepPlan | None:
+        """The next plan, or None; the time spent waiting for it counts as `sample`."""
+        with self._timer("sample"):
+            return next(plans, None)
 
-
-def test_best(
-    trainer: Trainer, checkpoints: Checkpoints, progress: Progress, monitor: Monitor, best: Path
-) -> dict[str, Any]:
-    """Metrics of the best checkpoint on the test split, next to the baselines. Collective."""
-    restore(trainer, checkpoints, best)
-    test = trainer.evaluator.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
-    if test:
-        monitor.evaluation(progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)")
-    return {
-        "validation": progress.best_metrics,
-        "test": test,
-        "baselines": trainer.evaluator.baselines("test" if test else "validation"),
-        "best_epoch": progress.best_epoch,
-        "epochs": -(-progress.step // trainer.batches.steps),
-        "steps": progress.step,
-        "world_size": trainer.runtime.world_size,
-        "parts": trainer.manifest.num_parts,
-        "data": trainer.manifest.name,
-        "split": trainer.manifest.split,
-        "peak_memory_mib": peak_memory(trainer.runtime),
-    }
-
-
-def _next(plans: Iterator[StepPlan], timer: PhaseTimer) -> StepPlan | None:
-    """The next plan, or None; the time spent waiting for it counts as `sample`."""
-    with timer("sample"):
-        return next(plans, None)
+    def _failed(self) -> bool:
+        """Whether this rank failed to write a checkpoint or the event log."""
+        return self._checkpoints.failed() or (self._monitor is not None and self._monitor.failed())

@@ -137,7 +137,7 @@ class Kills:
         if fault is not None and -fault.number in codes and LOST in codes:
             said = "\n".join(process.said() for process in processes)
             # The store of these runs lives in rank 0.
-            keeper = "rank that keeps the ranks' store" if fault.rank == 0 else "no rank"
+            keeper = "process that holds the ranks' store" if fault.rank == 0 else "no rank"
             trial.named += f"error: rank {fault.rank} ended" in said or keeper in said
             trial.left_alone += 1
 

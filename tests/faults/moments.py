@@ -18,8 +18,8 @@ PLACES = {
     "step": "cm3_dist.training.trainer:Trainer.step",
     "save": "cm3_dist.checkpoint.manager:Checkpoints._write",
     "commit": "cm3_dist.checkpoint.directory:CheckpointFolder.commit",  # rank 0 only
-    "evaluation": "cm3_dist.training.loop:_validate",
-    "test": "cm3_dist.training.loop:test_best",
+    "evaluation": "cm3_dist.training.loop:TrainingLoop._validate",
+    "test": "cm3_dist.training.loop:TrainingLoop.test",
     "result": "cm3_dist.training.run_dir:write_result",  # rank 0 only
     "preparation": "partition.build:build",
     "writing": "partition.folder.write:write_prepared",

@@ -1,77 +1,90 @@
-"""Ranks that wait in vain name the one that is missing; with processes in test_lost_ranks.py."""
+"""Ranks that lose a connection name the rank that is missing; test_lost_ranks.py does the same with processes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import threading
 
 import pytest
 import torch.distributed as dist
 
-from cm3_dist.distributed import heartbeat as vigil
-from cm3_dist.distributed.heartbeat import Vigil
+from cm3_dist.distributed.heartbeat import SILENCE, Heartbeat
 from cm3_dist.errors import LostRankError
+from tests.support.fake_clock import FakeClock
 
 BROKEN = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:49363")
 
 
-@pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Vigil]]:
-    monkeypatch.setattr(vigil, "BEAT", 0.05)
-    monkeypatch.setattr(vigil, "SILENCE", 1.0)
-    store = dist.TCPStore("127.0.0.1", 0, 1, True)
-    made = [Vigil(store, rank, 3, 600) for rank in range(3)]
-    yield made
-    for each in made:
-        each.end()
+class Ranks:
+    """Three ranks that share a store; `alive` are those that still write heartbeats while another one waits."""
+
+    def __init__(self) -> None:
+        self.time = FakeClock(self._beat)
+        self.store, self.alive = dist.HashStore(), {0, 1, 2}
+        self.all = [
+            Heartbeat(self.store, rank, 3, 600, clock=self.time.clock, sleep=self.time.sleep) for rank in range(3)
+        ]
+
+    def _beat(self) -> None:
+        for rank in self.alive:
+            self.all[rank].beat()
+
+    def lose(self, rank: int) -> LostRankError:
+        """What `rank` reports when its connection breaks."""
+        with pytest.raises(LostRankError) as caught:
+            self.all[rank].give_up(BROKEN)
+        return caught.value
 
 
-def lost(of: Vigil, error: Exception = BROKEN) -> LostRankError:
-    with pytest.raises(LostRankError) as caught:
-        of.give_up(error)
-    return caught.value
+def test_a_dead_rank_is_named_and_the_first_survivor_reports_it() -> None:
+    ranks = Ranks()
+    ranks.alive.remove(1)
+    ranks.all[2]._give_reason("lost connection")
+    first, second = ranks.lose(0), ranks.lose(2)
+    assert "rank 1 ended or stopped responding: no heartbeat for more than 5 s; checkpoints are kept" in str(first)
+    assert "rank 1 ended" in str(second)
+    assert first.is_reporter
+    assert not second.is_reporter
+    assert ranks.time.seconds >= SILENCE
 
 
-def test_a_dead_rank(ranks: list[Vigil]) -> None:
-    ranks[1].end()  # no more signs of life
-    time.sleep(0.1)
-    found = lost(ranks[0])
-    assert "rank 1 ended or stands still: no sign of life" in str(found)
-    assert str(found).endswith("start again, a training with --resume auto")
-    assert found.speaks
+def test_a_rank_that_is_alive_but_takes_no_part() -> None:
+    ranks = Ranks()
+    ranks.all[0]._give_reason("lost connection")
+    reason = str(ranks.lose(1))
+    assert "rank 2 kept the others waiting for machine.timeout=600 s, still alive" in reason
+    assert "rank 0" not in reason
 
 
-def test_the_first_that_is_left_speaks(ranks: list[Vigil]) -> None:
-    ranks[0].end()
-    assert lost(ranks[1]).speaks
-    second = lost(ranks[2])
-    assert "rank 0 ended or stands still" in str(second)
-    assert not second.speaks
+def test_a_rank_that_failed_is_quoted_and_takes_the_blame_alone() -> None:
+    ranks = Ranks()
+    ranks.all[2].give_up(ValueError("no such\nrow"))
+    assert "rank 2 ended: ValueError: no such row" in str(ranks.lose(0))
+    ranks.alive.remove(0)  # it gave up because of rank 2
+    reason = str(ranks.lose(1))
+    assert "rank 2 ended: ValueError: no such row" in reason
+    assert "rank 0" not in reason
 
 
-def test_a_rank_that_lives_but_does_not_take_part(ranks: list[Vigil]) -> None:
-    ranks[0]._leave("waits")
-    assert "rank 2 lives, but has kept the others waiting for machine.timeout=600 s" in str(lost(ranks[1]))
+def test_other_errors_are_left_alone() -> None:
+    Ranks().all[0].give_up(RuntimeError("shapes differ"))  # raises nothing
 
 
-def test_a_rank_that_failed_says_why_and_takes_nobodys_blame(ranks: list[Vigil]) -> None:
-    ranks[2].give_up(ValueError("no such\nrow"))
-    assert "rank 2 ended: ValueError: no such row" in str(lost(ranks[0]))
-    ranks[0].end()  # it gave up because of rank 2, and is no cause of its own
-    said = str(lost(ranks[1]))
-    assert "rank 2 ended: ValueError: no such row" in said
-    assert "rank 0" not in said
+def test_a_store_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks()
 
-
-def test_errors_of_other_kinds_stay_what_they_are(ranks: list[Vigil]) -> None:
-    ranks[0].give_up(RuntimeError("shapes differ"))  # nothing is raised
-
-
-def test_a_store_that_is_gone(ranks: list[Vigil], monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(rank: int) -> None:
         raise dist.DistNetworkError("failed to recv")
 
-    monkeypatch.setattr(ranks[1], "_look", gone)
-    found = lost(ranks[1])
-    assert "rank 0 or torchrun's, has ended or is out of reach" in str(found)
-    assert found.speaks
+    monkeypatch.setattr(ranks.all[1], "_read", gone)
+    lost = ranks.lose(1)
+    assert "(rank 0 or torchrun) has ended or cannot be reached" in str(lost)
+    assert lost.is_reporter
+
+
+def test_the_thread_writes_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm3_dist.distributed.heartbeat.INTERVAL", 0.001)
+    heartbeat, beats = Ranks().all[0], threading.Semaphore(0)
+    monkeypatch.setattr(heartbeat, "beat", beats.release)
+    heartbeat.start()
+    assert all(beats.acquire(timeout=60) for _ in range(3))
+    heartbeat.stop()

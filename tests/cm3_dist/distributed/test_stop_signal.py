@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ import pytest
 from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.entry_point import entry_point
 from cm3_dist.distributed.runtime import Runtime, distributed
+from cm3_dist.distributed.stop_signal import StopSignal, Verdict
 from cm3_dist.errors import INTERRUPTED, Interrupted
-from cm3_dist.monitoring.monitor import Monitor
 from cm3_dist.train import spell_out
 from cm3_dist.training.loop import run
 from cm3_dist.training.progress import Resume
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_settings
 
+PATIENCE = 300  # seconds; only a guard against hanging
 MACHINE = Machine(device="cpu", threads=1, timeout=60)
 
 
@@ -45,17 +45,17 @@ def _losses(folder: Path) -> list[float]:
 def _interrupted(
     settings: Settings, runtime: Runtime, rank: int, number: int, at: int, resume: Resume | None = None
 ) -> int:
-    """Runs until that rank gets a signal in step `at`; the number of steps done."""
-    step = Monitor.step
+    """Runs until that rank has got a signal after `at` steps; the number of steps done."""
+    after_step = StopSignal.after_step
 
-    def signalled(monitor: Monitor, number_of_step: int, *args: Any) -> None:
-        step(monitor, number_of_step, *args)
-        if number_of_step == at and runtime.rank == rank:
+    def signalled(self: StopSignal, done: int) -> Verdict:
+        if done == at and runtime.rank == rank:
             os.kill(os.getpid(), number)
-            time.sleep(0.5)  # the thread that listens takes note of it
+            assert self.received.wait(PATIENCE)
+        return after_step(self, done)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Monitor, "step", signalled)
+        patch.setattr(StopSignal, "after_step", signalled)
         with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(number).name} after") as end:
             run(settings, runtime, resume)
         assert signal.getsignal(number) is signal.SIG_IGN  # a launcher that hurries the rest does no harm
@@ -75,12 +75,12 @@ def test_a_signal_saves_at_that_step_and_resumes_bit_for_bit(prepared: Path, tmp
     whole = run(_settings(prepared, tmp_path / "whole"), alone)
     cut = _settings(prepared, tmp_path / "cut")
     for number, at, resume in (
-        (signal.SIGTERM, 3, Resume.AUTO),  # auto also starts a run
-        (signal.SIGUSR1, 4, Resume.NEWEST),
-        (signal.SIGINT, 14, Resume.AUTO),  # in the last step of the first epoch, before its evaluation
+        (signal.SIGTERM, 4, Resume.AUTO),  # auto also starts a run
+        (signal.SIGUSR1, 5, Resume.NEWEST),
+        (signal.SIGINT, 15, Resume.AUTO),  # after the last step of the first epoch, before its evaluation
     ):
-        assert _interrupted(cut, alone, 0, number, at, resume) == at + 1
-        assert (tmp_path / "cut/checkpoints/latest").read_text() == f"step-{at + 1:08d}\n"
+        assert _interrupted(cut, alone, 0, number, at, resume) == at
+        assert (tmp_path / "cut/checkpoints/latest").read_text() == f"step-{at:08d}\n"
         assert not (tmp_path / "cut/metrics.json").exists()
     assert whole["steps"] == 30
     after = run(cut, alone, Resume.NEWEST)
@@ -92,14 +92,13 @@ def test_a_signal_saves_at_that_step_and_resumes_bit_for_bit(prepared: Path, tmp
 def _one_rank_of_two(prepared: Path, folder: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
     settings = _settings(prepared, folder / "cut", save_steps=5, keep=100)
     with distributed(MACHINE) as runtime:
-        done = _interrupted(settings, runtime, 1, signal.SIGUSR1, 6)
+        done = _interrupted(settings, runtime, 1, signal.SIGUSR1, 7)
         return done, run(settings, runtime, Resume.NEWEST), run(_settings(prepared, folder / "whole"), runtime)
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(prepared: Path, tmp_path: Path) -> None:
     results = run_ranks(_one_rank_of_two, 2, prepared, tmp_path)
-    done = results[0][0]
-    assert 8 <= done < 15  # steps 0 to 6, and the one in which the wish travelled; more if its thread came late
+    done = 8  # the 7 steps before the signal, and the one during which the ranks told each other
     for number, after, whole in results:
         assert number == done
         assert after["test"] == whole["test"]
@@ -113,26 +112,39 @@ def test_the_clock_saves(prepared: Path, tmp_path: Path, alone: Runtime) -> None
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 30
 
 
-def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
-    script = """
-import os, signal, threading, time
-from cm3_dist.distributed import stop_signal as watch
+SECOND_SIGNAL = """
+import ctypes, os, signal, threading
 from cm3_dist.config.settings import Machine, Run
 from cm3_dist.distributed.runtime import distributed
-watch.SAME_WISH = 0.2
-with distributed(Machine(device="cpu")) as runtime, watch.Watch(Run(), runtime) as watching:
-    me = os.getpid()
-    os.kill(me, signal.SIGTERM)
-    os.kill(me, signal.SIGTERM)  # a launcher passing on what arrived already
-    time.sleep(0.4)
-    assert watching.now() == signal.SIGTERM
-    # The main thread is inside C, as in a collective whose other ranks are gone: no Python handler can run.
-    threading.Timer(0.2, lambda: os.kill(me, signal.SIGUSR1)).start()
-    import ctypes
+from cm3_dist.distributed.stop_signal import SAME_REQUEST, StopSignal
+
+seconds, looks = 0.0, threading.Semaphore(0)
+
+def clock():
+    looks.release()
+    return seconds
+
+def send(number):
+    os.kill(os.getpid(), number)
+    looks.acquire()  # the thread that listens has looked at the clock
+
+with distributed(Machine(device="cpu")) as runtime, StopSignal(Run(), runtime, clock=clock) as stop:
+    looks.acquire()
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)  # a launcher passes on what arrived already
+    assert stop.stop_requested() == signal.SIGTERM
+    seconds = SAME_REQUEST + 1
+    # The main thread is in C, as in a collective whose other ranks are gone: no Python handler can run.
+    threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1)).start()
     while True:
         ctypes.CDLL(None).sleep(60)
 """
-    end = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    end = subprocess.run(
+        [sys.executable, "-c", SECOND_SIGNAL], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert end.returncode == 128 + signal.SIGUSR1, end.stderr
     assert "SIGUSR1 again, leaving at once" in end.stderr
 

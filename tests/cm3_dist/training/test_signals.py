@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,14 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     arguments: list[str], whole: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    training = Training(0, [*arguments, f"run.dir={run}"])
-    training.wait_for_steps(run, 5)
+    training = Training(0, [*arguments, f"run.dir={run}"], held_at=5)
+    training.wait_until_held()
     training.process.send_signal(number)
+    training.wait_for(lambda: f"{number.name}: saving after this step" in training.output(), "the signal")
+    training.release()
     code, output = training.finish()
     assert code == INTERRUPTED == 75, output
-    assert f"stopped by {number.name} after " in output
+    assert f"stopped by {number.name} after 5 steps" in output
     assert "Traceback" not in output
     goes_on_to(whole, 0, arguments, run, ["--resume"])
     assert result(run) == whole
@@ -73,9 +74,10 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
 
 def test_a_signal_to_one_rank_ends_all_of_them(arguments: list[str], whole: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = Training(2, [*arguments, f"run.dir={run}"])
-    training.wait_for_steps(run, 5)
+    training = Training(2, [*arguments, f"run.dir={run}"], held_at=5)
+    training.wait_until_held()
     os.kill(training.rank_pids()[1], signal.SIGUSR1)
+    training.release()
     code, output = training.finish()
     assert code == 1, output  # torchrun's own, whatever its ranks end with
     assert "stopped by SIGUSR1 after " in output
@@ -85,11 +87,12 @@ def test_a_signal_to_one_rank_ends_all_of_them(arguments: list[str], whole: dict
 
 def test_torchrun_passes_signals_on(arguments: list[str], whole: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = Training(2, [*arguments, f"run.dir={run}"], "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
-    training.wait_for_steps(run, 5)
+    training = Training(2, [*arguments, f"run.dir={run}"], "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", held_at=5)
+    training.wait_until_held()
     pids = training.rank_pids()
     for pid in (training.process.pid, *pids):  # as Slurm does: to every process of the job
         os.kill(pid, signal.SIGUSR1)
+    training.release()
     _, output = training.finish()
     assert "stopped by SIGUSR1 after " in output
     assert "leaving at once" not in output
@@ -98,17 +101,19 @@ def test_torchrun_passes_signals_on(arguments: list[str], whole: dict[str, Any],
 
 def test_a_second_signal_leaves_at_once(arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = Training(2, [*arguments, f"run.dir={run}"])
-    training.wait_for_steps(run, 5)
+    training = Training(2, [*arguments, f"run.dir={run}"], held_at=5)
+    training.wait_until_held()
     first, second = training.rank_pids()
-    os.kill(second, signal.SIGSTOP)  # rank 0 will wait for it, inside a collective
-    time.sleep(0.5)
-    os.kill(first, signal.SIGTERM)
-    time.sleep(2.5)
-    began = time.monotonic()
-    os.kill(first, signal.SIGTERM)
-    training.wait_for(lambda: first not in training.rank_pids(), "the end of rank 0")
-    assert time.monotonic() - began < 5
+    os.kill(second, signal.SIGSTOP)  # rank 0 cannot save without it
+    training.release()
+
+    def has_ended() -> bool:
+        if first in training.rank_pids():
+            os.kill(first, signal.SIGTERM)  # early ones count as the same signal, see SAME_REQUEST
+            return False
+        return True
+
+    training.wait_for(has_ended, "the end of rank 0")
     os.kill(second, signal.SIGCONT)
     code, output = training.finish()
     assert code == 1
@@ -133,9 +138,10 @@ def test_saving_by_steps_and_by_the_clock(arguments: list[str], whole: dict[str,
 def test_auto_passes_over_what_is_damaged(arguments: list[str], whole: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     cadence = ["run.save_steps=4", "run.keep=100", "--resume", "auto"]
-    training = Training(0, [*arguments, f"run.dir={run}", *cadence])
-    training.wait_for_steps(run, 15)
+    training = Training(0, [*arguments, f"run.dir={run}", *cadence], held_at=15)
+    training.wait_until_held()
     training.process.send_signal(signal.SIGTERM)
+    training.release()
     code, output = training.finish()
     assert code == INTERRUPTED, output
     assert "no whole checkpoint, starting from the beginning" in output
