@@ -46,10 +46,11 @@ def run(settings: Settings, runtime: Runtime, resume: bool | Resume | None = Non
     with ExitStack() as stack:
         loop = TrainingLoop(settings, runtime, resume, stack)
         loop.train()
-        content = loop.test()
+        best = loop.best()
+        content = loop.test(best)
     content |= loop.account() | {"seconds": time.time() - began}
     if runtime.rank == 0:
-        print_result(content, write_result(folder, content), loop.best)
+        print_result(content, write_result(folder, content), best)
     return content
 
 
@@ -94,7 +95,6 @@ class TrainingLoop:
         self._monitor = stack.enter_context(agree_on_error(runtime, monitor))
         self._timer, self._health = PhaseTimer(), Checkup(self._trainer, self._monitor)
 
-    @property
     def best(self) -> Path:
         """The checkpoint of the best evaluation."""
         best = self._checkpoints.best()
@@ -120,10 +120,10 @@ class TrainingLoop:
                 return
             self._train_epoch()
 
-    def test(self) -> dict[str, Any]:
-        """Metrics of the best checkpoint on the test split, next to the baselines, and what the run was."""
+    def test(self, best: Path) -> dict[str, Any]:
+        """Metrics of the checkpoint `best` on the test split, next to the baselines, and what the run was."""
         trainer, progress = self._trainer, self._progress
-        restore(trainer, self._checkpoints, self.best)
+        restore(trainer, self._checkpoints, best)
         test = trainer.evaluator.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
         if test:
             self.monitor.evaluation(
