@@ -1,8 +1,8 @@
-"""A training step recorded once as a CUDA graph, and replayed with the plans that follow.
+"""A training step recorded once as a CUDA graph and replayed with the following plans.
 
-A step of a small graph is some 370 kernels of a few microseconds each: launching them takes the host several times as
-long as they run. Exact propagation in one process has steps of one shape once its plans are padded (`Planner.padded`),
-so every plan is copied to the place of the recorded one, in one piece, and the same kernels run again.
+On a small graph a step launches some 370 kernels of a few microseconds each, and launching them takes several times as
+long as running them. With exact propagation in one process and padded plans (`Planner.padded`) all steps have the same
+shapes: each plan is copied over the recorded one, in one piece, and the same kernels run again.
 """
 
 from __future__ import annotations
@@ -18,29 +18,64 @@ from cm3_dist.model.local_table import can_update
 from cm3_dist.pipeline.device_transfer import Packed, unpack, views_of
 from cm3_dist.pipeline.step_plan import StepPlan
 
-WARM_UP = 3  # steps before the recording: libraries set themselves up, kernels are compiled
+WARM_UP = 3  # steps before recording, in which libraries initialise and kernels are compiled
 
 
 def can_record(settings: Settings, mode: str, runtime: Runtime) -> bool:
-    """Whether a step can be recorded: nothing in it may ask another rank, or depend on the batch's shape."""
-    return (
-        settings.machine.record
-        and runtime.device.type == "cuda"
-        and runtime.world_size == 1
-        and mode == "exact"
-        and settings.loss.scope == "global"
-        and can_update(settings.tables)
-    )
+    """Whether steps run as a CUDA graph: a step may not communicate or depend on the batch's shape."""
+    device = runtime.device.type
+    return device == "cuda" and not _reasons_against(settings, mode, runtime.world_size)
+
+
+def slow_paths(settings: Settings, mode: str, device: str, world_size: int) -> list[str]:
+    """Optimizations that this run does without on a GPU, one line each with the reason; none on a CPU.
+
+    Args:
+        settings: of the run.
+        mode: "exact" or "sampled".
+        device: device type, "cpu" or "cuda".
+        world_size: number of ranks.
+    """
+    if device != "cuda":
+        return []
+    lines = []
+    if reasons := _reasons_against(settings, mode, world_size):
+        lines.append(f"CUDA graph off: {', '.join(reasons)}")
+    if not can_update(settings.tables):
+        lines.append(f"in-place table updates off: {_table_setting(settings)}; rows go through TorchRec's lookup")
+    return lines
+
+
+def _reasons_against(settings: Settings, mode: str, world_size: int) -> list[str]:
+    """Why steps cannot be recorded as a CUDA graph; empty if they can."""
+    reasons = []
+    if not settings.machine.record:
+        reasons.append("machine.record=false")
+    if world_size > 1:
+        reasons.append(f"{world_size} ranks")
+    if mode != "exact":
+        reasons.append(f"{mode} propagation")
+    if settings.loss.scope != "global":
+        reasons.append(f"loss.scope={settings.loss.scope}")
+    if not can_update(settings.tables):
+        reasons.append(_table_setting(settings))
+    return reasons
+
+
+def _table_setting(settings: Settings) -> str:
+    """The setting that keeps tables from being updated in place."""
+    tables = settings.tables
+    return f"tables.weight_decay={tables.weight_decay:g}" if tables.weight_decay else f"tables.name={tables.name}"
 
 
 class RecordedStep:
-    """Runs `compute` on plans: the first few directly, then recorded.
+    """Runs `compute` on plans: the first few directly, the rest as a recording.
 
     Args:
-        compute: a step, [k] results on the device. It must not wait for the device.
-        resident: ids of what all plans share (`Planner.resident`).
+        compute: a step, which returns [k] results on the device and must not wait for the device.
+        resident: ids of the objects that all plans share (`Planner.resident`).
         device: of the buffers.
-        record: makes, of a function, one that does the same work again; a CUDA graph unless a test has another.
+        record: turns a function into one that repeats its work; by default a CUDA graph. Tests pass another.
     """
 
     def __init__(
@@ -56,16 +91,16 @@ class RecordedStep:
         self._replay: Callable[[], Tensor] | None = None
 
     def takes(self, plan: StepPlan) -> bool:
-        """Whether this plan is to be run here: after the first few, and if there are pairs to repel."""
+        """Whether to run this plan as a recording: after the warm-up, and if both uniformity terms have pairs."""
         self._steps += 1
         return self._steps > WARM_UP and min(plan.user_pairs.everywhere.pairs, plan.item_pairs.everywhere.pairs) > 0
 
     def __call__(self, plan: StepPlan) -> Tensor:
-        """The step's results, in memory of their own."""
+        """Runs a step; returns a copy of its results, [k]."""
         packed = plan.packed
         assert packed is not None
         if self._replay is None or packed.places != self._buffer.places:
-            self._replay = None  # frees the memory of the former recording
+            self._replay = None  # frees the memory of the previous recording
             self._buffer = Packed(packed.memory.to(self._device), packed.places)
             fixed = unpack(plan, self._resident, views_of(self._buffer))
             self._replay = self._record(lambda: self._compute(fixed))
@@ -76,7 +111,7 @@ class RecordedStep:
 
 def _cuda_graph(action: Callable[[], Tensor]) -> Callable[[], Tensor]:
     graph = torch.cuda.CUDAGraph()
-    # thread_local: the planner's thread goes on making pinned memory meanwhile.
+    # thread_local, because the planner's thread allocates pinned memory meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = action()
 

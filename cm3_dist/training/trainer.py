@@ -1,4 +1,4 @@
-"""One training step and one evaluation; everything a run holds in memory."""
+"""The trainer of one rank: data, model and optimizers, one training step, and the rows for ranking."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.planner import Planner
 from cm3_dist.pipeline.step_plan import StepPlan
 from cm3_dist.ranking.evaluator import Evaluator
-from cm3_dist.training.cuda_graph_step import RecordedStep, can_record
+from cm3_dist.training.cuda_graph_step import RecordedStep, can_record, slow_paths
 from cm3_dist.training.dense_optimizer import DenseOptimizer
 from partition.folder.layout import Manifest
 
@@ -38,7 +38,7 @@ Timer = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Global scalars of a step, still on the device: nothing waits for them."""
+    """Scalars of a step over all ranks, still on the device, so that nothing waits for them."""
 
     loss: Tensor
     alignment: Tensor
@@ -46,10 +46,10 @@ class StepResult:
     item_uniformity: Tensor
     dense_gradient_norm: Tensor
     table_gradient_norm: Tensor
-    origin: Tensor  # the first rank with a gradient of its own that is not finite; -1: none has, -2: all have
+    origin: Tensor  # first rank whose own gradient is not finite; -1: none, -2: all ranks
 
     def stacked(self) -> Tensor:
-        """[7] in the order above."""
+        """All fields as one tensor [7], in the order above."""
         return torch.stack([getattr(self, field.name).reshape(()) for field in fields(self)])
 
 
@@ -57,7 +57,7 @@ class Trainer:
     """The model, its data and its optimizers on one rank.
 
     Raises:
-        InputError: the prepared folder, a setting or the world size does not fit; the same on every rank.
+        InputError: the prepared folder, a setting or the world size is not usable; the same on every rank.
     """
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
@@ -98,7 +98,7 @@ class Trainer:
             return StepResult(*self.recorded(plan).unbind())
 
     def _untimed_step(self, plan: StepPlan) -> Tensor:
-        """What a CUDA graph records: a step and its results, [7] on the device."""
+        """The function that a CUDA graph records: a step and its results, [7] on the device."""
         return self._step(plan, lambda _: nullcontext()).stacked()
 
     def _step(self, plan: StepPlan, timer: Timer) -> StepResult:
@@ -121,7 +121,7 @@ class Trainer:
                 self._kernels,
             )
         with timer("backward"):
-            terms.local.backward()  # updates the tables on the way
+            terms.local.backward()  # also updates the tables
         with timer("optimizer"):
             alignment, *gradient = self._update(terms.alignment, ego.looked_up.grad)
         half_gamma = self.loss_constants.gamma / 2
@@ -129,10 +129,10 @@ class Trainer:
         return StepResult(loss, alignment, terms.user_uniformity, terms.item_uniformity, *gradient)
 
     def _update(self, alignment: Tensor, table_gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Adds the dense gradients over the ranks (each holds its own items' share of one global loss) and steps.
+        """Sums the dense gradients over the ranks (each has its own items' share of one global loss), then updates.
 
         Returns:
-            Alignment, norms of the dense and the table gradient, origin (`StepResult`); all of all ranks.
+            Alignment, norms of the dense and the table gradient, and `StepResult.origin`; all over all ranks.
         """
         summed, extra, ranks = self.dense.summed, self.dense.extra, self.runtime.world_size
         extra[0] = alignment
@@ -153,29 +153,43 @@ class Trainer:
         return {"learning_rate/dense": self.settings.dense.lr, "learning_rate/tables": self.settings.tables.lr}
 
     def describe(self) -> str:
-        """What is trained on what, in one line."""
+        """Data, ranks and mode in one line; on GPUs followed by a line per optimization that is off (`slow_paths`)."""
         m = self.manifest
         modalities = ", ".join(f"{modality.name} {modality.dim}" for modality in m.modalities)
-        return (
+        device, world_size = self.runtime.device.type, self.runtime.world_size
+        line = (
             f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
-            f"{m.num_parts} parts on {self.runtime.world_size} rank(s), {self.runtime.device.type}; "
-            f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps an epoch"
-            + (f"; gamma {self.loss_constants.gamma:.3f}" if self.settings.loss.gamma == "auto" else "")
+            f"{m.num_parts} parts on {world_size} rank(s), {device}; "
+            f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps per epoch"
         )
+        if self.settings.loss.gamma == "auto":
+            line += f"; gamma {self.loss_constants.gamma:.3f}"
+        return "\n".join([line, *slow_paths(self.settings, self.mode, device, world_size)])
 
     def final_rows(self) -> tuple[Tensor, Tensor]:
-        """Rows to rank with: exact propagation of all local users and items, not normalised. Collective."""
-        release_free_memory()  # what the steps left
+        """Rows for ranking: exact propagation of all local users and items, not normalised. Collective.
+
+        Returns:
+            Users [local users, C * d] and items [local items, C * d], whose inner product is the score.
+        """
+        release_free_memory()  # left by the training steps
         operator = self.planner.inference()
-        release_free_memory()  # what making it took
+        release_free_memory()  # left by building the operator
         return self.model.final_rows(self.features, self._users, self._items, operator)
 
     def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of all local users and items before propagation, and the users' mixing logits. Collective."""
+        """Rows of all local users and items before propagation, and the users' mixing logits (`CM3.ego_rows`)."""
         return self.model.ego_rows(self.features, self._users, self._items)
 
 
 def check_splits(manifest: Manifest) -> None:
-    """Raises InputError when there is nothing to validate on."""
+    """Checks that the data have a validation split.
+
+    Raises:
+        InputError: they have none.
+    """
     if manifest.validation == 0:
-        raise InputError(f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split")
+        raise InputError(
+            f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split",
+            "data.no-validation",
+        )

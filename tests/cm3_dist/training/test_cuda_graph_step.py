@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cm3_dist.config.settings import Machine
+from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.pipeline.padding import pad_rows
-from cm3_dist.training.cuda_graph_step import WARM_UP, RecordedStep, can_record
+from cm3_dist.training.cuda_graph_step import WARM_UP, RecordedStep, can_record, slow_paths
 from cm3_dist.training.trainer import Trainer
 from tests.support.small import prepare_small, small_settings
 
@@ -77,3 +77,27 @@ def test_only_exact_steps_of_one_gpu_are_recorded(tmp_path: Path) -> None:
     settings = small_settings(prepare_small(tmp_path), tmp_path / "run")
     with distributed(Machine(device="cpu", threads=1)) as runtime:
         assert not can_record(settings, "exact", runtime)
+
+
+@pytest.mark.parametrize(
+    ("sections", "mode", "world_size", "off"),
+    [
+        ({}, "exact", 1, []),
+        ({}, "exact", 2, ["CUDA graph off: 2 ranks"]),
+        ({}, "sampled", 1, ["CUDA graph off: sampled propagation"]),
+        ({"machine": {"record": False}}, "exact", 1, ["CUDA graph off: machine.record=false"]),
+        ({"loss": {"scope": "local"}}, "exact", 4, ["CUDA graph off: 4 ranks, loss.scope=local"]),
+        ({"tables": {"name": "adam"}}, "exact", 1, ["CUDA graph off: tables.name=adam", "in-place table updates off"]),
+        (
+            {"tables": {"weight_decay": 1e-6}},
+            "sampled",
+            1,
+            ["CUDA graph off: sampled propagation, tables.weight_decay=1e-06", "in-place table updates off"],
+        ),
+    ],
+)
+def test_what_is_off_on_a_gpu_is_named(sections: dict[str, Any], mode: str, world_size: int, off: list[str]) -> None:
+    settings = Settings.model_validate(sections)
+    lines = slow_paths(settings, mode, "cuda", world_size)
+    assert [line[: len(start)] for line, start in zip(lines, off, strict=True)] == off
+    assert slow_paths(settings, mode, "cpu", world_size) == []
