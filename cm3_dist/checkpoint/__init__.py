@@ -1,1 +1,1 @@
-"""Checkpoints that are whole or absent, and load on any number of ranks."""
+"""Checkpoints that are saved completely or not at all, and load on any number of ranks."""

@@ -1,6 +1,6 @@
-"""The tensors of a checkpoint, in the files of torch.distributed.checkpoint (DCP); the only file that imports it.
+"""The tensors of a checkpoint, as files of torch.distributed.checkpoint (DCP). The only file that imports DCP.
 
-Reading trusts nothing: a checkpoint may not name code to run, or a file outside of it.
+Checkpoints are read as untrusted input: one that refers to code or to a file outside its folder is refused.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from cm3_dist.checkpoint.integrity import METADATA
+from cm3_dist.checkpoint.integrity import FILE_NAME, METADATA, TORN
 from cm3_dist.errors import InputError
 
-# The only names that DCP's pickled metadata may refer to, besides torch's dtypes. Listed one by one: a module that is
-# allowed as a whole gives away everything that it imports ("os.system" is an attribute of DCP's metadata module).
+# The only names that DCP's pickled metadata may refer to, besides torch's dtypes. They are listed one by one, because
+# allowing a whole module would also allow everything it imports (DCP's metadata module imports `os`).
 _METADATA_NAMES = {
     *(
         ("torch.distributed.checkpoint.metadata", name)
@@ -44,11 +44,14 @@ _METADATA_NAMES = {
 }
 
 
+MISFIT = "checkpoint.misfit"  # code of the errors about a checkpoint of another model
+
+
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
-    """Saves this rank's tensors; those that several ranks have under one key are written once. Collective.
+    """Saves this rank's tensors; a key that several ranks have is written once. Collective.
 
     Raises:
-        OSError: the disk's reason, if a rank could not write; the same on all ranks.
+        OSError: a rank could not write; the same error on all ranks.
     """
     try:
         dcp.save(tensors, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
@@ -68,33 +71,37 @@ def check_metadata(folder: Path) -> None:
 
 
 def check_fit(folder: Path, wanted: dict[str, Tensor]) -> None:
-    """Looks whether the checkpoint has all tensors, in their shape and type.
+    """Checks that the checkpoint has all tensors, with the same shapes and dtypes.
 
     Raises:
-        InputError: it has not, or its metadata is damaged.
+        InputError: it does not, or its metadata is damaged.
     """
     metadata = CheckpointReader(folder).read_metadata()
     for name, tensor in wanted.items():
         stored = metadata.state_dict_metadata.get(name)
         if not isinstance(stored, TensorStorageMetadata):
-            raise InputError(f"{folder}: has no tensor {name!r}; the run was made with other model settings or parts")
+            raise InputError(
+                f"{folder}: has no tensor {name!r}; the run was made with other model settings or parts", MISFIT
+            )
         if stored.size != tensor.shape:
-            raise InputError(f"{folder}: {name} has shape {tuple(stored.size)}, the model needs {tuple(tensor.shape)}")
+            raise InputError(
+                f"{folder}: {name} has shape {tuple(stored.size)}, the model needs {tuple(tensor.shape)}", MISFIT
+            )
         if stored.properties.dtype != tensor.dtype:
-            raise InputError(f"{folder}: {name} is {stored.properties.dtype}, the model needs {tensor.dtype}")
+            raise InputError(f"{folder}: {name} is {stored.properties.dtype}, the model needs {tensor.dtype}", MISFIT)
 
 
 class CheckpointReader(FileSystemReader):
-    """DCP's reader, which unpickles the metadata as it is; here only what DCP itself writes may appear in it.
+    """DCP's reader, which unpickles any metadata, restricted to the classes that DCP itself writes.
 
-    The tensors need no such care: DCP reads them with `torch.load(weights_only=True)`.
+    Tensors need no restriction: DCP reads them with `torch.load(weights_only=True)`.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What the checkpoint holds and where.
+        """Reads which tensors the checkpoint has and in which files.
 
         Raises:
-            InputError: the file is missing or damaged, or names what no checkpoint of this program contains.
+            InputError: the file is missing or damaged, or refers to something that no checkpoint contains.
         """
         file = Path(self.path) / METADATA
         try:
@@ -103,9 +110,9 @@ class CheckpointReader(FileSystemReader):
                 raise pickle.UnpicklingError(f"holds a {type(metadata).__name__}")
             paths = [info.relative_path for info in metadata.storage_data.values()]
         except Exception as error:  # a damaged pickle can raise anything
-            raise InputError(f"{file}: is not the metadata of a checkpoint: {error}") from None
-        if bad := [path for path in paths if path != Path(path).name]:
-            raise InputError(f"{file}: names {bad[0]!r}, which is outside the checkpoint")
+            raise InputError(f"{file}: is not the metadata of a checkpoint: {error}", TORN) from None
+        if bad := [path for path in paths if not FILE_NAME.fullmatch(path)]:
+            raise InputError(f"{file}: names {bad[0]!r}, which is outside the checkpoint", TORN)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -116,5 +123,5 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _METADATA_NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint contains")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no checkpoint contains")
         return super().find_class(module, name)

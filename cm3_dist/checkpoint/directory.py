@@ -1,21 +1,22 @@
-"""The folder of all checkpoints of a run: which of them count, which is the best, which are kept. Rank 0's affair."""
+"""The checkpoints of a run on disk: which one is current, which is the best, which are kept. Used by rank 0 only."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from cm3_dist.checkpoint.integrity import (
     PROGRESS,
+    TORN,
     Record,
     put_in_place,
     read_record,
     remove,
     remove_all,
-    sync,
     write_record,
-    write_text,
 )
+from cm3_dist.config.run_files import sync, write_text
 from cm3_dist.errors import InputError
 
 LATEST, BEST = "latest", "best"
@@ -26,7 +27,7 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        keep: how many checkpoints stay, besides the best ones.
+        keep: number of checkpoints to keep, in addition to the best ones.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -34,17 +35,17 @@ class CheckpointFolder:
         self._best_forgotten = False
 
     def begin(self, temporary: Path) -> None:
-        """Makes room for a checkpoint, and clears away what interrupted saves left."""
-        self.path.mkdir(exist_ok=True)  # not the run's folder: where that was removed, nobody wants it back
+        """Creates the temporary folder of a checkpoint and deletes what interrupted saves left."""
+        self.path.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not created again
         remove_all(self.path.glob("step-*.tmp"))
         temporary.mkdir()
 
     def commit(self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool) -> None:
-        """Gives a checkpoint whose tensors are written its name, and makes it count."""
+        """Completes a checkpoint whose tensors are written, renames it and makes it the current one."""
         before = None if best else self.best()
         best_name = final.name if best else before.name if before else None
         write_record(temporary, Record(progress, best_name), files)
-        # There may be one from a session that ended before the next line, or from an earlier save of this step.
+        # `final` may exist: from a process that ended before the next line, or from an earlier save of this step.
         put_in_place(temporary, final)
         sync(self.path)
         write_text(self.path / LATEST, final.name + "\n")
@@ -54,7 +55,7 @@ class CheckpointFolder:
         self._best_forgotten &= not best
 
     def point_at(self, path: Path | None) -> None:
-        """Makes `path` the newest that counts, or none at all."""
+        """Makes `path` the current checkpoint; None: there is none."""
         if path is not None:
             write_text(self.path / LATEST, path.name + "\n")
         else:
@@ -62,14 +63,14 @@ class CheckpointFolder:
                 (self.path / name).unlink(missing_ok=True)
 
     def forget_best(self) -> None:
-        """Leaves the best checkpoint out of the next ones, until there is a new one."""
+        """Records no best checkpoint in the following ones, until there is a new best."""
         self._best_forgotten = True
 
     def newest(self) -> Path | None:
-        """The checkpoint that counts last.
+        """The current checkpoint: the one that `latest` names.
 
         Raises:
-            InputError: `latest` is damaged or leads nowhere.
+            InputError: `latest` is damaged, or names no checkpoint.
         """
         pointer = self.path / LATEST
         if not pointer.is_file():
@@ -77,25 +78,26 @@ class CheckpointFolder:
         try:
             name = pointer.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise InputError(f"{pointer}: cannot be read: {error}") from None
+            raise InputError(f"{pointer}: cannot be read: {error}", TORN) from None
         return self._beside(pointer, name)
 
     def newest_first(self) -> list[Path]:
-        """All checkpoints, those that count first."""
+        """All checkpoints in the order in which to try them: the current one, older ones, then all others."""
         try:
             newest = self.newest()
         except InputError:
             newest = None
-        # Those after the one that `latest` names never counted, or are of a course that the run left.
+        # Checkpoints after the current one were never current, or belong to an abandoned branch (the run resumed from
+        # an earlier step).
         steps = self._steps()[::-1]
         counted = [path for path in steps if newest is None or path.name <= newest.name]
         return counted + [path for path in steps if path not in counted]
 
     def best(self) -> Path | None:
-        """The best one, as of the newest.
+        """The best checkpoint, according to the current one.
 
         Raises:
-            InputError: as `newest`; or the newest is damaged.
+            InputError: as `newest`; or the current one is damaged.
         """
         newest = self.newest()
         if newest is None or self._best_forgotten:
@@ -104,15 +106,15 @@ class CheckpointFolder:
         return None if name is None else self._beside(newest / PROGRESS, name)
 
     def _prune(self, newest: Path) -> None:
-        """Keeps the newest ones and the best of each: should the newest be damaged, the one before is as complete."""
+        """Keeps the newest ones and the best of each, so that a run can resume from any of them."""
         steps = self._steps()
-        # Checkpoints of later steps are of a course that the run left, when it went on from an earlier one.
+        # Checkpoints of later steps belong to an abandoned branch (the run resumed from an earlier step).
         kept = {path.name for path in [path for path in steps if path.name <= newest.name][-self._keep :]}
         for name in sorted(kept):
             try:
                 kept.add(read_record(self.path / name).best or name)
             except InputError:
-                continue  # damaged meanwhile; its turn comes
+                continue  # damaged; it is deleted when newer ones replace it
         for path in steps:
             if path.name not in kept:
                 remove(path)
@@ -122,6 +124,6 @@ class CheckpointFolder:
 
     def _beside(self, source: Path, name: str) -> Path:
         path = self.path / name
-        if path.parent != self.path or "\0" in name or not path.is_dir():
-            raise InputError(f"{source}: names the checkpoint {name!r}, which is not in {self.path}")
+        if not re.fullmatch(r"step-\d+", name) or not path.is_dir():
+            raise InputError(f"{source}: names the checkpoint {name!r}, which is not in {self.path}", TORN)
         return path

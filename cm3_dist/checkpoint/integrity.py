@@ -1,7 +1,7 @@
-"""The files of one checkpoint besides its tensors: what they must hold to be taken for a whole one, and safe writing.
+"""The files of one checkpoint besides its tensors, and the checks that it is complete and unchanged.
 
-`SHA256SUMS` lists the digest of every other file, in the form that `sha256sum --check SHA256SUMS` reads. It is compared
-with what is found byte by byte, so that no change of any file goes unnoticed.
+`SHA256SUMS` lists the digest of every other file in the format of `sha256sum --check SHA256SUMS`. Loading compares the
+digests with the files, so any change of a file is noticed.
 """
 
 from __future__ import annotations
@@ -16,29 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cm3_dist.config.run_files import sync, write_text
 from cm3_dist.errors import InputError
 from partition.folder.layout import sha256
 
 PROGRESS, SUMS = "progress.json", "SHA256SUMS"
 METADATA = ".metadata"  # DCP's
-FORMAT = 2  # 1 (version 0.1.0) had its digests in progress.json
-_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)\n")
+FORMAT = 2  # format 1 (version 0.1.0) had its digests in progress.json
+FILE_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]+")  # neither . nor ..
+_LINE = re.compile(rf"([0-9a-f]{{64}})  ({FILE_NAME.pattern})\n")
+TORN = "checkpoint.torn"  # code of the errors about a damaged file
 _ELSE = "; resume from another checkpoint, or with --resume auto"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What progress.json holds: JSON of the caller's, and the name of the best checkpoint so far."""
+    """The content of progress.json: the caller's JSON, and the name of the best checkpoint so far."""
 
     progress: dict[str, Any]
     best: str | None
 
 
 def write_record(folder: Path, record: Record, digests: dict[str, str]) -> None:
-    """Writes progress.json and SHA256SUMS; `digests` are those of the tensors' files. Whole and on the disk.
+    """Writes progress.json and SHA256SUMS atomically and durably.
+
+    Args:
+        folder: the checkpoint.
+        record: content of progress.json.
+        digests: file name -> SHA-256 of the tensors' files.
 
     Raises:
-        OSError: the disk's reason.
+        OSError: a file cannot be written.
         ValueError: `record` holds NaN or infinity.
     """
     content = {"format": FORMAT, "progress": record.progress, "best": record.best}
@@ -52,7 +60,7 @@ def read_record(folder: Path) -> Record:
     """Reads progress.json.
 
     Raises:
-        InputError: it is missing, damaged, or of another version.
+        InputError: it is missing, damaged, or of another format.
     """
     path = folder / PROGRESS
     sums = read_sums(folder)
@@ -60,38 +68,38 @@ def read_record(folder: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
-        raise InputError(f"{path}: cannot be read as JSON: {error}{_ELSE}") from None
+        raise InputError(f"{path}: cannot be read as JSON: {error}{_ELSE}", TORN) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path}: is not of format {FORMAT}, which this program reads{_ELSE}")
+        raise InputError(f"{path}: is not of format {FORMAT}, which this program reads{_ELSE}", "checkpoint.format")
     kinds: dict[str, Any] = {"progress": dict, "best": (str, type(None))}
     for name, kind in kinds.items():
         if not isinstance(content.get(name, 0), kind):
-            raise InputError(f"{path}: {name!r} is missing or of the wrong type{_ELSE}")
+            raise InputError(f"{path}: {name!r} is missing or of the wrong type{_ELSE}", TORN)
     return Record(content["progress"], content["best"])
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The digests by file name.
+    """Reads SHA256SUMS: file name -> digest.
 
     Raises:
-        InputError: SHA256SUMS is missing or damaged, or lists a file outside of the folder.
+        InputError: it is missing or damaged, or lists a file outside the folder.
     """
     path = folder / SUMS
     try:
         text = path.read_text(encoding="ascii")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, so {folder} is no whole checkpoint{_ELSE}") from None
+        raise InputError(f"{path}: no such file, so {folder} is not a complete checkpoint{_ELSE}", TORN) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}{_ELSE}") from None
+        raise InputError(f"{path}: cannot be read: {error}{_ELSE}", TORN) from None
     lines = text.splitlines(keepends=True)
     matches = [_LINE.fullmatch(line) for line in lines]
     if bad := [number for number, match in enumerate(matches, 1) if match is None]:
-        raise InputError(f"{path}:{bad[0]}: is not a digest and the name of a file of the checkpoint{_ELSE}")
+        raise InputError(f"{path}:{bad[0]}: is not a digest and the name of a file of the checkpoint{_ELSE}", TORN)
     sums = {match[2]: match[1] for match in matches if match is not None}
     if missing := [name for name in (METADATA, PROGRESS) if name not in sums]:
-        raise InputError(f"{path}: does not list {missing[0]}{_ELSE}")
+        raise InputError(f"{path}: does not list {missing[0]}{_ELSE}", TORN)
     if len(sums) < len(lines):
-        raise InputError(f"{path}: lists a file twice{_ELSE}")
+        raise InputError(f"{path}: lists a file twice{_ELSE}", TORN)
     return sums
 
 
@@ -105,15 +113,15 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
         try:
             found = sha256(folder / name)
         except OSError as error:
-            raise InputError(f"{folder / name}: cannot be read ({error.strerror}){_ELSE}") from None
+            raise InputError(f"{folder / name}: cannot be read ({error.strerror}){_ELSE}", TORN) from None
         if found != digest:
-            raise InputError(f"{folder / name}: differs from what was saved (sha256){_ELSE}")
+            raise InputError(f"{folder / name}: differs from what was saved (sha256){_ELSE}", TORN)
 
 
 def put_in_place(folder: Path, final: Path) -> None:
-    """Renames a whole checkpoint; one of that name is exchanged for it, so that at every moment one is there.
+    """Renames a complete checkpoint to `final`; an existing one is exchanged with it, so one exists at all times.
 
-    Where the file system cannot exchange (NFS), it is away between two renames.
+    On file systems that cannot exchange two names (NFS), `final` does not exist between two renames.
     """
     if not final.exists():
         folder.rename(final)
@@ -128,7 +136,7 @@ def put_in_place(folder: Path, final: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Lets two names change places in one move; False where that cannot be done."""
+    """Exchanges two names atomically; returns False where the system cannot."""
     at_cwd, exchange = -100, 2  # fcntl.h, linux/fs.h
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -138,33 +146,13 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Deletes a checkpoint so that half of it is never taken for a whole one."""
+    """Deletes a checkpoint; it is renamed first, so a partly deleted one is never taken for complete."""
     doomed = path.with_suffix(".old.tmp")
     path.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Deletes what interrupted saves left behind."""
+    """Deletes the folders that interrupted saves left behind."""
     for path in paths:
         shutil.rmtree(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one move, and waits until it is on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Makes renames in `folder` outlive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

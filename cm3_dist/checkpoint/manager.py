@@ -1,19 +1,20 @@
-"""Checkpoints: saved whole or not at all, checked before they are loaded, and independent of the number of ranks.
+"""Checkpoints: saved completely or not at all, verified before loading, independent of the number of ranks.
 
-Tensors travel through torch.distributed.checkpoint (DCP) under keys that name the part they belong to, never the rank,
-so that any W that divides P loads what any other W saved. A folder of checkpoints::
+Tensors are stored with torch.distributed.checkpoint (DCP) under keys that name their part, never a rank, so a
+checkpoint saved by W ranks loads on any W' that divides the number of parts. A folder of checkpoints::
 
-    latest, best            names of checkpoints; replaced in one move
+    latest, best            names of checkpoints; replaced atomically
     step-00000580/
-      progress.json         what the caller wants back, and the best checkpoint so far
+      progress.json         the caller's progress, and the name of the best checkpoint so far
       .metadata, *.distcp   DCP's files
       SHA256SUMS            digests of all of them
 
-Everything is written to `step-00000580.tmp`, which is renamed when all ranks are done. Replacing `latest` is what makes
-a checkpoint count: until then a run resumes from the one before, and takes that one's word for which is best. So an
-interruption at any moment leaves one consistent state. `best` is for people and scripts; nothing here reads it.
+Everything is written to `step-00000580.tmp`, which is renamed when all ranks are done. A checkpoint becomes current
+when `latest` is replaced; until then a run resumes from the previous one and uses the best checkpoint recorded there.
+An interruption at any moment therefore leaves a consistent state. `best` is for people and scripts only.
 
-A save copies the tensors and writes the copies in a thread, with a process group of its own, while training goes on.
+A background save copies the tensors and writes the copies from a thread, on its own process group, while training
+continues.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep` of them, and the best one. Every method but `failed` is collective.
+    """The checkpoints of one run: the newest `keep` and the best. Every method except `failed` is collective.
 
     Args:
-        folder: of all of them.
-        keep: how many.
+        folder: `checkpoints` in the run folder.
+        keep: number of checkpoints to keep, in addition to the best.
         runtime: this rank.
-        background: write while the caller goes on; it takes a copy of this rank's tensors in memory.
+        background: write in a thread; needs memory for a copy of this rank's tensors.
     """
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime, *, background: bool = False) -> None:
@@ -63,21 +64,24 @@ class Checkpoints:
     ) -> Path:
         """Writes a checkpoint under a temporary name and renames it when every rank is done.
 
-        With `background` it is there after `wait`, and what went wrong is raised there, or by the next save.
+        With `background` it exists after `wait`, and an error is raised there or by the next save.
 
         Args:
             sharded: tensors that only this rank has, under keys that no other rank uses.
             replicated: tensors that are equal on all ranks, under the same keys; written once.
-            progress: JSON that `peek` gives back; no NaN or infinity.
-            step: names the checkpoint.
-            best: whether it is the best so far, which is kept whatever comes later.
+            progress: JSON that `peek` returns; no NaN or infinity.
+            step: steps done, which name the checkpoint.
+            best: whether it is the best so far; the best one is always kept.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            InputError: the folder cannot be written, for instance because the disk is full. The checkpoints before this
-                one stay as they are.
+            InputError: the folder cannot be written, for instance because the disk is full. Earlier checkpoints are
+                unchanged.
             ValueError: two ranks, or `sharded` and `replicated`, use the same key.
         """
-        import cm3_dist.checkpoint.dcp_io  # noqa: F401  DCP: in the main thread, and not before it is needed
+        import cm3_dist.checkpoint.dcp_io  # noqa: F401  DCP is slow to import: only now, and in the main thread
 
         self.wait()
         self._check_keys(sharded, replicated)
@@ -86,7 +90,7 @@ class Checkpoints:
         if not self._background:
             self._write(tensors, progress, final, best, self._runtime.control)
             return final
-        # A copy, also on the CPU: the next step changes the tables in place.
+        # A copy even on the CPU, because the next step updates the tables in place.
         staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
         def work() -> None:
@@ -100,7 +104,7 @@ class Checkpoints:
         return final
 
     def wait(self) -> None:
-        """Waits for the save under way, if any.
+        """Waits for a save in progress, if any.
 
         Raises:
             InputError: as `save`.
@@ -113,19 +117,19 @@ class Checkpoints:
             raise error
 
     def failed(self) -> bool:
-        """Whether a save in the background has failed on this rank, so that all ranks had better call `wait`."""
+        """Whether a background save failed on this rank; all ranks should then call `wait`. Not collective."""
         return self._error is not None
 
     def newest(self) -> Path | None:
-        """The last whole checkpoint."""
+        """The current checkpoint, None if there is none."""
         return self._first_rank(self._on_disk.newest)
 
     def newest_first(self) -> list[Path]:
-        """All checkpoints that may be whole, those that count first."""
+        """All checkpoints in the order in which to try them."""
         return self._first_rank(self._on_disk.newest_first)
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with the files of a checkpoint; None if nothing is."""
+        """Verifies the files of a checkpoint; returns the first error as text, None if there is none."""
         from cm3_dist.checkpoint.dcp_io import check_metadata
 
         def check() -> None:
@@ -140,16 +144,16 @@ class Checkpoints:
         return None
 
     def best(self) -> Path | None:
-        """The checkpoint of the best evaluation, as of the newest checkpoint."""
+        """The checkpoint of the best evaluation, according to the current checkpoint."""
         return self._first_rank(self._on_disk.best)
 
     def best_of(self, path: Path) -> Path | None:
-        """The checkpoint of the best evaluation, as of `path`; it may be damaged or gone."""
+        """The checkpoint of the best evaluation, according to `path`; it may be damaged or missing."""
         best = self._first_rank(lambda: read_record(path)).best
         return None if best is None else self.folder / Path(best).name
 
     def go_on_from(self, path: Path | None) -> None:
-        """Makes `path` the newest that counts, or none at all, whatever `latest` and damaged checkpoints say.
+        """Makes `path` the current checkpoint, even if `latest` is damaged; None: there is none.
 
         Raises:
             InputError: the folder cannot be written.
@@ -157,18 +161,18 @@ class Checkpoints:
         self._first_rank(lambda: self._on_disk.point_at(path))
 
     def forget_best(self) -> None:
-        """Leaves the best checkpoint out of the next ones: it is lost."""
+        """Records no best checkpoint in the following ones, because it is lost."""
         self._on_disk.forget_best()
 
     def peek(self, path: Path) -> dict[str, Any]:
-        """The progress of a checkpoint, without its tensors."""
+        """Reads the progress that was saved with a checkpoint, without its tensors."""
         return self._first_rank(lambda: read_record(path)).progress
 
     def load(self, path: Path, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
         """Fills the given tensors in place.
 
         Raises:
-            InputError: a missing or altered file, or a tensor that is not there, or in another shape or type.
+            InputError: a file is missing or changed, or a tensor is missing or has another shape or dtype.
         """
         from cm3_dist.checkpoint.dcp_io import check_fit, read_tensors
 
@@ -202,7 +206,7 @@ class Checkpoints:
         self._first_rank(lambda: self._on_disk.commit(temporary, final, progress, files, best), group)
 
     def _first_rank(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """Lets rank 0 act; every rank gets its result, or its error. What one rank reads, all ranks go by."""
+        """Runs `action` on rank 0; every rank gets its result or its error, so all ranks act on the same data."""
         result: list[Any] = [None]
 
         def act() -> None:
@@ -218,20 +222,22 @@ class Checkpoints:
         return answer
 
     def _check_keys(self, sharded: dict[str, Tensor], replicated: dict[str, Tensor]) -> None:
-        """DCP would keep one of two tensors of the same name, without a word."""
+        """Checks that keys are unique; DCP would silently keep one of two tensors with the same key."""
         keys: list[list[str]] = [[] for _ in range(self._runtime.world_size)]
         dist.all_gather_object(keys, list(sharded), group=self._runtime.control)
         seen = set(replicated)
         for key in (key for own in keys for key in own):
             if key in seen:
-                raise ValueError(f"two tensors of a checkpoint are called {key!r}")
+                raise ValueError(f"two tensors of a checkpoint have the key {key!r}")
             seen.add(key)
 
     def _check_files(self, path: Path) -> None:
-        """Compares the digests; the ranks share the files."""
+        """Compares the digests; each rank checks its share of the files."""
         files = sorted(read_sums(path).items())
         check_files(path, dict(files[self._runtime.rank :: self._runtime.world_size]))
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}")
+    return InputError(
+        f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}", "checkpoint.write"
+    )

@@ -1,4 +1,4 @@
-"""The names of a run folder's files, the versions that it records, and how its JSON files are written."""
+"""The names of the files in a run folder, the versions that a run records, and atomic writing of small files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluati
 
 
 def versions() -> dict[str, Any]:
-    """What the run ran on."""
+    """Versions of this program, Python, the platform and the main packages, and the commit if there is one."""
     found: dict[str, Any] = {
         "cm3_dist": version("cm3-dist"),
         "python": platform.python_version(),
@@ -35,7 +35,7 @@ def versions() -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """This source tree's commit; None without git, or when the package is installed inside another repository."""
+    """The commit of this source tree; None without git, or if the package is installed inside another repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
@@ -46,12 +46,36 @@ def _commit() -> str | None:
 
 
 def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
-    """The error for a file of a run; the one that `error` names, else `path`."""
-    return InputError(f"{os.fsdecode(error.filename or path)}: cannot be written: {error.strerror or error}{hint}")
+    """The error for a file of a run that cannot be written: the file that `error` names, otherwise `path`."""
+    return InputError(
+        f"{os.fsdecode(error.filename or path)}: cannot be written: {error.strerror or error}{hint}", "run.write"
+    )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file under a temporary name, then renames it."""
+    """Replaces a JSON file (see `write_text`)."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file atomically and durably: the file has the old or the new content, even after a power failure.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
     temporary.rename(path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Makes the renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,12 @@ def change_ranks(folder: Path) -> None:
                 save(checkpoints, runtime, step)
             dist.barrier()
         checkpoints = Checkpoints(folder, 9, four)
-        with pytest.raises(ValueError, match="two tensors of a checkpoint are called 'same'"):
+        with pytest.raises(ValueError, match="two tensors of a checkpoint have the key 'same'"):
             checkpoints.save({"same": torch.zeros(1)}, {}, {}, step=9, best=False)
         if four.rank == 0:  # damage that is in one rank's share of the files
             (folder / "step-00000003" / "__1_0.distcp").write_bytes(b"x")
         dist.barrier()
-        with pytest.raises(InputError, match=r"__1_0\.distcp: differs from what was saved"):
+        with refused("checkpoint.torn", "__1_0.distcp"):
             checkpoints.load(folder / "step-00000003", sharded(four), replicated())
         path = checkpoints.save(sharded(four, 5), {"wide": torch.ones(1_000_000)}, {}, step=5, best=False)
         assert sum(file.stat().st_size for file in path.iterdir()) < 4_100_000  # replicated: written once
@@ -132,6 +133,15 @@ def test_a_run_that_went_back_drops_what_came_later(tmp_path: Path, alone: Runti
     assert checkpoints.best() == tmp_path / "step-00000002"
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["best", "latest", "step-00000002", "step-00000005"]
+
+
+@contextmanager
+def refused(code: str, named: str) -> Iterator[None]:
+    """Expects an InputError with this code whose message contains `named`."""
+    with pytest.raises(InputError) as error:
+        yield
+    assert error.value.code == code
+    assert named in str(error.value)
 
 
 class Killed(BaseException):
@@ -208,11 +218,11 @@ def test_a_full_disk_is_named_in_one_line(tmp_path: Path, alone: Runtime, monkey
             save(checkpoints, alone, 2)
     with monkeypatch.context() as patch:
         patch.setattr("cm3_dist.checkpoint.integrity.write_text", full)
-        with pytest.raises(InputError, match="No space left"):
+        with refused("checkpoint.write", ""):
             save(checkpoints, alone, 2)
     assert checkpoints.newest() == first
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file.*: the checkpoint cannot be written: Not a directory"):
+    with refused("checkpoint.write", "file"):
         save(Checkpoints(tmp_path / "file" / "checkpoints", 2, alone), alone, 1)
 
 
@@ -223,62 +233,63 @@ def test_altered_and_missing_files_are_named(tmp_path: Path, alone: Runtime, nam
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name}: differs from what was saved \(sha256\)"):
+    with refused("checkpoint.torn", name):
         checkpoints.load(file.parent, sharded(alone), replicated())
     file.unlink()
-    with pytest.raises(InputError, match=rf"{name}: cannot be read \(No such file"):
+    with refused("checkpoint.torn", name):
         checkpoints.load(file.parent, sharded(alone), replicated())
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        (None, "no such file, so .* is no whole checkpoint"),
-        (b"", "does not list .metadata"),
-        (b"\xff", "cannot be read"),
-        (b"x\n", "1: is not a digest"),
-        (b"0" * 64 + b"  ../x\n", "1: is not a digest"),
-        (b"0" * 64 + b"  .metadata", "1: is not a digest"),
-        (b"0" * 64 + b"  .metadata\n", "does not list progress.json"),
-        ((b"0" * 64 + b"  .metadata\n") * 2 + b"0" * 64 + b"  progress.json\n", "lists a file twice"),
+        None,
+        b"",
+        b"\xff",
+        b"x\n",
+        b"0" * 64 + b"  ../x\n",
+        b"0" * 64 + b"  ..\n",
+        b"0" * 64 + b"  .metadata",
+        b"0" * 64 + b"  .metadata\n",
+        (b"0" * 64 + b"  .metadata\n") * 2 + b"0" * 64 + b"  progress.json\n",
     ],
 )
-def test_damaged_digests_are_named(tmp_path: Path, alone: Runtime, text: bytes | None, message: str) -> None:
+def test_damaged_digests_are_named(tmp_path: Path, alone: Runtime, text: bytes | None) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone)
     file = save(checkpoints, alone, 1) / "SHA256SUMS"
     file.unlink()
     if text is not None:
         file.write_bytes(text)
     for read in (checkpoints.peek, lambda path: checkpoints.load(path, sharded(alone), replicated())):
-        with pytest.raises(InputError, match=rf"SHA256SUMS:? ?{message}"):
+        with refused("checkpoint.torn", "SHA256SUMS"):
             read(file.parent)
     assert "SHA256SUMS" in (checkpoints.damage(file.parent) or "")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code"),
     [
-        ("{", "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ("[]", "is not of format 2"),
-        ('{"progress": {}, "best": null}', "is not of format 2"),
-        ('{"format": 2, "best": null}', "'progress' is missing"),
-        ('{"format": 2, "progress": {}, "best": 3}', "'best' is missing or of the wrong type"),
+        ("{", "checkpoint.torn"),
+        ("[" * 100_000, "checkpoint.torn"),
+        ("[]", "checkpoint.format"),
+        ('{"progress": {}, "best": null}', "checkpoint.format"),
+        ('{"format": 2, "best": null}', "checkpoint.torn"),
+        ('{"format": 2, "progress": {}, "best": 3}', "checkpoint.torn"),
     ],
 )
-def test_damaged_progress_is_named(tmp_path: Path, alone: Runtime, text: str, message: str) -> None:
+def test_damaged_progress_is_named(tmp_path: Path, alone: Runtime, text: str, code: str) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone)
     path = save(checkpoints, alone, 1)
     (path / "progress.json").write_text(text)
-    with pytest.raises(InputError, match=r"progress\.json: differs from what was saved"):
+    with refused("checkpoint.torn", "progress.json"):
         checkpoints.peek(path)
-    mend(path, "progress.json")
-    with pytest.raises(InputError, match=rf"progress\.json: {message}"):
+    update_digest(path, "progress.json")
+    with refused(code, "progress.json"):
         checkpoints.peek(path)
 
 
-def mend(path: Path, name: str) -> None:
-    """Gives a changed file its digest, as whoever can write the folder may."""
+def update_digest(path: Path, name: str) -> None:
+    """Replaces the digest of a changed file, as an attacker with write access could."""
     lines = [line for line in (path / "SHA256SUMS").read_text().splitlines(True) if not line.endswith(f"  {name}\n")]
     (path / "SHA256SUMS").write_text("".join([*lines, f"{sha256(path / name)}  {name}\n"]))
 
@@ -319,7 +330,7 @@ def test_a_failed_save_in_the_background_is_raised_later(
     save(checkpoints, alone, 2)
     while not checkpoints.failed():
         time.sleep(0.01)
-    with pytest.raises(InputError, match=r"step-00000002\.tmp: .* cannot be written: No space left"):
+    with refused("checkpoint.write", "step-00000002.tmp"):
         checkpoints.wait()
     assert not checkpoints.failed()
     assert checkpoints.newest() == tmp_path / "step-00000001"
@@ -355,9 +366,9 @@ def test_the_order_in_which_checkpoints_are_tried(tmp_path: Path, alone: Runtime
 def test_pointers_lead_nowhere_else(tmp_path: Path, alone: Runtime) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2, alone)
     save(checkpoints, alone, 1)
-    for name in ("../checkpoints", "step-00000007", "latest"):
+    for name in ("../checkpoints", "..", ".", "step-00000007", "latest"):
         (tmp_path / "checkpoints" / "latest").write_text(name + "\n")
-        with pytest.raises(InputError, match=rf"latest: names the checkpoint '{name}', which is not in"):
+        with refused("checkpoint.torn", f"latest: names the checkpoint '{name}'"):
             checkpoints.newest()
 
 
@@ -365,12 +376,12 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, alone: Runtime) -> No
     checkpoints = Checkpoints(tmp_path, 2, alone)
     path = save(checkpoints, alone, 1)
     wrong = {
-        "has no tensor 'part-00004/table'": {"part-00004/table": torch.zeros(STRIDE, 8)},
-        r"weight has shape \(3, 5\), the model needs \(5, 3\)": {"weight": torch.zeros(5, 3)},
+        "part-00004/table": {"part-00004/table": torch.zeros(STRIDE, 8)},
+        "weight has shape (3, 5), the model needs (5, 3)": {"weight": torch.zeros(5, 3)},
         "weight is torch.float32, the model needs torch.float64": {"weight": torch.zeros(3, 5, dtype=torch.float64)},
     }
     for message, tensors in wrong.items():
-        with pytest.raises(InputError, match=rf"step-00000001: {message}"):
+        with refused("checkpoint.misfit", message):
             checkpoints.load(path, {}, tensors)
 
 
@@ -404,7 +415,7 @@ def test_metadata_runs_no_code(tmp_path: Path, alone: Runtime) -> None:
     ]
     for attack in attacks:
         (path / ".metadata").write_bytes(attack)
-        mend(path, ".metadata")
-        with pytest.raises(InputError, match=r"\.metadata: is not the metadata of a checkpoint"):
+        update_digest(path, ".metadata")
+        with refused("checkpoint.torn", ".metadata"):
             checkpoints.load(path, sharded(alone), replicated())
         assert not proof.exists()
