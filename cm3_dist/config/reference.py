@@ -1,4 +1,4 @@
-"""Every setting with its meaning: as the page docs/settings.md (`make docs`), and as a table (`--settings`)."""
+"""The reference of all settings: the page docs/settings.md (`make docs`) and the table of `--settings`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from cm3_dist.config.settings import Settings
 
 HEAD = """# Settings
 
-Made from `cm3_dist/config/settings.py` by `make docs`; a test holds the two together.
+Generated from `cm3_dist/config/settings.py` by `make docs`; a test checks that this page is up to date.
 
-A setting is `key.sub=value` on the command line, over the YAML file given with `--config`, over the default:
+Set a value with `key.sub=value` on the command line. It overrides the YAML file given with `--config`, which overrides
+the default:
 
 ```
 torchrun --nproc_per_node=2 -m cm3_dist.train --config jobs/baby.yaml train.epochs=20 propagation.fanouts=[10,5,5]
-python -m cm3_dist.train --config jobs/baby.yaml --settings     # what is in force, and no more
+python -m cm3_dist.train --config jobs/baby.yaml --settings     # print all settings, then exit
 ```
 
-Values are YAML: `null`, `true`, `1e-3`, `[10, 5]`. A wrong key or value ends the command with code 2 and one line that
-names it, and the nearest right key. A run writes all its settings into `settings.yaml` in its folder
-([run-folder.md](run-folder.md)). A resumed run keeps the sections `model`, `propagation`, `negatives`, `loss`, `tables`
-and `dense`, and `train.batch_size` and `train.seed`; the others may change.
+Values are YAML: `null`, `true`, `1e-3`, `[10, 5]`. With a wrong key or value the command exits with code 2; the error
+names the setting, where it was set and, for an unknown key, the nearest known one. A run writes all its settings to
+`settings.yaml` in its folder ([run-folder.md](run-folder.md)). To resume a run, the sections `model`, `propagation`,
+`negatives`, `loss`, `tables` and `dense`, `train.batch_size` and `train.seed` must be unchanged; all other settings may
+change.
 """
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """The content of docs/settings.md."""
     top = {name: field for name, field in Settings.model_fields.items() if _section(field) is None}
     parts = [HEAD, "## Top level\n", _table("", top)]
     for name, field in Settings.model_fields.items():
@@ -58,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 
 def _values(kind: Any, limits: list[Any] | tuple[Any, ...] = ()) -> str:
-    """What a setting takes, in words."""
+    """The values that a setting accepts, in words."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _values(inside[0], [*_flat(inside[1:]), *limits])
@@ -74,7 +76,7 @@ def _values(kind: Any, limits: list[Any] | tuple[Any, ...] = ()) -> str:
 
 
 def _flat(limits: Any) -> list[Any]:
-    """Bounds, also those that pydantic packs into one `Field`."""
+    """The bounds, including those that pydantic wraps in a `Field`."""
     return [one for limit in limits for one in (_flat(limit.metadata) if isinstance(limit, FieldInfo) else [limit])]
 
 
@@ -86,7 +88,7 @@ def _bound(limit: Any) -> str:
 
 
 def print_settings(settings: Settings) -> None:
-    """Prints every setting, its value and its meaning (`--settings`)."""
+    """Prints every setting with its value and meaning (`--settings`)."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,6 +1,6 @@
-"""Typed settings with their defaults and what they may be; `settings_file` puts a YAML file and overrides over them.
+"""Typed settings with defaults and allowed values. `config.loading` reads them from a YAML file and overrides.
 
-Adding a setting means adding a field here; nothing else validates settings.
+To add a setting, add a field here; settings are validated nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=-1, le=1)]
-Fanout = Annotated[int, Field(ge=-1)]  # neighbours drawn per node and layer; -1 keeps them all
+Fanout = Annotated[int, Field(ge=-1)]  # neighbours drawn per node and layer; -1: all
 
 
 class _Section(BaseModel):
@@ -22,71 +22,69 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """Where the prepared folder lies."""
+    """The prepared data."""
 
     path: Path = Field(default=Path("prepared"), description="folder written by `python -m partition build`")
     check: Literal["full", "sizes", "none"] = Field(
         default="full",
-        description="compare what a rank reads with the manifest: every byte, only that files are there and as long as "
-        "they were, or nothing",
+        description="how files are compared with the manifest before reading. full: every byte; sizes: existence and "
+        "size only; none: not at all",
     )
 
 
 class Run(_Section):
-    """Where the run is written."""
+    """The run folder."""
 
     dir: Path = Field(
-        default=Path("runs/cm3"), description="settings, TensorBoard, metrics.json, steps.jsonl, checkpoints"
+        default=Path("runs/cm3"), description="folder for settings, TensorBoard, metrics.json, steps.jsonl, checkpoints"
     )
-    keep: Positive = Field(default=2, description="checkpoints kept besides the best one")
+    keep: Positive = Field(default=2, description="number of checkpoints to keep, in addition to the best one")
     save_steps: Positive | None = Field(
-        default=None, description="save every so many steps, besides after evaluations; null: only then"
+        default=None, description="save every this many steps, in addition to every evaluation; null: evaluations only"
     )
     save_in_background: bool = Field(
         default=True,
-        description="train on while a checkpoint is written; takes a copy of a rank's tables in memory",
+        description="continue training while a checkpoint is written; needs memory for a copy of a rank's tables",
     )
-    save_minutes: Rate | None = Field(default=None, description="save after so many minutes without a checkpoint")
-    log_every: Positive = Field(default=1, description="steps between two points in TensorBoard")
+    save_minutes: Rate | None = Field(default=None, description="save after this many minutes without a checkpoint")
+    log_every: Positive = Field(default=1, description="steps per point in TensorBoard")
 
 
 class Train(_Section):
-    """How long, and in which steps."""
+    """Length of training, batch size and seed."""
 
-    epochs: Positive = Field(default=1000, description="at most this many epochs")
-    batch_size: Positive = Field(default=2048, description="positives a step, over all ranks")
-    max_steps: Positive | None = Field(default=None, description="stop after this many steps, whatever the epoch")
-    patience: Positive = Field(default=10, description="evaluations without a better validation result before stopping")
-    seed: Annotated[int, Field(ge=0)] = Field(default=2025, description="keys every random choice")
+    epochs: Positive = Field(default=1000, description="maximum number of epochs")
+    batch_size: Positive = Field(default=2048, description="positives per step, over all ranks")
+    max_steps: Positive | None = Field(default=None, description="stop after this many steps")
+    patience: Positive = Field(default=10, description="stop after this many evaluations without improvement")
+    seed: Annotated[int, Field(ge=0)] = Field(default=2025, description="seed of all random choices")
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",
-        description="a loss or gradient that is not finite: end the run, or leave out what is not finite and count the "
-        "step",
+        description="if a loss or gradient is not finite: end the run, or skip the non-finite part and count the step",
     )
-    max_skipped: Positive = Field(
-        default=10, description="steps that on_nan=skip may count before the run ends after all"
-    )
+    max_skipped: Positive = Field(default=10, description="end the run after this many steps counted by on_nan=skip")
 
 
 class Model(_Section):
     """CM3's forward pass."""
 
-    dim: Positive = Field(default=64, description="d, width of a channel; a multiple of 4")
-    item_ids: bool = Field(default=False, description="add a trainable row per item to the fused channel")
+    dim: Positive = Field(default=64, description="width d of a channel, a multiple of 4")
+    item_ids: bool = Field(default=False, description="add a trainable embedding per item to the fused channel")
     encoder_precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the item encoder's matrix products; weights and rows stay float32"
+        default="float32",
+        description="precision of the item encoder's matrix products; weights and outputs stay float32",
     )
-    alpha: Rate = Field(default=0.5, description="the curve parameter is drawn from Beta(alpha, alpha) in training")
+    alpha: Rate = Field(default=0.5, description="in training the curve parameter is drawn from Beta(alpha, alpha)")
     fusion: Literal["bezier", "slerp", "mean", "concat"] = Field(
         default="bezier",
-        description="the modalities' points become one: spherical Bezier curve, mean of all pairs' slerps, mean, "
-        "or a linear map of all",
+        description="how the modalities' points are fused. bezier: spherical Bezier curve; slerp: mean of all pairs' "
+        "slerps; mean: mean; concat: linear map of all points side by side",
     )
     curve_order: list[str] | None = Field(
-        default=None, description="modalities in the order of the curve's control points; null: as prepared"
+        default=None, description="order of the modalities as control points of the curve; null: as prepared"
     )
     user_init_std: Rate | None = Field(
-        default=None, description="std of the initial user channels; null: xavier-normal"
+        default=None, description="standard deviation of the initial user channels; null: xavier-normal"
     )
 
     @model_validator(mode="after")
@@ -101,22 +99,26 @@ class Propagation(_Section):
 
     mode: Literal["exact", "sampled", "auto"] = Field(
         default="auto",
-        description="exact: all nodes every step; sampled: the batch's neighbourhood; auto: see auto_rows",
+        description="exact: all nodes in every step; sampled: the batch's sampled neighbourhood; auto: see auto_rows",
     )
-    user_item_layers: Annotated[int, Field(ge=0)] = Field(default=3, description="L_ui, summed over layers")
-    item_item_layers: Annotated[int, Field(ge=0)] = Field(default=1, description="L_ii; 0 switches the item graph off")
+    user_item_layers: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="number of user-item layers, whose outputs are summed"
+    )
+    item_item_layers: Annotated[int, Field(ge=0)] = Field(
+        default=1, description="number of item-item layers; 0: no item graph"
+    )
     fanouts: list[Fanout] = Field(
         default=[10],
-        description="sampled: neighbours a node per layer, nearest layer first; one number serves all layers",
+        description="sampled mode: neighbours per node in each layer, nearest layer first; one number for all layers",
     )
-    item_fanout: Fanout = Field(default=-1, description="sampled: item-graph neighbours per item")
-    auto_rows: Positive = Field(default=2_000_000, description="auto means exact up to this many users + items")
+    item_fanout: Fanout = Field(default=-1, description="sampled mode: item-graph neighbours per item; -1: all")
+    auto_rows: Positive = Field(default=2_000_000, description="auto: exact up to this many users + items")
 
     @model_validator(mode="after")
     def _layers(self) -> Propagation:
         if len(self.fanouts) not in (1, self.user_item_layers) or 0 in self.fanouts or self.item_fanout == 0:
             raise ValueError(
-                f"fanouts: give one number, or one per layer ({self.user_item_layers}); -1 keeps all, 0 none"
+                f"fanouts: give one number, or one per layer ({self.user_item_layers}); -1 keeps all, 0 is not allowed"
             )
         return self
 
@@ -125,26 +127,28 @@ class Loss(_Section):
     """Alignment + gamma/2 (user uniformity + item uniformity)."""
 
     gamma: NonNegative | Literal["auto"] = Field(
-        default=0.9, description="weight of the uniformity terms; auto: by the items' degrees, where push equals pull"
+        default=0.9, description="weight of the uniformity terms; auto: computed from the items' degrees"
     )
     t: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="temperature of the Gaussian potential")
     item_uniformity: Literal["calibrated", "plain", "none"] = Field(
-        default="calibrated", description="pairs of unlike items are pushed apart harder; all alike; not at all"
+        default="calibrated",
+        description="calibrated: unlike items are pushed apart more strongly; plain: all pairs equally; none: no term",
     )
     phi: Literal["similarity", "reliable"] = Field(
         default="similarity",
-        description="phi of calibrated pairs: the cosine of their fused rows, clamped, or this times the features' "
-        "reliability as preparation measured it",
+        description="similarity of a pair in calibrated. similarity: clamped cosine of the fused rows; reliable: this "
+        "times the features' reliability, which preparation measures",
     )
-    phi_gradient: bool = Field(default=True, description="whether the fusion is trained by phi, too")
-    min_sim: UnitInterval = Field(default=0.0, description="lower clamp of the calibrating similarity")
-    max_sim: UnitInterval = Field(default=1.0, description="upper clamp of the calibrating similarity")
+    phi_gradient: bool = Field(default=True, description="whether gradients flow through phi into the fusion")
+    min_sim: UnitInterval = Field(default=0.0, description="lower bound of phi")
+    max_sim: UnitInterval = Field(default=1.0, description="upper bound of phi")
     scope: Literal["global", "local"] = Field(
         default="global",
-        description="pairs over the whole batch, or only within each part (cheaper, not the same loss)",
+        description="global: pairs over the whole batch; local: pairs within each part (cheaper, but a different loss)",
     )
     in_batch_correction: Literal["horvitz_thompson", "inverse_degree", "none"] = Field(
-        default="horvitz_thompson", description="importance weights of in-batch negatives; none: popular items dominate"
+        default="horvitz_thompson",
+        description="importance weights of in-batch negatives; with none popular items dominate",
     )
 
     @model_validator(mode="after")
@@ -155,40 +159,43 @@ class Loss(_Section):
 
 
 class TableOptimizer(_Section):
-    """Fused into the backward pass of the sharded tables."""
+    """The optimizer of the sharded tables, fused into the backward pass."""
 
     name: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         default="rowwise_adagrad", description="adam needs a GPU: FBGEMM has no fused Adam on the CPU"
     )
     lr: Rate = Field(default=0.03, description="learning rate")
-    eps: Rate = Field(default=1e-8, description="added to the root of the accumulated squares")
+    eps: Rate = Field(default=1e-8, description="added to the root of the accumulated squared gradients")
     weight_decay: NonNegative = Field(
         default=0.0,
-        description="of the rows looked up: in the gradient of rowwise_adagrad, decoupled in adam; others have none",
+        description="weight decay of the rows in a batch: L2 with rowwise_adagrad, decoupled with adam; not available "
+        "with the others",
     )
 
 
 class DenseOptimizer(_Section):
-    """Adam on the encoder's and the fusion's weights."""
+    """Adam on the weights of the item encoder."""
 
     lr: Rate = Field(default=1e-3, description="learning rate")
-    weight_decay: NonNegative = Field(default=0.0, description="L2, added to the gradient")
+    weight_decay: NonNegative = Field(default=0.0, description="L2 penalty, added to the gradient")
 
 
 class Evaluate(_Section):
-    """Full ranking over the catalogue."""
+    """Full ranking of the catalogue."""
 
-    ks: list[Positive] = Field(default=[5, 10, 20, 50], min_length=1, description="cut-offs K of every metric")
-    every: Positive = Field(default=1, description="epochs between two evaluations")
+    ks: list[Positive] = Field(default=[5, 10, 20, 50], min_length=1, description="cut-offs K of all metrics")
+    every: Positive = Field(default=1, description="epochs per evaluation")
     monitor: str = Field(
-        default="recall@20", description="the validation metric of early stopping and of the best epoch"
+        default="recall@20", description="validation metric for early stopping and for choosing the best epoch"
     )
     users: Positive | None = Field(
-        default=None, description="users ranked in a validation, a sample drawn by the seed; null: all"
+        default=None, description="number of users ranked in a validation, sampled by the seed; null: all"
     )
-    test_users: Positive | None = Field(default=None, description="likewise in the test")
-    user_block: Positive = Field(default=1024, description="users scored at a time")
-    item_block: Positive = Field(default=8192, description="items scored at a time")
+    test_users: Positive | None = Field(
+        default=None, description="number of users ranked in the test, sampled by the seed; null: all"
+    )
+    user_block: Positive = Field(default=1024, description="users per block of scores")
+    item_block: Positive = Field(default=8192, description="items per block of scores")
 
     @model_validator(mode="after")
     def _monitor(self) -> Evaluate:
@@ -199,23 +206,21 @@ class Evaluate(_Section):
 
 
 class Machine(_Section):
-    """The device and its threads."""
+    """Device, threads and communication."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPUs, if there are any")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: GPUs if available")
     threads: Positive | None = Field(
-        default=None, description="CPU threads a rank; null: the cores shared among the ranks"
+        default=None, description="CPU threads per rank; null: the machine's cores divided by its ranks"
     )
     kernels: Literal["torch", "triton"] = Field(
-        default="torch", description="inner loops by torch's operators, or (GPU) the program's own Triton kernels"
+        default="torch", description="implementation of the inner loops; triton: this program's kernels, GPU only"
     )
     record: bool = Field(
         default=True,
-        description="one GPU, exact propagation: record a step as a CUDA graph and replay it; off: launch every kernel",
+        description="record a step as a CUDA graph and replay it; only with one GPU and exact propagation",
     )
-    prefetch: Annotated[int, Field(ge=0)] = Field(
-        default=2, description="batches planned ahead of the step, in a thread"
-    )
-    timeout: Positive = Field(default=600, description="seconds a collective may wait for another rank")
+    prefetch: Annotated[int, Field(ge=0)] = Field(default=2, description="steps planned ahead in a thread")
+    timeout: Positive = Field(default=600, description="seconds that a collective waits for another rank")
 
 
 class Settings(_Section):
@@ -228,7 +233,8 @@ class Settings(_Section):
     propagation: Propagation = Propagation()
     negatives: Literal["uniform", "in_batch", "local"] = Field(
         default="in_batch",
-        description="where negatives come from: all trained items, the batch's own items, the own part",
+        description="source of negatives. uniform: all trained items; in_batch: the batch's positive items; local: "
+        "items of the user's part",
     )
     loss: Loss = Loss()
     tables: TableOptimizer = TableOptimizer()
@@ -237,5 +243,5 @@ class Settings(_Section):
     machine: Machine = Machine()
 
     def plain(self) -> dict[str, Any]:
-        """The settings as nested dicts of JSON types."""
+        """The settings as nested dicts of JSON types, without Path objects."""
         return self.model_dump(mode="json")
