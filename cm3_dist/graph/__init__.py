@@ -1,1 +1,1 @@
-"""What a rank holds of the graph, and the linear operators on it."""
+"""A rank's share of the graph, and the linear operators on it."""

@@ -1,4 +1,4 @@
-"""Lists of different lengths in two flat tensors."""
+"""Lists of different lengths, stored in two flat tensors (CSR)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Ragged:
 
     @staticmethod
     def from_numpy(indptr: np.ndarray, values: np.ndarray) -> Ragged:
-        """Wraps CSR arrays."""
+        """From CSR arrays of any integer dtype."""
         return Ragged(torch.from_numpy(indptr.astype(np.int64)), torch.from_numpy(values.astype(np.int64, copy=False)))
 
     @staticmethod
     def from_pairs(row: np.ndarray, value: np.ndarray, rows: int) -> Ragged:
-        """Collects (row, value) pairs, in any order, into `rows` ascending lists."""
+        """From (row, value) pairs in any order: `rows` lists, each ascending."""
         order = np.lexsort((value, row))
         indptr = np.zeros(rows + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
@@ -34,21 +34,25 @@ class Ragged:
 
     @property
     def lengths(self) -> Tensor:
-        """[N] int64."""
+        """Lengths of the lists, [N] int64."""
         return self.indptr.diff()
 
     def row_ids(self) -> Tensor:
-        """[sum of lengths] int64: which list every value belongs to."""
+        """The list that each value belongs to, [sum of lengths] int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
     def rows(self, index: np.ndarray | Tensor) -> Ragged:
-        """The lists `index` [n], in that order."""
+        """The lists at `index` [n], in that order."""
         indptr, place = row_places(self.indptr, torch.as_tensor(index))
         return Ragged(indptr, self.values[place])
 
 
 def row_places(indptr: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Some rows of CSR arrays, at `index` [n]: their `indptr` [n + 1], and where their entries lie."""
+    """Selects the rows `index` [n] of a CSR matrix.
+
+    Returns:
+        `indptr` [n + 1] of the selection, and the positions of its entries in the matrix; int64.
+    """
     lengths = indptr.diff()[index]
     chosen = torch.zeros(len(index) + 1, dtype=torch.int64)
     torch.cumsum(lengths, 0, out=chosen[1:])

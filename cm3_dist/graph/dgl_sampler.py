@@ -55,12 +55,12 @@ class DglSampler:
 
     @cached_property
     def _graph(self) -> Any:
-        """The edges as compressed columns; the sources are in the same memory.
+        """The edges as compressed columns, sharing memory with `source`.
 
-        Left to itself DGL would sort them, in an order that depends on the number of threads; and a draw picks by
-        position.
+        Other formats would be sorted by DGL in an order that depends on the number of threads, and draws depend on the
+        order of edges.
         """
-        # The item graph's destinations are sources too, and its graph has them all.
+        # In the item graph destinations and sources are one node type, so the graph has all of them.
         sizes = {self._relation[2]: len(self._indptr) - 1} | {self._relation[0]: self._sources}
         dtype = self._source.dtype
         indptr = np.full(sizes[self._relation[2]] + 1, len(self._source), dtype)
@@ -71,8 +71,8 @@ class DglSampler:
 
 
 def _dgl() -> Any:
-    """DGL, imported when it is first needed: it takes over a second."""
-    os.environ.setdefault("DGLBACKEND", "pytorch")  # else the import writes a file into the home folder
+    """DGL, imported on first use because that takes over a second."""
+    os.environ.setdefault("DGLBACKEND", "pytorch")  # otherwise the import writes a file into the home folder
     import dgl
 
     return dgl
@@ -95,7 +95,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _single_thread() -> None:
-    # Torch sets a thread's OpenMP count when it first computes there, and DGL shares that setting: torch goes first.
+    # Torch sets a thread's OpenMP count on first use, and DGL shares that setting, so torch must be first.
     torch.get_num_threads()
     _dgl().utils.set_num_threads(1)
 

@@ -1,9 +1,9 @@
-"""Exact propagation: every frontier but the last is everything, so exchange lists and blocks are made once.
+"""Exact propagation: all frontiers except the last contain all nodes, so blocks and exchanges are built once.
 
-The normalised adjacency is symmetric, so the adjoint of "users from items" is "items from users" and no transpose is
-kept; only the item-item graph needs one. A training step takes few users and items of the result: `restrict` leaves
-out, for one step, the rows of the last layer and of the item graph that nobody looks at. Unrestricted this is also the
-inference path of evaluation and export, at any size.
+The normalised adjacency is symmetric, so the adjoint of user-from-item propagation is item-from-user propagation, and
+no transpose is stored; only the item graph needs one. A training step uses few rows of the result: `restrict` leaves
+out the rows of the last layer and of the item graph that the step does not use. The unrestricted operator also serves
+evaluation and export, at any size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,17 @@ def exact_propagation(
     adjoint: bool = True,
     kernels: Kernels = "torch",
 ) -> Propagation:
-    """The operator over all local rows. Collective (on `planning`); rows later travel on `group`.
+    """The operator over all local rows. Collective on `planning`.
 
-    Without `adjoint` there is no backward pass through the item graph, whose transpose takes as much memory as itself.
+    Args:
+        shard: this rank's.
+        user_item_layers: number of user-item layers.
+        item_item_layers: number of item-item layers.
+        group: process group that rows are exchanged on later.
+        planning: process group that node ids are exchanged on now.
+        adjoint: build the adjoint of the item graph, which needs as much memory as the graph. Without it a backward
+            pass raises RuntimeError.
+        kernels: of the sparse products on a GPU.
     """
     groups = group, planning
     user_from_item = _pull(
@@ -60,10 +68,10 @@ def exact_propagation(
 
 
 def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:
-    """The same operator, on the CPU, with the rows of `users` [n] and `items` [m] (int64, local) only, in that order.
+    """The operator on the CPU, restricted to the output rows `users` [n] and `items` [m] (int64, local), in that order.
 
-    Without user-item layers the users stay whole, without item-item layers the items do. Not collective: every rank
-    fetches what it fetched before.
+    Without user-item layers all users remain, without item-item layers all items. Not collective: every rank still
+    fetches the same remote rows.
     """
     hops, similar = list(whole.hops), list(whole.similar)
     if hops:
@@ -86,7 +94,7 @@ def _pull(
     planning: dist.ProcessGroup,
     kernels: Kernels,
 ) -> Pull:
-    """Columns: the `own` local rows from global row `first` on, then the remote sources, ascending by row."""
+    """The operator of one relation. Columns: the `own` local rows (global rows from `first`), then remote sources."""
     local = edges.source - first
     remote = (local < 0) | (local >= own)
     halo = np.unique(edges.source[remote])
@@ -99,7 +107,16 @@ def _pull(
 def plan_exchange(
     halo: np.ndarray, first: int, own: int, kind: Kind, group: dist.ProcessGroup, planning: dist.ProcessGroup
 ) -> Exchange:
-    """Exchange of full local row sets: `halo` [n] int64 ascending global rows of others. Collective on `planning`."""
+    """Plans an exchange between ranks that hold all their local rows. Collective on `planning`.
+
+    Args:
+        halo: [n] int64 global rows of other ranks to fetch, ascending.
+        first: global row of local row 0.
+        own: number of local rows, the same on all ranks.
+        kind: kind of traffic that the rows count as.
+        group: process group that rows are exchanged on later.
+        planning: process group that node ids are exchanged on now.
+    """
     requests = send_to_owners(halo, own, planning)
     alone = dist.get_world_size(planning) == 1
     send = torch.from_numpy(requests.table[:, 0] - first)

@@ -1,7 +1,7 @@
-"""Rows of remote nodes: who sends which, once planned, moved both ways with one collective each.
+"""Exchange of rows between ranks: planned once, then one collective per direction and use.
 
-Planning moves node ids (NumPy, gloo); `Exchange` then moves rows [n, width] of floats as often as wanted. Gloo has
-`all_to_all_single` but no `all_to_all` (pytorch#88245).
+Planning exchanges node ids (NumPy, gloo); an `Exchange` then moves float rows [n, width] any number of times. All
+exchanges use `all_to_all_single`, because gloo has no `all_to_all` (pytorch#88245).
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from cm3_dist.distributed.traffic import Kind, to_others, traffic
 
 
 def send_to_owners(rows: np.ndarray, rows_per_rank: int, group: dist.ProcessGroup, *payload: np.ndarray) -> Requests:
-    """Sends global rows (ascending, [n] int64) to the ranks that own them, each with its `payload` columns ([n] int64).
+    """Sends row numbers to the ranks that own the rows. Collective.
 
-    Collective. Returns what the other ranks (and this one) sent here, ordered by sender.
+    Args:
+        rows: [n] int64 global rows, ascending.
+        rows_per_rank: local rows of each rank.
+        group: a gloo group.
+        payload: columns [n] of integers that are sent with the rows.
+
+    Returns:
+        What all ranks, including this one, sent to this rank, ordered by sender.
     """
     world_size = dist.get_world_size(group)
     asked = np.diff(np.searchsorted(rows, np.arange(world_size + 1, dtype=np.int64) * rows_per_rank))
@@ -39,30 +46,30 @@ def send_to_owners(rows: np.ndarray, rows_per_rank: int, group: dist.ProcessGrou
 
 @dataclass(frozen=True)
 class Requests:
-    """`table` [m, 1 + payload] int64: global rows others asked of this rank; `asked`/`received`: how many per rank."""
+    """Row numbers that this rank received, and the counts of both directions."""
 
-    table: np.ndarray
-    asked: list[int]
-    received: list[int]
+    table: np.ndarray  # [m, 1 + payload columns] int64: global rows of this rank that are requested
+    asked: list[int]  # rows that this rank requested, per rank
+    received: list[int]  # rows requested from this rank, per rank
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Fetches rows of other ranks. `send` [sum(send_counts)] int64: positions in this rank's own rows."""
+    """Fetches rows of other ranks."""
 
-    send: Tensor
-    send_counts: list[int]
-    receive_counts: list[int]
+    send: Tensor  # [sum(send_counts)] int64: positions in this rank's own rows
+    send_counts: list[int]  # rows sent, per rank
+    receive_counts: list[int]  # rows received, per rank
     group: dist.ProcessGroup | None  # None: one process, nothing to fetch
-    kind: Kind  # what its rows count as in `traffic`
+    kind: Kind  # kind of traffic that the rows count as
 
     @property
     def received(self) -> int:
-        """Rows that arrive."""
+        """Number of rows received."""
         return sum(self.receive_counts)
 
     def fetch(self, own: Tensor) -> Tensor:
-        """[n, width] own rows -> [received, width] rows asked for. Collective."""
+        """Own rows [n, width] -> the fetched rows [received, width]. Collective."""
         if self.group is None:
             return own.new_empty(0, own.shape[1])
         halo = own.new_empty(self.received, own.shape[1])
@@ -71,7 +78,7 @@ class Exchange:
         return halo
 
     def give_back(self, halo: Tensor, own: Tensor) -> None:
-        """The adjoint of `fetch`: adds [received, width] to the owners' rows, here `own` [n, width]. Collective."""
+        """The adjoint of `fetch`: sends `halo` [received, width] back and adds it to `own` [n, width]. Collective."""
         if self.group is None:
             return
         back = halo.new_empty(sum(self.send_counts), halo.shape[1])
@@ -97,5 +104,5 @@ class _Fetch(torch.autograd.Function):
 
 
 def fetch(own: Tensor, exchange: Exchange) -> Tensor:
-    """Differentiable `Exchange.fetch`: the gradient of a fetched row is added to its owner's."""
+    """Differentiable `Exchange.fetch`: the gradient of a fetched row is added to that of the owner's row."""
     return _Fetch.apply(own, exchange)

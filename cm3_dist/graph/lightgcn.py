@@ -1,13 +1,15 @@
 """LightGCN over the user-item graph, then the item-item graph: one linear operator with a hand-written adjoint.
 
-Frontiers F_0 (the rows wanted) within F_1 within ... F_L (the rows whose ego embeddings are needed); every frontier is
-a prefix of the next, or, where F_1 is everything (exact mode), F_0 a choice of its rows. Horner's form
-(docs/model.md)::
+Frontiers are nested: F_0 (the rows of the result) in F_1 in ... F_L (the rows whose ego embeddings are needed). Each
+is a prefix of the next; in exact mode, where F_1 contains all nodes, F_0 may be any selection of them. The sum of the
+layers A^l E is evaluated by Horner's scheme with two buffers (docs/model.md)::
 
     y <- E on F_L;   L times, on the next smaller frontier:   y <- E + A y
 
-sums the layers A^l E with two buffers. The adjoint walks the same blocks in the other direction, so nothing is saved
-for the backward pass. Exact and sampled propagation differ in the blocks only.
+The adjoint applies the same blocks in reverse order, so nothing is saved for the backward pass. Exact and sampled
+propagation differ only in the blocks.
+
+Shapes: n_k users and m_k items in frontier F_k; rows of any width, which propagation does not mix.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from cm3_dist.graph.sparse_ops import Relation
 
-# A frontier within the next one: its first n rows, or the rows at these places ([n] int64, distinct).
+# A frontier within the next one: its first n rows, or the rows at these indices ([n] int64, distinct).
 Rows: TypeAlias = int | Tensor
 
 
@@ -29,24 +31,26 @@ Rows: TypeAlias = int | Tensor
 class Hop:
     """One user-item layer: rows of F_k from rows of F_{k+1}."""
 
-    users: Rows  # of F_k; places only in hops[0]
-    items: Rows
+    users: Rows  # users of F_k in F_{k+1}; indices only in hops[0]
+    items: Rows  # items of F_k in F_{k+1}
     user_from_item: Relation
     item_from_user: Relation
 
 
 @dataclass(frozen=True)
 class Propagation:
-    """The whole operator: ego rows on F_L -> propagated rows on F_0 and T_0."""
+    """The complete operator: ego rows on F_L -> propagated rows of the users of F_0 and the items T_0."""
 
     hops: Sequence[Hop]  # hops[k]: F_k from F_{k+1}
-    # Item-item layers: rows of T_k (places only in the first), and T_k from T_{k+1}; T_last = items of F_0.
+    # Item-item layers: T_k in T_{k+1} (indices only in the first), and the map from T_{k+1} to T_k. The last T is the
+    # items of F_0.
     similar: Sequence[tuple[Rows, Relation]]
 
     def __call__(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """User and item ego rows [n_L, width] -> [users of F_0, width], [items of T_0, width].
+        """Propagates ego rows [n_L, width] and [m_L, width]. Differentiable. Collective.
 
-        Differentiable, collective.
+        Returns:
+            Rows of the users of F_0, [n_0, width], and of the items T_0.
         """
         propagated: tuple[Tensor, Tensor] = _Propagate.apply(users, items, self)
         return propagated
@@ -66,7 +70,7 @@ class _Propagate(torch.autograd.Function):
         for rows, relation in reversed(operator.similar):
             s = relation.forward(s)
             i = _take(i, rows)
-        # Without any layer the operator is the identity; autograd requires outputs that are not its inputs.
+        # Without layers the operator is the identity, but autograd requires outputs that are not inputs.
         i = s.add_(i) if operator.similar else i.clone()
         return (u if operator.hops else u.clone()), i
 
@@ -84,7 +88,7 @@ class _Propagate(torch.autograd.Function):
 
 
 def _through_similar(operator: Propagation, grad: Tensor) -> Tensor:
-    """The adjoint of the item-item layers. A function of its own, so that nothing of it outlives it."""
+    """The adjoint of the item-item layers; a separate function, so that its temporaries are freed when it returns."""
     if not operator.similar:
         return grad
     direct = s = grad
@@ -99,7 +103,7 @@ def _take(x: Tensor, rows: Rows) -> Tensor:
 
 
 def _spread(x: Tensor, rows: Rows | None, shape: torch.Size) -> Tensor:
-    """The adjoint of `_take`, in a tensor of its own: zeros of `shape` with `x` in their place."""
+    """The adjoint of `_take`: a new tensor of `shape`, zero except for `x` at `rows`."""
     if len(x) == shape[0] and not isinstance(rows, Tensor):
         return x.clone()
     spread = x.new_zeros(shape)

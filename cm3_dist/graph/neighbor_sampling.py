@@ -1,8 +1,8 @@
-"""Sampled propagation: from the batch's rows outwards, each layer's neighbours drawn by the owners of its nodes.
+"""Sampled propagation: starting from the batch, each rank draws neighbours of its own nodes, layer by layer.
 
-The result is the same kind of operator as `graph.exact`, on the rows that the step needs. With fanout -1 it equals it.
-Legend: T_0 the items whose rows the loss wants; T_last their item-graph neighbourhood; F_0 = (batch users, T_last);
-F_{k+1} = F_k and the neighbours drawn for F_k, also those drawn by other ranks.
+The result is an operator as in `graph.full_graph`, on the rows that the step needs; with fanout -1 both are equal.
+Frontiers: T_0 the items that the loss uses; T_last their item-graph neighbourhood; F_0 = (batch users, T_last);
+F_{k+1} = F_k plus the neighbours drawn for F_k, including those that other ranks drew.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from partition.folder import layout
 
 @dataclass(frozen=True)
 class Fanouts:
-    """Neighbours a node and layer, nearest layer first; -1 keeps all."""
+    """Neighbours per node in each layer, nearest layer first; -1: all."""
 
     user_item: list[int]
     similar: list[int]
 
     @staticmethod
     def of(settings: PropagationSettings) -> Fanouts:
-        """As the settings say: one number serves all layers."""
+        """The fanouts in `settings`, where one number applies to all layers."""
         layers = settings.user_item_layers
         fanouts = settings.fanouts * layers if len(settings.fanouts) == 1 else settings.fanouts
         return Fanouts(fanouts[:layers], [settings.item_fanout] * settings.item_item_layers)
 
 
 class _Frontier:
-    """Local rows of one node type in the order in which they were reached; every earlier frontier is a prefix."""
+    """Local rows of one node type in the order in which they were reached. Smaller frontiers are prefixes."""
 
     def __init__(self, rows: int, first: int) -> None:
         self.first = first  # global row of local row 0
@@ -49,7 +49,7 @@ class _Frontier:
         self.position = np.full(rows, -1, np.int64)  # of a local row in `rows`
 
     def add(self, rows: np.ndarray) -> None:
-        """Appends the local rows [n] that are new, ascending."""
+        """Appends those of the local rows `rows` [n] that are new, in ascending order."""
         new = np.unique(rows[self.position[rows] < 0])
         self.position[new] = len(self.rows) + np.arange(len(new))
         self.rows = np.concatenate([self.rows, new])
@@ -57,7 +57,7 @@ class _Frontier:
 
 @dataclass(frozen=True)
 class Sample:
-    """A step's operator and the local rows (F_L) whose ego embeddings it takes, in its order."""
+    """A step's operator and the local rows F_L whose ego embeddings are its input, in that order."""
 
     propagation: Propagation
     users: np.ndarray  # [n] int64
@@ -65,7 +65,7 @@ class Sample:
 
 
 class Sampler:
-    """Draws a step's operator. Collective: all ranks call `draw` in the same order, from one thread each."""
+    """Draws a step's operator. All ranks must call `draw` in the same order, each from one thread."""
 
     def __init__(
         self,
@@ -80,7 +80,14 @@ class Sampler:
         self._group, self._planning = group, planning
 
     def draw(self, batch_users: np.ndarray, batch_items: np.ndarray, epoch: int, step: int) -> Sample:
-        """The operator from F_L to F_0 = (`batch_users`, ...) and T_0 = `batch_items`: ascending local rows, int64."""
+        """Draws the operator whose result has the given rows. Collective.
+
+        Args:
+            batch_users: [n] int64 local rows, ascending: the users of F_0.
+            batch_items: [m] int64 local rows, ascending: the items T_0.
+            epoch: with `step`, the key of the random draws.
+            step: within the epoch.
+        """
         shard = self._shard
         u, i = _Frontier(shard.user_rows, shard.first_user), _Frontier(shard.item_rows, shard.first_item)
         u.add(batch_users)
@@ -94,7 +101,7 @@ class Sampler:
             users, items = len(u.rows), len(i.rows)
             to_user = self._sources(layout.ITEM_TO_USER, u, users, fanout, (epoch, step, layer, 2))
             to_item = self._sources(layout.USER_TO_ITEM, i, items, fanout, (epoch, step, layer, 3))
-            # Both directions reach out before either is compiled: the columns are those of the next, larger frontiers.
+            # Both frontiers grow before either block is built, because columns index the larger frontiers.
             exchange_items = self._reach(i, to_user, "user-item rows")
             exchange_users = self._reach(u, to_item, "user-item rows")
             hops.append(
@@ -122,7 +129,7 @@ class Sampler:
     def _sources(
         self, relation: tuple[str, str, str], to: _Frontier, wanted: int, fanout: int, words: tuple[int, ...]
     ) -> Edges:
-        """Edges drawn for the first `wanted` rows of the frontier; destinations are local rows."""
+        """Draws edges of the first `wanted` rows of the frontier; destinations are local rows."""
         manifest = self._shard.manifest
         stride = {USER: manifest.user_stride, ITEM: manifest.item_stride}[relation[2]]
         rows = np.sort(to.rows[:wanted])
@@ -133,11 +140,17 @@ class Sampler:
             edges = graph.sample(relation, offsets, fanout, key(Stream.NEIGHBOURS, self._seed, *words, graph.part))
             drawn.append(Edges(edges.destination + index * stride, edges.source, edges.value))
         return Edges(
-            *(np.concatenate([getattr(e, name) for e in drawn]) for name in ("destination", "source", "value"))
+            destination=np.concatenate([edges.destination for edges in drawn]),
+            source=np.concatenate([edges.source for edges in drawn]),
+            value=np.concatenate([edges.value for edges in drawn]),
         )
 
     def _reach(self, frontier: _Frontier, edges: Edges, kind: Kind) -> tuple[np.ndarray, Exchange]:
-        """Adds the edges' sources to their owners' frontiers. Returns the halo (global rows) and how to fetch it."""
+        """Adds the sources of the edges to their owners' frontiers. Collective.
+
+        Returns:
+            The halo (global rows of other ranks, ascending) and the exchange that fetches it.
+        """
         local = edges.source - frontier.first
         remote = (local < 0) | (local >= len(frontier.position))
         halo = np.unique(edges.source[remote])
@@ -157,7 +170,7 @@ class Sampler:
         columns[~remote] = source.position[local[~remote]]
         columns[remote] = len(source.rows) + np.searchsorted(halo, edges.source[remote])
         rows = to.position[edges.destination]
-        order = np.lexsort((edges.source, rows))  # one order of summation, however many ranks there are
+        order = np.lexsort((edges.source, rows))  # the order of summation does not depend on the number of ranks
         indptr = np.zeros(wanted + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=wanted), out=indptr[1:])
         matrix = Csr.from_numpy(indptr, columns[order], edges.value[order], len(source.rows) + len(halo), self._kernels)

@@ -1,4 +1,4 @@
-"""One part's graph: in-edges of its nodes in the training graph and the item graph, whole or sampled."""
+"""The graph of one part: in-edges of its nodes in the training graph and the item graph, all or sampled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PartGraph:
     """One part's in-edges: training interactions, normalised with full-graph degrees, and the item graph.
 
     Raises:
-        InputError: a missing or torn file, by name.
+        InputError: a file is missing or damaged.
     """
 
     def __init__(self, root: Path, manifest: layout.Manifest, part: int) -> None:
@@ -48,17 +48,25 @@ class PartGraph:
             self._in_edges[relation] = _InEdges.of(indptr, source, value.astype(np.float32), rows)
 
     def edges(self, relation: tuple[str, str, str]) -> Edges:
-        """All in-edges of one relation; destinations are global rows."""
+        """All in-edges of one relation. Destinations are global rows."""
         stored = self._in_edges[relation]
         destination = np.repeat(np.arange(len(stored.degree)), stored.degree)
         return Edges(destination + self._first[relation[2]], stored.row[stored.source], stored.value)
 
     def sample(self, relation: tuple[str, str, str], offsets: np.ndarray, fanout: int, seed: int) -> Edges:
-        """At most `fanout` in-edges of every node in `offsets` ([n] int64, ascending), without replacement; -1: all.
+        """Draws at most `fanout` in-edges per node without replacement.
 
-        Values are multiplied by degree/drawn, so that the expected sum over the drawn edges is the sum over all of them
-        (normalising by the sampled degree instead is biased: dgl#1767). Destinations are offsets. The draw depends on
-        the arguments alone.
+        Values are multiplied by degree / number drawn, so the expected sum over the drawn edges is the sum over all
+        edges (normalising by the sampled degree instead is biased: dgl#1767).
+
+        Args:
+            relation: (source type, name, destination type).
+            offsets: [n] int64 offsets of nodes within the part, ascending.
+            fanout: -1: all in-edges.
+            seed: the draw depends only on it and the other arguments.
+
+        Returns:
+            The edges; destinations are offsets.
         """
         stored = self._in_edges[relation]
         edge = self._samplers[relation].draw(offsets, fanout, seed)
@@ -87,7 +95,7 @@ class _InEdges:
 
     @classmethod
     def of(cls, indptr: np.ndarray, source: np.ndarray, value: np.ndarray, row: np.ndarray) -> _InEdges:
-        """With node numbers as short as they may be."""
+        """With int32 node numbers where they suffice."""
         dtype = np.int32 if max(len(row), len(source)) < 2**31 else np.int64
         return cls(indptr, source.astype(dtype), value, row)
 
@@ -98,7 +106,7 @@ class _InEdges:
 
 
 def _similar(path: Path, first: int) -> _InEdges:
-    """The item graph with nodes like those of graph.npz: the part's own items, then the neighbours in other parts."""
+    """The item graph, with nodes ordered as in graph.npz: own items, then the neighbours in other parts."""
     stored = read_similar(path)
     own = first + np.arange(len(stored.indptr) - 1, dtype=np.int64)
     remote = (stored.neighbour < first) | (stored.neighbour >= first + len(own))

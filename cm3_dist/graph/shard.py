@@ -1,7 +1,7 @@
-"""What one rank holds of the prepared folder: its own parts, in one local row space.
+"""A rank's share of the prepared folder: the parts that it owns, in one local row space.
 
-A rank owns the parts [rank * P/W, (rank + 1) * P/W). Local row = global row - first own row; padding rows are there too
-(no edges, zero features), so that a table's shard and every array of the shard have the same rows.
+A rank owns the parts [rank * P/W, (rank + 1) * P/W). Local row = global row - first own row. Padding rows are included
+(no edges, zero features), so the arrays of a shard have the same rows as a table's shard.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class Adjacency:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Training interactions of this rank's users, as CSR; they stay in memory, the adjacencies are made when needed."""
+    """Training interactions of this rank's users, as CSR. They stay in memory; adjacencies are built when needed."""
 
     indptr: np.ndarray  # [user rows + 1] int64
-    item: np.ndarray  # [n] int32, or int64 where item rows need it: global item rows, ascending within a user
+    item: np.ndarray  # [n] int32, or int64 if there are more item rows: global item rows, ascending within a user
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Interactions to be ranked: `users` [n] int64 local rows, ascending; `relevant`: each one's global item rows."""
+    """Held-out interactions of a split."""
 
-    users: np.ndarray
-    relevant: Ragged
+    users: np.ndarray  # [n] int64 local rows, ascending
+    relevant: Ragged  # n lists of global item rows
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The parts of one rank. All arrays are this rank's only; nothing here has the size of the whole graph."""
+    """The parts of one rank. All arrays cover this rank's rows only, never the whole graph."""
 
     manifest: layout.Manifest
     root: Path
@@ -63,12 +63,12 @@ class Shard:
 
     @property
     def user_rows(self) -> int:
-        """Local user rows: own parts times the stride."""
+        """Number of local user rows: own parts times the stride."""
         return len(self.parts) * self.manifest.user_stride
 
     @property
     def item_rows(self) -> int:
-        """Local item rows."""
+        """Number of local item rows."""
         return len(self.parts) * self.manifest.item_stride
 
     @property
@@ -82,12 +82,12 @@ class Shard:
         return self.parts.start * self.manifest.item_stride
 
     def seen(self, users: np.ndarray) -> Ragged:
-        """Training items (global rows) of local user rows [n]."""
+        """Training items of the local users [n]: n lists of global rows."""
         found = Ragged(torch.from_numpy(self.interactions.indptr), torch.from_numpy(self.interactions.item)).rows(users)
         return Ragged(found.indptr, found.values.long())
 
     def adjacency(self, relation: tuple[str, str, str]) -> Adjacency:
-        """In-edges of all local rows, put together anew at each call."""
+        """In-edges of all local rows; built at every call."""
         if relation[2] == USER:
             first, rows = self.first_user, self.user_rows
         else:
@@ -96,12 +96,12 @@ class Shard:
 
     @cached_property
     def user_from_item(self) -> Adjacency:
-        """In-edges of the users, kept from the first use on, which training has none of."""
+        """In-edges of the users, built on first use and kept. Training does not use it."""
         return self.adjacency(layout.ITEM_TO_USER)
 
     @cached_property
     def similar(self) -> Adjacency:
-        """The item graph, likewise."""
+        """The item graph, built on first use and kept."""
         return self.adjacency(SIMILAR)
 
 
@@ -116,17 +116,24 @@ def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int)
         fit = ", ".join(str(w) for w in range(1, parts + 1) if parts % w == 0)
         raise InputError(
             f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use "
-            f"--nproc_per_node with one of {fit}, or prepare again with --parts {world_size}"
+            f"--nproc_per_node with one of {fit}, or prepare again with --parts {world_size}",
+            "data.world-size",
         )
     share = parts // world_size
     return range(rank * share, (rank + 1) * share)
 
 
 def load_shard(root: Path, rank: int, world_size: int, check: Level = "none") -> Shard:
-    """Reads the parts of `rank`, whose files are compared with the manifest before, as far as `check` says.
+    """Compares the files of a rank's parts with the manifest, then reads them.
+
+    Args:
+        root: the prepared folder.
+        rank: whose parts.
+        world_size: number of ranks.
+        check: how files are compared, as in the setting `data.check`.
 
     Raises:
-        InputError: a missing or torn file, by name, or a part count that `world_size` does not divide.
+        InputError: a file is missing or damaged, or `world_size` does not divide the number of parts.
     """
     manifest = layout.read_manifest(root)
     check_manifest(root, manifest)

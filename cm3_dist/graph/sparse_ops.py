@@ -1,6 +1,7 @@
-"""Sparse operators over rows that are spread over ranks: y = A x, and its adjoint, without autograd.
+"""Sparse operators on rows distributed over ranks: y = A x and its adjoint, without autograd.
 
-Column space of a block: first this rank's own rows (a prefix of what it holds), then the fetched rows of others.
+Shapes: rows of any width; a block has a row per destination and a column per source: first this rank's own source rows
+(a prefix of the rows it holds), then the rows fetched from other ranks.
 """
 
 from __future__ import annotations
@@ -21,22 +22,19 @@ from cm3_dist.kernels import Kernels
 
 @dataclass(frozen=True)
 class Csr:
-    """A sparse matrix [len(indptr) - 1, columns]: indptr and indices int64, values float32.
+    """A sparse matrix [len(indptr) - 1, columns]."""
 
-    `kernels` multiply it on a GPU; the CPU has torch's only.
-    """
-
-    indptr: Tensor
-    indices: Tensor
-    values: Tensor
+    indptr: Tensor  # [rows + 1] int64
+    indices: Tensor  # [entries] int64
+    values: Tensor  # [entries] float32
     columns: int
-    kernels: Kernels = "torch"
+    kernels: Kernels = "torch"  # used on a GPU; the CPU has torch's only
 
     def times(self, x: Tensor) -> Tensor:
-        """[columns, width] -> [rows, width].
+        """The product with `x`: [columns, width] -> [rows, width].
 
-        An embedding bag with weights is a CSR product, and FBGEMM's vectorised one is the fastest on the CPU: 10.7 ms
-        against 40 (DGL), 59 (torch CSR, int32), 78 (CSR, int64) and 88 (COO) on Baby's graph, width 192, 2 threads.
+        A weighted embedding bag is a CSR product, and FBGEMM's is the fastest on the CPU: on Baby's graph with width
+        192 and 2 threads it takes 10.7 ms, DGL 40, torch CSR 59 (int32) and 78 (int64), COO 88.
         """
         if self.indices.numel() == 0:
             return x.new_zeros(len(self.indptr) - 1, x.shape[1])
@@ -58,7 +56,7 @@ class Csr:
         return Csr.from_numpy(matrix.indptr, matrix.indices, matrix.data, rows, self.kernels)
 
     def rows(self, index: Tensor) -> Csr:
-        """The rows at `index` [n] int64, in that order; all columns stay."""
+        """The rows at `index` [n] int64, in that order, with all columns."""
         indptr, place = row_places(self.indptr, index)
         indices, values = self.indices.index_select(0, place), self.values.index_select(0, place)
         return Csr(indptr, indices, values, self.columns, self.kernels)
@@ -67,7 +65,7 @@ class Csr:
     def from_numpy(
         indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, columns: int, kernels: Kernels = "torch"
     ) -> Csr:
-        """Wraps the arrays, as int64 and float32."""
+        """From CSR arrays, converted to int64 and float32."""
         return Csr(
             torch.from_numpy(indptr.astype(np.int64, copy=False)),
             torch.from_numpy(indices.astype(np.int64, copy=False)),
@@ -99,15 +97,15 @@ class Pull:
         return self.matrix.times(torch.cat([own, halo]) if self.exchange.received else own)
 
     def rows(self, index: Tensor) -> Pull:
-        """Some of its destination rows only; what is fetched stays the same, so that no rank need be asked."""
+        """The operator restricted to the destination rows `index` [n] int64. It fetches the same rows as before."""
         return Pull(self.matrix.rows(index), self.exchange)
 
 
 @dataclass(frozen=True)
 class Push:
-    """The adjoint of a Pull: y = own rows of (matrix @ x), after the rows of others are given back to them."""
+    """The adjoint of a `Pull`: y = own rows of (matrix @ x), plus the rows that other ranks computed for this one."""
 
-    matrix: Csr  # the Pull's matrix, transposed
+    matrix: Csr  # transpose of the Pull's matrix
     exchange: Exchange
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -128,14 +126,14 @@ class Relation:
 
     @staticmethod
     def of(pull: Pull) -> Relation:
-        """With the adjoint made by transposing; a symmetric operator needs none (see `graph.exact`)."""
+        """With an adjoint built by transposing; symmetric operators need none (see `graph.full_graph`)."""
         return Relation(pull, Push(pull.matrix.transposed(), pull.exchange))
 
     @staticmethod
     def forward_only(pull: Pull) -> Relation:
-        """For inference: the adjoint raises RuntimeError."""
+        """For inference; its adjoint raises RuntimeError."""
         return Relation(pull, _no_adjoint)
 
 
 def _no_adjoint(x: Tensor) -> Tensor:
-    raise RuntimeError("this operator was made without its adjoint; no gradient passes through it")
+    raise RuntimeError("this operator has no adjoint, so no gradient can be computed through it")

@@ -1,4 +1,4 @@
-"""The inner loops that dominate a step's time: one file per loop and kind of device."""
+"""The inner loops that take most of a step's time, one file per loop and kind of device."""
 
 from __future__ import annotations
 

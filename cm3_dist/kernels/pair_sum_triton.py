@@ -1,13 +1,15 @@
-"""`kernels.pairs.pair_sum` for GPUs: both Gram matrices, the exponential and both gradients in one kernel.
+"""`kernels.pair_sum.pair_sum` for GPUs: both Gram matrices, the exponential and both gradients in one kernel.
 
-One program takes a block of own rows past all columns, as flash attention does: the pair matrix lives in registers,
-memory is O(rows), and the gradient needs no second sweep, because the total only scales it.
+Each program processes a block of own rows against all columns, as flash attention does. The pair matrix stays in
+registers, memory is O(rows), and the gradient needs no second pass, because the total only scales it.
 
-Exponents need about float32's accuracy. Every float32 operand is split into two bfloat16 numbers, high + low, and a
-product is made of three on tensor cores: high * high + high * low + low * high, whose error is some 2^-16. That is
-as exact as three tf32 products at twice their rate, and bfloat16 operands need no transposing on their way.
+Exponents need about float32 accuracy. Every float32 operand is split into two bfloat16 numbers, high + low, and a
+product is computed as three on tensor cores: high * high + high * low + low * high, with an error of about 2^-16. This
+is as accurate as three tf32 products at twice the rate, and bfloat16 operands need no transposition.
 
-Tests run it on the CPU under Triton's interpreter (TRITON_INTERPRET=1) and compare it with float64.
+Tests run the kernel on the CPU with Triton's interpreter (TRITON_INTERPRET=1) and compare it with float64.
+
+Shapes: n own rows and N columns of width C * d, fused rows of width d, at most MOST_CHANNELS channels.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from torch import Tensor
 from cm3_dist.errors import InputError
 from cm3_dist.kernels.pair_sum import PairSum, Rows
 
-# Rows, columns, warps, stages of a block, the fastest on an H200 first; smaller ones for less shared memory or more
-# channels. Many rows keep the tensor cores busy with large blocks, few must spread over all multiprocessors.
+# Rows, columns, warps and stages of a block, fastest on an H200 first; smaller ones for less shared memory or more
+# channels. Many rows keep the tensor cores busy with large blocks; few rows must be spread over all multiprocessors.
 MANY_BLOCKS = ((128, 32, 8, 3), (128, 32, 8, 2), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))
 FEW_BLOCKS = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))
 MANY = 96 * 128  # rows
@@ -32,9 +34,9 @@ MOST_CHANNELS = 4
 
 
 def channel_width(own: Rows) -> int | None:
-    """The width in which the kernel takes these rows apart, None if it cannot.
+    """The channel width d in which the kernel processes these rows; None if it cannot.
 
-    A power of two from 16 to 128 of which the rows are one to four times as wide; that of the fused rows if there are.
+    d is a power of two from 16 to 128, and rows have one to four channels. With fused rows d is their width.
     """
     width = own.x.shape[1]
     widths = WIDTHS if own.fused is None else [dim for dim in WIDTHS if dim == own.fused.shape[1]]
@@ -42,15 +44,17 @@ def channel_width(own: Rows) -> int | None:
 
 
 def triton_pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float, float]) -> PairSum:
-    """See `kernels.pairs.pair_sum`; float32 rows.
+    """As `kernels.pair_sum.pair_sum`, for float32 rows.
 
     Raises:
-        InputError: rows whose width the kernel does not take.
+        InputError: the kernel does not support rows of this width.
     """
     n, width = own.x.shape
     dim = channel_width(own)
     if dim is None:
-        raise InputError(f"model.dim: no Triton kernel for rows of {width} floats; set machine.kernels=torch")
+        raise InputError(
+            f"model.dim: no Triton kernel for rows of {width} floats; set machine.kernels=torch", "kernels.width"
+        )
     split = _split(columns)
     mine = split if own is columns else _split(own)
     sums = own.x.new_empty(n)
@@ -88,7 +92,7 @@ def triton_pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple
 
 
 def _block(n: int, width: int, device: torch.device) -> tuple[int, int, int, int]:
-    """The best block whose operands, high and low, fit this GPU's shared memory."""
+    """The fastest block whose operands, high and low, fit into this GPU's shared memory."""
     blocks = MANY_BLOCKS if n >= MANY else FEW_BLOCKS
     if device.type == "cpu":
         return blocks[0]
@@ -119,14 +123,14 @@ def _put(pointer, rows, mask, values, channel: tl.constexpr, width: tl.constexpr
 
 @triton.jit
 def _dot(a, b, sum, interpreted: tl.constexpr):  # type: ignore[no-untyped-def]
-    if interpreted:  # it multiplies bfloat16's bits as integers
+    if interpreted:  # the interpreter multiplies the bits of bfloat16 as integers
         return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
     return tl.dot(a, b, sum)
 
 
 @triton.jit
 def _product(a, a_low, b, b_low, sum, interpreted: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`sum` + (a + a_low) (b + b_low), the smallest products first, and that of both low parts left out."""
+    """`sum` + (a + a_low) (b + b_low), smallest products first, without the product of both low parts."""
     sum = _dot(a_low, b, sum, interpreted)
     sum = _dot(a, b_low, sum, interpreted)
     return _dot(a, b, sum, interpreted)
@@ -194,7 +198,7 @@ def _pairs(  # type: ignore[no-untyped-def]
             h = _channel(columns_x, wide_columns, inside_columns, CHANNELS, width, DIM)
             h_low = _channel(columns_low, wide_columns, inside_columns, CHANNELS, width, DIM)
             phi = _transposed_product(f, f_low, h, h_low, exponent, INTERPRETED)
-            # Cosines: bounds of -1 and 1 are none, whatever rounding says.
+            # Cosines cannot exceed bounds of -1 and 1, except by rounding.
             free = ((phi >= low) | (low <= -1.0)) & ((phi <= high) | (high >= 1.0))
             exponent = -tl.minimum(tl.maximum(phi, low), high)
         b0 = _channel(columns_x, wide_columns, inside_columns, 0, width, DIM)
@@ -226,7 +230,7 @@ def _pairs(  # type: ignore[no-untyped-def]
         if CHANNELS > 3:
             g3 = _product(pair, pair_low, b3, b3_low, g3, INTERPRETED)
         if CALIBRATED:
-            pair = tl.where(free, pair, 0.0)  # a clamped similarity has no gradient
+            pair = tl.where(free, pair, 0.0)  # a clamped phi has no gradient
             pair_low = tl.where(free, pair_low, 0.0)
             gf = _product(pair, pair_low, h, h_low, gf, INTERPRETED)
     tl.store(sums + rows, total, mask=inside_rows)

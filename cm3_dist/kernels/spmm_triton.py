@@ -1,7 +1,7 @@
-"""A sparse matrix in CSR times dense rows on a GPU: LightGCN's propagation, width 64 * C and others up to 1024.
+"""Product of a CSR matrix and dense rows on a GPU, for LightGCN propagation; rows of up to 1024 floats.
 
-One program a destination row: the whole row is summed in registers and written once; the sources' rows are read
-EDGES at a time, so that as many loads are under way. The adjoint is the same kernel on the transposed matrix.
+One program per destination row sums the row in registers and writes it once. Source rows are read EDGES at a time, so
+that many loads are in flight. The adjoint is the same kernel on the transposed matrix.
 """
 
 from __future__ import annotations
@@ -10,11 +10,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EDGES, WARPS = 8, 1  # edges read at a time; warps a row
+EDGES, WARPS = 8, 1  # edges read at a time; warps per row
 
 
 def triton_spmm(indptr: Tensor, indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    """CSR `indptr` [n + 1] int64, `indices` int64, `values` float32, times `x` [m, width] float32 -> [n, width]."""
+    """Multiplies a CSR matrix [n, m] with rows.
+
+    Args:
+        indptr: [n + 1] int64.
+        indices: [entries] int64.
+        values: [entries] float32.
+        x: [m, width] float32.
+
+    Returns:
+        [n, width] float32.
+    """
     n, width = len(indptr) - 1, x.shape[1]
     y = x.new_empty(n, width)
     if n:

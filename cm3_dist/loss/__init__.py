@@ -1,1 +1,1 @@
-"""Alignment and calibrated uniformity over the global batch."""
+"""CM3's loss: alignment and calibrated uniformity over the global batch."""

@@ -1,17 +1,16 @@
 """`loss.gamma=auto`: gamma from the items' training degrees.
 
-In the gradient of the loss the pulls of alignment on the users weigh 2 in all, those on the items
-too; the pushes of a uniformity term weigh gamma/2 * 4t, shared out among its rows. Pull and push are equal at
-gamma = 1/t for rows that are pushed as often as they are pulled, as users are, both by their activity. (With that
-gamma the loss is also an upper bound of InfoNCE at temperature 1 / 2t, divided by t.) Items are pulled by their
-degree g and pushed all alike, so that item i needs gamma = g_i / (mean g) / t. Too little push and rows collapse, too
-much and they learn more slowly, so the items decide. The degree that counts is that of the items which interactions
-are made of, their geometric mean:
+In the gradient of the loss, alignment pulls on the users with a total weight of 2, and on the items with the same. A
+uniformity term pushes with a total weight of gamma/2 * 4t, distributed over its rows. Users are pulled and pushed in
+proportion to their activity, so pull equals push at gamma = 1/t. (With this gamma the loss is also an upper bound of
+InfoNCE at temperature 1 / 2t, divided by t.) Items are pulled in proportion to their degree g but all pushed equally,
+so item i needs gamma = g_i / (mean g) / t. With too little push rows collapse, with too much they learn more slowly.
+The rule takes the geometric mean of the degrees over all interactions:
 
     gamma = exp(sum_i g_i log g_i / sum_i g_i) / (mean g) / t                mean g over the items with interactions
 
-Where no item is pushed alike, because there is no item term or its pairs go by popularity, gamma = 1/t. The rule was
-chosen on two data sets; docs/findings.md says what it is worth.
+If items are not pushed equally, because there is no item term or its pairs are weighted by popularity, gamma = 1/t.
+The rule was chosen on two data sets; docs/findings.md reports how well it works.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from cm3_dist.graph.shard import Shard
 
 
 def auto_gamma(settings: Settings, shard: Shard, runtime: Runtime) -> float:
-    """Gamma by the rule above. Collective."""
+    """Gamma by the rule above, the same on all ranks. Collective."""
     loss = settings.loss
     popular = settings.negatives == "in_batch" and loss.in_batch_correction == "none"
     if loss.item_uniformity == "none" or popular:
@@ -39,9 +38,9 @@ def auto_gamma(settings: Settings, shard: Shard, runtime: Runtime) -> float:
 
 
 def degree_sums(shard: Shard) -> torch.Tensor:
-    """[parts, 3] sums of g log g, of g and of 1 over a part's trained items; zeros for the parts of other ranks.
+    """Sums over the trained items of each part: g log g, g and 1. [parts, 3] float64; 0 for parts of other ranks.
 
-    A row a part, so that added up they come to the same number, to the last bit, however many ranks there are.
+    One row per part, so that the total is the same to the last bit for any number of ranks.
     """
     sums = torch.zeros(shard.manifest.num_parts, 3, dtype=torch.float64)
     for part, all_rows in zip(shard.parts, np.split(shard.item_degree, len(shard.parts)), strict=True):
@@ -51,6 +50,10 @@ def degree_sums(shard: Shard) -> torch.Tensor:
 
 
 def typical_degree(sums: torch.Tensor) -> float:
-    """From the sums of all parts: the interactions' geometric mean of their items' degrees, over the items' mean."""
+    """The geometric mean over interactions of their items' degrees, divided by the items' mean degree.
+
+    Args:
+        sums: of all parts, as from `degree_sums`.
+    """
     logs, interactions, items = sums.sum(0).tolist()
     return math.exp(logs / interactions) * items / interactions

@@ -1,4 +1,7 @@
-"""phi, the similarity by which item uniformity is calibrated: whose it is, how far it is trusted, what it trains."""
+"""phi, the similarity that calibrates item uniformity: which rows it compares, its scale, and its gradient.
+
+Shapes: k items of width d. docs/model.md says what the loss does to phi over a training.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,32 @@ from partition.folder.layout import Manifest
 
 
 def trust(settings: Loss, manifest: Manifest) -> float:
-    """What phi is multiplied by: 1, or with `loss.phi=reliable` the reliability that preparation measured.
+    """The factor of phi: 1, or with `loss.phi=reliable` the features' reliability measured in preparation, in [0, 1].
 
     Raises:
-        InputError: the data were prepared before it was measured.
+        InputError: the prepared folder has no reliability, because it was made by an earlier version.
     """
     if settings.phi == "similarity":
         return 1.0
     if "reliability" not in manifest.statistics:
         raise InputError(
-            f"{manifest.name}: loss.phi=reliable: the manifest's statistics lack 'reliability'; prepare the data again"
+            f"{manifest.name}: loss.phi=reliable: the manifest's statistics lack 'reliability'; prepare the data again",
+            "data.no-reliability",
         )
     return manifest.statistics["reliability"]
 
 
 def calibrating(fused: Tensor, settings: Loss, reliability: float) -> tuple[Tensor | None, tuple[float, float]]:
-    """What `uniformity` takes for phi: rows, and bounds within which their inner product is phi.
+    """The arguments of `uniformity` that define phi = reliability * clamp(s_i . s_j, min_sim, max_sim).
 
-    reliability * clamp(s_i . s_j, low, high) is the product of rows scaled by its root, within bounds scaled alike. At
-    reliability 0 every phi is the same, which is plain uniformity: no rows then.
+    Args:
+        fused: [k, d] fused rows s of norm 1.
+        settings: of the loss.
+        reliability: from `trust`.
+
+    Returns:
+        Rows whose inner product, clamped to the returned bounds, is phi: `fused` times the root of the reliability.
+        None instead of rows means plain uniformity, also at reliability 0, where phi is constant.
     """
     bounds = settings.min_sim * reliability, settings.max_sim * reliability
     if settings.item_uniformity == "plain" or not reliability:

@@ -1,6 +1,7 @@
 """The loss of a step: alignment + gamma/2 (user uniformity + item uniformity), over the global batch (docs/model.md).
 
-Legend of shapes: n users and m items of the batch that this rank owns, b positives of its users, C channels of width d.
+Shapes: n users and m items of the batch that this rank owns, b positives of its users, C channels of width d, k items
+in the item uniformity term.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from cm3_dist.pipeline.step_plan import StepPlan
 
 @dataclass(frozen=True)
 class Terms:
-    """The loss of one rank's step. `local` is what this rank differentiates; the rest are global scalars, detached."""
+    """The loss of a step, as scalars."""
 
-    local: Tensor
-    alignment: Tensor  # this rank's share: the sum over ranks is the term
-    user_uniformity: Tensor
-    item_uniformity: Tensor
+    local: Tensor  # the part of the loss that this rank differentiates
+    alignment: Tensor  # this rank's share, detached: the sum over ranks is the term
+    user_uniformity: Tensor  # over all ranks, detached
+    item_uniformity: Tensor  # over all ranks, detached
 
 
 def cm3_loss(
@@ -49,12 +50,12 @@ def cm3_loss(
         fused: [k, d] fused unit rows of the k items of `plan.item_pairs`.
         plan: the step.
         settings: t, clamps, scope.
-        constants: gamma, and what phi is multiplied by.
-        group: carries the rows; None for one process.
+        constants: gamma and the factor of phi.
+        group: process group that rows are exchanged on; None for one process.
         kernels: of the pair sums on a GPU.
     """
     x_users, x_items = l2_normalize(users), l2_normalize(items)
-    # A rank that receives nothing still takes part in the exchange, both ways.
+    # A rank that receives no rows still takes part in the exchange, forward and backward.
     alone = plan.exchange.group is None
     positives = x_items if alone else torch.cat([x_items, fetch(x_items, plan.exchange)])
     ends = x_users.index_select(0, plan.positive_user), positives.index_select(0, plan.positive_item)

@@ -1,4 +1,4 @@
-"""Constants of the loss that are fixed for a run: gamma, and how far phi is trusted."""
+"""Constants of the loss that are fixed for a run: gamma and the factor of phi."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cm3_dist.loss.calibration import trust
 
 @dataclass(frozen=True)
 class LossConstants:
-    """The same on all ranks and for any number of them."""
+    """Constants of the loss, equal on all ranks and for any number of ranks."""
 
     gamma: float
-    reliability: float = 1.0  # what phi is multiplied by
+    reliability: float = 1.0  # factor of phi
 
     @staticmethod
     def from_data(settings: Settings, shard: Shard, runtime: Runtime) -> LossConstants:
-        """From the settings and the data. Collective.
+        """Computes them from the settings and the data. Collective.
 
         Raises:
-            InputError: the prepared folder lacks what a setting needs.
+            InputError: the prepared folder has no reliability, which `loss.phi=reliable` needs.
         """
         gamma = settings.loss.gamma
         reliability = agree_on_error(runtime, lambda: trust(settings.loss, shard.manifest))

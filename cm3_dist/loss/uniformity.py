@@ -1,8 +1,10 @@
 """Uniformity over all pairs of the global batch: log-mean-exp of weighted pairs, plain or calibrated (docs/model.md).
 
-log-mean-exp over pairs does not average over ranks, so every rank gathers all rows of the batch, takes its own rows
-against all of them block by block, and the scalar and its gradient are those of one process. Because the pair sum is
-symmetric, a rank's own rows against all columns give the whole gradient of those rows: nothing is sent back.
+The log-mean-exp of all pairs is not the mean of the ranks' log-mean-exps. So every rank gathers all rows of the batch
+and computes the pairs of its own rows with all rows, block by block. Value and gradient equal those of one process.
+The pair sum is symmetric, so this also gives the complete gradient of a rank's own rows, and none has to be sent.
+
+Shapes: n own rows of width C * d, fused rows of width d.
 """
 
 from __future__ import annotations
@@ -32,18 +34,18 @@ def uniformity(
 ) -> Tensor:
     """Log of the weighted mean over pairs of exp(-t (|x_i - x_j|^2 [- 2 + 2 phi_ij])), a scalar equal on all ranks.
 
-    The mean runs over pairs i < j with weight w_i w_j, and over the pairs that copies of one row form with each other,
-    with weight v_i (see `plan.PairWeight`). phi_ij = clamp(fused_i . fused_j). Without `fused` this is plain
+    The mean includes pairs i < j with weight w_i w_j, and pairs of copies of one row with weight v_i (see
+    `pipeline.pair_weights.PairWeight`). phi_ij = clamp(fused_i . fused_j); without `fused` phi is 1, which is plain
     uniformity. Collective.
 
     Args:
-        x: [n, width] unit rows of this rank, float32 or float64.
+        x: [n, C * d] unit rows of this rank, float32 or float64.
         pairs: their weights; `pairs.index` is not used here.
         t: temperature, at most 10: exponents then stay within +-40 and need no shift.
-        scope: "global": pairs over all ranks; "local": pairs within a part, averaged with the parts' weights.
-        group: None for one process.
-        fused: [n, d] rows of one length, at most 1, differentiated like x.
-        clamp: bounds of phi, the upper one at most the squared length.
+        scope: "global": pairs over all ranks; "local": pairs within a part, averaged by the weight of the parts' rows.
+        group: process group that rows are gathered on; None for one process.
+        fused: [n, d] rows of equal norm, at most 1; they receive a gradient as x does.
+        clamp: bounds of phi; the upper one is at most the squared norm.
         kernels: of the pair sums on a GPU.
     """
     value: Tensor = _Uniformity.apply(x, fused, pairs, t, scope, group, clamp, kernels)
@@ -72,7 +74,7 @@ class _Uniformity(torch.autograd.Function):
             sums = _pair_sum(rows, columns, first, t, clamp, kernels)
             if group is not None:
                 _sum(sums.total, group)
-            # Scalars on the device: a recorded step takes those of every new batch.
+            # Scalars on the device, so that a replayed CUDA graph uses those of the current batch.
             value, scale = _log_mean(sums.total, copies * pairs.scalars[0], pairs.scalars[1], pairs.everywhere)
             found = [(sums, scale)]
         else:
@@ -106,7 +108,7 @@ def _pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple[float
 
 
 def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows, int]:
-    """Every rank's rows, padded to `most` a rank with weight zero, and where the own ones begin."""
+    """Rows of all ranks, each padded to `most` rows with weight 0, and the index of this rank's first row."""
     if group is None:
         return own, 0
     x, fused = own.x, own.fused
@@ -121,7 +123,7 @@ def _gather(own: Rows, most: int, group: dist.ProcessGroup | None) -> tuple[Rows
 
 
 def _sum(value: Tensor, group: dist.ProcessGroup) -> None:
-    """Over the ranks, in place."""
+    """Sums over the ranks, in place."""
     traffic.add("loss sums", summed(value.nbytes, dist.get_world_size(group)))
     dist.all_reduce(value, group=group)
 
@@ -129,10 +131,13 @@ def _sum(value: Tensor, group: dist.ProcessGroup) -> None:
 def _log_mean(
     total: Tensor, copies: Tensor | float, log_pairs: Tensor | float, weight: PairWeight
 ) -> tuple[Tensor, Tensor]:
-    """Log of the mean over pairs, float64, and what scales the gradient of `PairSum`.
+    """Log of the mean over pairs, and the factor of the gradients in `PairSum`; [] float64 each.
 
-    `total`: of `PairSum`, every pair twice. `copies`: what copies of one row add.
-    `log_pairs`: log of the pairs' weight.
+    Args:
+        total: of `PairSum`, which counts every pair twice.
+        copies: what the pairs of copies of one row add to the sum.
+        log_pairs: log of the total weight of all pairs.
+        weight: of the pairs; without pairs both results are 0.
     """
     if weight.pairs <= 0:
         return torch.zeros_like(total), torch.zeros_like(total)

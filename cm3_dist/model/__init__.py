@@ -1,1 +1,1 @@
-"""CM3's forward pass: encoder and fusion of items, sharded tables of users, and what becomes of both."""
+"""CM3's forward pass: item encoder and fusion, sharded user tables, and the model that joins them."""

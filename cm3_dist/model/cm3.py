@@ -1,7 +1,7 @@
 """CM3: sharded user tables and encoded items, propagated over both graphs (docs/model.md).
 
-Legend of shapes: n users and m items enter the propagation on this rank, C = M + 1 channels of width d, the fused one
-last.
+Shapes: n users and m items enter the propagation on this rank; b distinct users in the batch; M modalities;
+C = M + 1 channels of width d, the fused one last; d_m features of modality m.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 from partition.folder.layout import Manifest
 
-ENCODE_BLOCK = 65_536  # rows encoded or mixed at a time when no gradient is wanted
-FINAL_COLUMNS = 16  # propagated at a time: a cache line a row
+ENCODE_BLOCK = 65_536  # rows per block when encoding or mixing without gradients
+FINAL_COLUMNS = 16  # columns propagated at a time: one cache line per row
 
 
 @dataclass(frozen=True)
 class Ego:
-    """Rows before propagation: `users` [n, C * d] and `items` [m, C * d] of unit channels, `fused` [m, d] of norm 1."""
+    """Rows before propagation."""
 
-    users: Tensor
-    items: Tensor
-    mixing: Tensor  # [b, C] logits of the batch's distinct users
-    fused: Tensor
-    looked_up: Tensor  # [n, C * d] the table's rows, whose gradient is the table's
+    users: Tensor  # [n, C * d], every channel of norm 1
+    items: Tensor  # [m, C * d], every channel of norm 1
+    mixing: Tensor  # [b, C] mixing logits of the batch's distinct users
+    fused: Tensor  # [m, d] of norm 1
+    looked_up: Tensor  # [n, C * d] rows of the user table; their gradient is the table's gradient
 
 
 class CM3(nn.Module):
@@ -49,18 +49,22 @@ class CM3(nn.Module):
         self.encoder = ItemEncoder.of(dims, settings.model, key(Stream.INIT, settings.train.seed)).to(runtime.device)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The replicated weights by name."""
+        """The replicated weights as (name, parameter) pairs."""
         yield from self.encoder.named_parameters()
 
     def ego(self, inputs: Inputs) -> Ego:
-        """Looks up users and encodes items."""
+        """Looks up users and encodes items. Collective unless the local tables are used."""
         looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items, inputs.whole)
         channels, fused = self.encoder(inputs.features, inputs.curve)
         items = self._items(channels, fused, item_ids)
         return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
 
     def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
-        """Final rows of the batch's users and items, before L2 normalisation: [., C * d] each. Collective."""
+        """Propagates. Collective.
+
+        Returns:
+            Final rows of the batch's users [b, C * d] and of the items of `plan.items` [., C * d], not normalised.
+        """
         users, items = plan.inputs.propagation(ego.users, ego.items)
         users = users if plan.users is None else users.index_select(0, plan.users)
         return self.mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
@@ -69,10 +73,20 @@ class CM3(nn.Module):
     def final_rows(
         self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor, propagation: Propagation
     ) -> tuple[Tensor, Tensor]:
-        """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective."""
+        """Final rows of all local users and items for ranking: exact propagation, curve parameter 0.5. Collective.
+
+        Args:
+            features: of all local items.
+            parts_users: [local users] int64 global rows.
+            parts_items: [local items] int64 global rows.
+            propagation: the exact operator.
+
+        Returns:
+            Users [local users, C * d] and items [local items, C * d].
+        """
         users, items, mixing = self.ego_rows(features, parts_users, parts_items)
-        # A few columns at a time, in place: the operator takes columns apart, and the rows of other ranks, which can be
-        # most of the graph's, are then never here in all their width.
+        # A few columns at a time, in place. Columns are independent, and the rows fetched from other ranks, which may
+        # be most of the graph, are then never held in full width.
         for begin in range(0, users.shape[1], FINAL_COLUMNS):
             columns = slice(begin, begin + FINAL_COLUMNS)
             parts = users[:, columns].contiguous(), items[:, columns].contiguous()
@@ -86,9 +100,14 @@ class CM3(nn.Module):
     def ego_rows(
         self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of all local users and items before propagation, [., C * d] of unit channels, and the mixing logits."""
+        """Rows of all local users and items before propagation. Arguments as in `final_rows`.
+
+        Returns:
+            Users [local users, C * d] and items [local items, C * d] with channels of norm 1, and the users' mixing
+            logits [local users, C].
+        """
         looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items, True)
-        # Blocks that wait to be joined would be as much again, of a size that glibc keeps when they are freed.
+        # Written in place: joining blocks would take twice the memory.
         items = looked_up.new_empty(features.rows, looked_up.shape[1])
         for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
             ids = None if item_ids is None else item_ids[rows.to(looked_up.device)]
@@ -98,7 +117,16 @@ class CM3(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
-        """Ego rows [n, C * d] of items for ranking, from features modality -> [n, d_m]: curve parameter 0.5."""
+        """Encodes items for ranking, with curve parameter 0.5.
+
+        Args:
+            features: modality -> [m, d_m].
+            device: of the result.
+            item_ids: [m, d] item embeddings, or None.
+
+        Returns:
+            Rows before propagation, [m, C * d].
+        """
         on_device = {name: values.to(device) for name, values in features.items()}
         count = len(next(iter(features.values())))
         channels, fused = self.encoder(on_device, torch.full((count,), 0.5, device=device))
@@ -109,10 +137,10 @@ class CM3(nn.Module):
         return self._unit(torch.cat(blocks, dim=1))
 
     def _unit(self, rows: Tensor) -> Tensor:
-        """L2-normalises every channel."""
+        """Scales every channel to norm 1."""
         return l2_normalize(rows, self.dim)
 
     def mix(self, rows: Tensor, logits: Tensor) -> Tensor:
-        """Multiplies every channel of user rows [n, C * d] by its share, the softmax of `logits` [n, C]."""
+        """Multiplies every channel of user rows [n, C * d] by its weight, the softmax of `logits` [n, C]."""
         weights = torch.softmax(logits, dim=1).unsqueeze(-1)
         return (rows.view(len(rows), -1, self.dim) * weights).view(len(rows), -1)

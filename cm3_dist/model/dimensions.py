@@ -1,4 +1,4 @@
-"""How wide the model's rows are, and how many weights are replicated: shared by the model and the capacity planner."""
+"""Widths of the model's rows and number of replicated weights, used by the model and the capacity planner."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 
 @dataclass(frozen=True)
 class Widths:
-    """Floats a row. C = modalities + 1 channels of width d."""
+    """Floats per row: C = modalities + 1 channels of width d."""
 
     channels: int  # C
     dim: int  # d
 
     @staticmethod
     def of(manifest: Manifest, settings: Settings) -> Widths:
-        """For these modalities and settings."""
+        """The widths for the modalities of `manifest` and these settings."""
         return Widths(len(manifest.modalities) + 1, settings.model.dim)
 
     @property
     def row(self) -> int:
-        """C * d: what is propagated, fetched and ranked with."""
+        """C * d: the width of the rows that are propagated, fetched and used for ranking."""
         return self.channels * self.dim
 
     @property
     def mixing(self) -> int:
-        """C logits; TorchRec wants a multiple of 4, the rest stays unused."""
+        """C logits, rounded up to a multiple of 4 as TorchRec requires; the rest is unused."""
         return -(-self.channels // 4) * 4
 
 
 def tables(manifest: Manifest, settings: Settings) -> dict[str, tuple[int, int]]:
-    """Rows and width of every sharded table. Those of a TorchRec collection have one width: one collection each."""
+    """Every sharded table: name -> (rows over all ranks, width). A TorchRec collection has one width, so one each."""
     widths = Widths.of(manifest, settings)
     shapes = {CHANNELS: (manifest.user_rows, widths.row), MIXING: (manifest.user_rows, widths.mixing)}
     if settings.model.item_ids:
@@ -46,7 +46,7 @@ def tables(manifest: Manifest, settings: Settings) -> dict[str, tuple[int, int]]
 
 
 def dense_weights(manifest: Manifest, settings: Settings) -> int:
-    """Number of replicated weights: the item encoder's."""
+    """Number of replicated weights, those of the item encoder."""
     dims = {modality.name: modality.dim for modality in manifest.modalities}
     with torch.device("meta"):
         encoder = ItemEncoder.of(dims, settings.model, seed=0)

@@ -1,8 +1,10 @@
-"""The sharded tables: user channels, user mixing logits and, on request, item-id rows, in TorchRec, row-wise.
+"""The sharded tables in TorchRec: user channels, user mixing logits and, optionally, item embeddings.
 
-Row-wise sharding cuts a table into W equal blocks. The row space has P * stride rows, so a rank's block is exactly its
-parts' rows: a lookup of one's own rows stays local, and `local_state` needs no gathering. This file and
-`model/table_plan.py` are the only ones that import TorchRec.
+Row-wise sharding cuts a table into W equal blocks. Tables have P * stride rows, so a rank's block is exactly the rows
+of its parts: looking up its own rows is local, and `local_state` needs no gathering. Only this file and
+`model/sharding_plan.py` import TorchRec.
+
+Shapes: n users and m items on this rank, b users in the batch, C channels of width d.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ _OPTIMIZERS = {
 
 
 class Tables(nn.Module):
-    """Looks up this rank's rows. One table holds all C channels of a user: one lookup, one optimizer row.
+    """Looks up this rank's rows. One table holds all C channels of a user: one lookup, one row of optimizer state.
 
-    The gradient that reaches a row is used as it is: TorchRec's division by the world size is switched off, because the
-    loss is the global one and its gradient arrives whole at the owner.
+    TorchRec's division of gradients by the world size is switched off: the loss is global, and the owner of a row
+    receives its complete gradient.
 
     Raises:
-        InputError: an optimizer that the device does not have.
+        InputError: the optimizer does not exist on this device, or the tables do not fit into memory.
     """
 
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
@@ -76,12 +78,16 @@ class Tables(nn.Module):
         }
 
     def forward(self, users: Tensor, mixed: Tensor, items: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Looks up global rows of this rank: `users` [n], `mixed` [b] (users too) and `items` [m] int64, distinct each.
+        """Looks up rows of this rank by global number.
 
-        `whole`: `users` and `items` are all rows of this rank, in order.
+        Args:
+            users: [n] int64, distinct users whose channels are needed.
+            mixed: [b] int64, distinct users whose mixing logits are needed.
+            items: [m] int64, distinct items.
+            whole: `users` and `items` are all rows of this rank, in order.
 
         Returns:
-            Channels of `users` [n, C * d], mixing logits of `mixed` [b, C], and item-id rows [m, d] or None.
+            Channels [n, C * d], mixing logits [b, C], and item embeddings [m, d] or None.
         """
         asked = {CHANNELS: users, MIXING: mixed, ITEM_IDS: items}
         if self._local:
@@ -97,11 +103,11 @@ class Tables(nn.Module):
 
     @property
     def channels(self) -> Tensor:
-        """This rank's rows of the user channels, shared memory."""
+        """This rank's rows of the user channels, [local users, C * d]. Shared memory."""
         return self.local_state()[CHANNELS]
 
     def local_state(self) -> dict[str, Tensor]:
-        """This rank's rows of every table and of its optimizer state by name: [local rows, ...], shared memory."""
+        """This rank's rows of every table and its optimizer state: name -> [local rows, ...]. Shared memory."""
         state = {name.split(".")[-2]: _local(value) for name, value in self.model.state_dict().items()}
         for values in self.model.fused_optimizer.state_dict()["state"].values():
             state.update({name: _local(value) for name, value in values.items()})
@@ -109,7 +115,7 @@ class Tables(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, manifest: Manifest, settings: Settings) -> None:
-        """User channels xavier-normal (TorchRec's default range would shrink with the table), the rest zero."""
+        """User channels xavier-normal (TorchRec's default range shrinks as tables grow), everything else zero."""
         state = self.local_state()
         for index, part in enumerate(self.parts):
             rows = state[CHANNELS][index * manifest.user_stride : (index + 1) * manifest.user_stride]
@@ -121,7 +127,7 @@ class Tables(nn.Module):
 
 
 class _Finite(torch.autograd.Function):
-    """Takes rows as they are, and lets only those rows of the gradient through that are finite; others become zero."""
+    """The identity, whose backward pass replaces rows of the gradient that are not finite by zero."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
@@ -133,7 +139,7 @@ class _Finite(torch.autograd.Function):
 
 
 class _Lookup(nn.Module):
-    """One EmbeddingCollection per table, each with a feature of the table's own name."""
+    """One EmbeddingCollection per table, each with one feature of the same name."""
 
     def __init__(self, collections: dict[str, EmbeddingCollection]) -> None:
         super().__init__()
@@ -149,7 +155,7 @@ class _Lookup(nn.Module):
                 (1,), len(ids), dtype=torch.int64, device=ids.device
             )  # filled there: no copy to wait for
             found[name] = collection(KeyedJaggedTensor(keys=[name], values=ids, lengths=lengths))
-        # All lookups are under way before the first is waited for.
+        # All lookups are started before the first one is waited for.
         return {name: result[name].values() for name, result in found.items()}
 
 
@@ -161,12 +167,14 @@ def _collection(name: str, rows: int, width: int) -> EmbeddingCollection:
 def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]:
     if optimizer.name == "adam" and device.type == "cpu":
         raise InputError(
-            "tables.name = 'adam': FBGEMM has no fused Adam on the CPU; use tables.name=rowwise_adagrad, or a GPU"
+            "tables.name = 'adam': FBGEMM has no fused Adam on the CPU; use tables.name=rowwise_adagrad, or a GPU",
+            "tables.optimizer",
         )
     if optimizer.weight_decay and optimizer.name in ("adagrad", "sgd"):
         raise InputError(
             f"tables.weight_decay = {optimizer.weight_decay:g}: FBGEMM's {optimizer.name} has none; use "
-            "tables.name=rowwise_adagrad, or on a GPU adam"
+            "tables.name=rowwise_adagrad, or on a GPU adam",
+            "tables.optimizer",
         )
     fused: dict[str, object] = {
         "optimizer": _OPTIMIZERS[optimizer.name],
@@ -174,7 +182,7 @@ def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
     }
-    if optimizer.name == "rowwise_adagrad":  # which ignores the weight decay unless it is told its kind
+    if optimizer.name == "rowwise_adagrad":  # it ignores weight decay unless a mode is set
         fused["weight_decay_mode"] = WeightDecayMode.L2
     return fused
 

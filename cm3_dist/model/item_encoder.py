@@ -1,4 +1,7 @@
-"""The item side: one channel per modality and the fused one, from frozen features (docs/model.md)."""
+"""The item encoder: one channel per modality and the fused channel, from frozen features (docs/model.md).
+
+Shapes: n items, M modalities of d_m features, C = M + 1 channels of width d.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ class ItemEncoder(nn.Module):
         dims: modality -> feature width, in the order of the curve's control points.
         dim: d.
         seed: of the initial weights, equal on all ranks.
-        precision: of the matrix products. With bfloat16 their results are turned back into float32 before anything is
-            normalised or fused: the curve needs more digits.
-        fusion: "bezier", "slerp", "mean" or "concat": how the points become one.
-        order: the modalities in the order of the curve's control points, if not that of `dims`.
+        precision: of the matrix products, "float32" or "bfloat16". Their results are converted to float32 before
+            normalisation and fusion, which need more precision than bfloat16 has.
+        fusion: how points are fused: "bezier", "slerp", "mean" or "concat".
+        order: modalities in the order of the curve's control points; by default that of `dims`.
     """
 
     def __init__(
@@ -53,24 +56,32 @@ class ItemEncoder(nn.Module):
 
     @staticmethod
     def of(dims: Mapping[str, int], model: Model, seed: int) -> ItemEncoder:
-        """As the settings say.
+        """The encoder for these settings; `dims` and `seed` as in the class.
 
         Raises:
-            InputError: `model.curve_order` is not an order of the modalities.
+            InputError: `model.curve_order` is not a permutation of the modalities.
         """
         if model.curve_order is not None and sorted(model.curve_order) != sorted(dims):
             given = ", ".join(model.curve_order)
-            raise InputError(f"model.curve_order = [{given}]: name every modality of the data once: {', '.join(dims)}")
+            raise InputError(
+                f"model.curve_order = [{given}]: name every modality of the data once: {', '.join(dims)}",
+                "settings.modalities",
+            )
         return ItemEncoder(dims, model.dim, seed, model.encoder_precision, model.fusion, model.curve_order)
 
     def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features modality -> [n, d_m] of any float dtype, `curve` [n] -> M channels [n, d] and the fused rows [n, d].
+        """Encodes items.
 
-        Modality channels are not normalised; fused rows have norm 1.
+        Args:
+            features: modality -> [n, d_m], any float dtype.
+            curve: [n] curve parameters; their dtype is that of the result.
+
+        Returns:
+            M modality channels [n, d], not normalised, and the fused rows [n, d] of norm 1.
         """
         inputs = {name: values.to(self._low or curve.dtype) for name, values in features.items()}
         channels = [
-            # In place: the backward pass needs the result only, and these are the widest rows of a step.
+            # In place, because these are the widest rows of a step and the backward pass needs only the result.
             self._linear(self.channel[name], F.leaky_relu(self._linear(self.hidden[name], x), inplace=True)).to(
                 curve.dtype
             )
@@ -79,7 +90,7 @@ class ItemEncoder(nn.Module):
         return channels, self.fuse(self.points(inputs, curve.dtype), curve)
 
     def fuse(self, points: Mapping[str, Tensor], curve: Tensor) -> Tensor:
-        """Control points modality -> [n, d] and `curve` [n] -> fused rows [n, d] of norm 1."""
+        """Fuses control points, modality -> [n, d], at `curve` [n] into rows [n, d] of norm 1."""
         ordered = [points[name] for name in self._order]
         if self._fusion is not None:
             return self._fusion(ordered, curve)
@@ -88,7 +99,7 @@ class ItemEncoder(nn.Module):
         return l2_normalize(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
 
     def points(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Control points of the curve, modality -> [n, d] of norm 1; features as in `forward`, result in `dtype`."""
+        """Control points of the curve, modality -> [n, d] of norm 1 and `dtype`, from features as in `forward`."""
         return {
             name: l2_normalize(self._linear(self.point[name], values.to(self._low or dtype)).to(dtype))
             for name, values in features.items()

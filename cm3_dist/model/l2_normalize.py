@@ -1,4 +1,4 @@
-"""L2 normalisation with a backward pass of three sweeps over the rows; autograd's own takes some ten."""
+"""L2 normalisation whose backward pass reads the rows three times; autograd's own reads them about ten times."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOOR = 1e-12  # of a norm, as in torch.nn.functional.normalize
+FLOOR = 1e-12  # smallest norm, as in torch.nn.functional.normalize
 
 
 def l2_normalize(rows: Tensor, width: int | None = None) -> Tensor:
-    """Divides every block of `width` columns (by default all columns are one block) by its L2 norm.
+    """Divides every block of `width` columns by its L2 norm; by default all columns are one block.
 
     Args:
         rows: [n, k * width] floats.
-        width: of a block.
+        width: columns per block.
 
     Returns:
         [n, k * width]. A zero block stays zero, and its gradient is zero.

@@ -1,1 +1,1 @@
-"""From a rank's shard to the plan of a step: batches, negatives, exchange lists, prefetch."""
+"""From a rank's shard to step plans: batches, negatives, exchanges, prefetch."""

@@ -1,7 +1,7 @@
-"""A step's positives and negatives, part by part, so that the ranks' number does not change what is drawn.
+"""The positives and negatives of a step, drawn part by part, so that they do not depend on the number of ranks.
 
-Part p contributes its own users' positives in proportion to how many it has: all parts finish an epoch in the same
-number of steps, and a batch's users are always local.
+Each part contributes positives of its own users in proportion to how many it has. All parts finish an epoch after the
+same number of steps, and the users of a batch are always local.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cm3_dist.errors import InputError
 from cm3_dist.graph.shard import Shard
 
 MAX_REDRAWS = 1000
+NO_NEGATIVE = "negatives.none"  # code of the errors about users without a negative item
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,29 @@ class Batch:
 
     user: np.ndarray  # [b] int64 local rows
     positive: np.ndarray  # [b] int64 global item rows
-    negative: np.ndarray  # [b] int64 global item rows, or empty when the positives serve
+    negative: np.ndarray  # [b] int64 global item rows; empty if the positives are also the negatives
 
 
 class Batches:
-    """Positives of this rank's parts, cut into the steps of an epoch."""
+    """Divides the positives of this rank's parts into the steps of an epoch.
+
+    Args:
+        shard: this rank's.
+        batch_size: positives per step over all ranks; rounded so that steps are equal.
+        negatives: as in the setting of the same name.
+        seed: of the run.
+
+    Raises:
+        InputError: a user interacted with all trained items and needs a negative.
+    """
 
     def __init__(
         self, shard: Shard, batch_size: int, negatives: Literal["uniform", "in_batch", "local"], seed: int
     ) -> None:
         self._shard, self._negatives, self._seed = shard, negatives, seed
         manifest = shard.manifest
-        self.steps = max(1, -(-manifest.train // batch_size))  # an epoch's
-        self.batch_size = manifest.train / self.steps  # mean, over all ranks
+        self.steps = max(1, -(-manifest.train // batch_size))  # per epoch
+        self.batch_size = manifest.train / self.steps  # mean over the steps, over all ranks
         edges, stride = shard.interactions, manifest.user_stride
         self._user = np.repeat(np.arange(shard.user_rows, dtype=np.int32), np.diff(edges.indptr))
         self._starts = edges.indptr[np.arange(len(shard.parts) + 1) * stride]  # a part's positives are contiguous
@@ -48,11 +59,12 @@ class Batches:
         if negatives != "in_batch" and len(full):
             raise InputError(
                 f"{shard.root}: user row {shard.first_user + int(full[0])} interacted with every trained item, so it "
-                "has no negative; use negatives=in_batch"
+                "has no negative; use negatives=in_batch",
+                NO_NEGATIVE,
             )
 
     def size(self, step: int) -> int:
-        """Positives of that step over all ranks."""
+        """Positives of a step over all ranks."""
         return sum(
             _cut(part.train, step, self.steps)[1] - _cut(part.train, step, self.steps)[0]
             for part in self._shard.manifest.parts
@@ -60,11 +72,11 @@ class Batches:
 
     @property
     def largest(self) -> int:
-        """No step has more positives, over all ranks."""
+        """Upper bound of the positives per step over all ranks."""
         return sum(-(-part.train // self.steps) for part in self._shard.manifest.parts)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The steps of an epoch from `first_step` on."""
+        """Yields the batches of an epoch, beginning with `first_step`."""
         orders = []
         for index, part in enumerate(self._shard.parts):
             count = int(self._starts[index + 1] - self._starts[index])
@@ -88,10 +100,10 @@ class Batches:
         )
 
     def _draw(self, user: np.ndarray, part: int, rng: np.random.Generator) -> np.ndarray:
-        """One trained item a user that this user did not interact with: of all parts, or of the own one (`local`)."""
+        """Draws one trained item per user that the user did not interact with: of all parts, or of `part` if local."""
         local = self._negatives == "local"
         if local and self._active[part] == 0:
-            raise InputError(f"{self._shard.root}: part {part} has no trained item; use negatives=uniform")
+            raise InputError(f"{self._shard.root}: part {part} has no trained item; use negatives=uniform", NO_NEGATIVE)
         parts = np.array([part]) if local else np.arange(len(self._active))
         ends = np.cumsum(self._active[parts])
         item = np.empty_like(user)
@@ -109,7 +121,8 @@ class Batches:
         where, instead = (f"part {part}", "uniform") if local else ("the catalogue", "in_batch")
         raise InputError(
             f"{self._shard.root}: user row {self._shard.first_user + int(user[todo[0]])} interacted with nearly every "
-            f"trained item of {where}: no negative in {MAX_REDRAWS} draws; use negatives={instead}"
+            f"trained item of {where}: no negative in {MAX_REDRAWS} draws; use negatives={instead}",
+            NO_NEGATIVE,
         )
 
 

@@ -1,4 +1,4 @@
-"""The random curve parameter of every item and step."""
+"""Random curve parameters, one per item and step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from cm3_dist.distributed.seeding import uniform_by_row
 
 
 class Curve:
-    """Curve parameters from Beta(alpha, alpha), one per item row and step, by inverting a tabulated quantile function.
+    """Draws curve parameters from Beta(alpha, alpha) by inverting a tabulated quantile function.
 
-    The table's midpoints of 2^16 equal bins are exact; in between it is linear.
+    Args:
+        alpha: both parameters of the distribution.
+        bins: size of the table, which is exact at the midpoints of equal bins and linear in between.
     """
 
     def __init__(self, alpha: float, bins: int = 1 << 16) -> None:
@@ -22,8 +24,8 @@ class Curve:
         self._slope = np.append(np.diff(self._quantile), 0)
 
     def __call__(self, seed: int, rows: np.ndarray) -> Tensor:
-        """[n] int64 global rows -> [n] float32 in [0, 1]."""
-        # The bins are equal: no search for the right one, as np.interp's, which takes ten times as long.
+        """Curve parameters of the global item rows `rows` ([n] int64), keyed by (seed, row): [n] float32 in [0, 1]."""
+        # Bins are equal, so the index is computed; np.interp searches for it and takes ten times as long.
         place = np.clip(uniform_by_row(seed, rows) * len(self._quantile) - 0.5, 0, len(self._quantile) - 1)
         below = place.astype(np.int64)
         return torch.from_numpy((self._quantile[below] + (place - below) * self._slope[below]).astype(np.float32))

@@ -1,6 +1,7 @@
-"""Moves nested dataclasses of tensors: into pinned memory while a step is planned, to the device before it runs.
+"""Moves nested dataclasses of tensors: to pinned memory while a step is planned, to the device before it runs.
 
-`pack` lays a plan's tensors in one buffer, so that they travel in one copy and a captured step can be replayed on them.
+`pack` stores the tensors of a plan in one buffer, so that they are copied at once and a CUDA graph can be replayed on
+them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ Place: TypeAlias = tuple[int, torch.Size, torch.dtype]  # first byte, shape, typ
 
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor], leave: Collection[int] = ()) -> T:
-    """Applies `change` to every tensor in nested dataclasses, lists, tuples and dicts; all else stays as it is.
+    """Applies `change` to every tensor in nested dataclasses, lists, tuples and dicts; other values are kept.
 
-    An object that occurs several times is changed once: the layers of exact propagation share their operators.
+    An object that occurs several times is changed once, because the layers of exact propagation share operators.
 
     Args:
-        value: what to map.
+        value: nested containers of tensors.
         change: applied to each distinct tensor.
-        leave: ids of objects to leave as they are, such as the operators that all plans share.
+        leave: ids of objects to keep unchanged, such as operators that all plans share.
     """
     return _mapped(value, change, leave, {})
 
@@ -64,25 +65,25 @@ def _field_names(kind: Any) -> tuple[str, ...]:
 
 
 def pinned(value: T, device: torch.device, leave: Collection[int] = ()) -> T:
-    """In memory from which a GPU copies without the host waiting; as it is for the CPU."""
+    """Copies to pinned memory, from which transfers to a GPU are asynchronous; unchanged for the CPU."""
     if device.type == "cpu":
         return value
     return map_tensors(value, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory(), leave)
 
 
 def to_device(value: T, device: torch.device) -> T:
-    """On the device; nothing waits for the copies."""
+    """Copies to the device asynchronously; unchanged for the CPU."""
     if device.type == "cpu":
         return value
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class Packed:
-    """Where a plan's tensors lie. Not a dataclass: `map_tensors` is not to look into it.
+    """The buffer of a packed plan. Not a dataclass, so that `map_tensors` does not change it.
 
     Attributes:
         memory: [bytes] uint8.
-        places: of the tensors in it, in the order of `map_tensors`.
+        places: of the tensors in the buffer, in the order of `map_tensors`.
     """
 
     def __init__(self, memory: Tensor, places: list[Place]) -> None:
@@ -90,9 +91,15 @@ class Packed:
 
 
 def pack(plan: T, resident: Collection[int], pin: bool) -> tuple[T, Packed]:
-    """The same plan with its tensors packed; `pin`: in memory from which a GPU copies without the host waiting.
+    """Packs the tensors of a plan into one buffer.
 
-    `resident`: ids of what all plans share (`Planner.resident`).
+    Args:
+        plan: nested dataclasses of tensors.
+        resident: ids of the objects that all plans share (`Planner.resident`), which are not packed.
+        pin: allocate the buffer in pinned memory.
+
+    Returns:
+        The plan with tensors that are views of the buffer, and the buffer.
     """
     tensors, places, size = list[Tensor](), list[Place](), 0
 
@@ -110,13 +117,13 @@ def pack(plan: T, resident: Collection[int], pin: bool) -> tuple[T, Packed]:
 
 
 def unpack(plan: T, resident: Collection[int], views: list[Tensor]) -> T:
-    """The same plan with other tensors, in the order of `Packed.places`."""
+    """The plan with its tensors replaced by `views`, in the order of `Packed.places`."""
     waiting = iter(views)
     return map_tensors(plan, lambda _: next(waiting), resident)
 
 
 def views_of(packed: Packed) -> list[Tensor]:
-    """The tensors in its memory."""
+    """The tensors stored in the buffer, as views."""
     return [
         packed.memory[first : first + shape.numel() * dtype.itemsize].view(dtype).view(shape)
         for first, shape, dtype in packed.places

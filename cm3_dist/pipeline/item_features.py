@@ -1,4 +1,4 @@
-"""The frozen item features of a rank's parts, memory-mapped in the precision they were stored in."""
+"""The frozen item features of a rank's parts, memory-mapped in their stored precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ItemFeatures:
     """Features of this rank's items by local row; padding rows are zero.
 
     Raises:
-        InputError: a missing, torn or mis-shaped file, by name.
+        InputError: a file is missing or damaged, or has another shape or dtype than the manifest says.
     """
 
     def __init__(self, root: Path, manifest: layout.Manifest, parts: range) -> None:
@@ -33,18 +33,19 @@ class ItemFeatures:
                 shape = (manifest.parts[part].items, modality.dim)
                 if values.shape != shape or values.dtype != modality.dtype:
                     raise InputError(
-                        f"{path}: {values.dtype} {values.shape}, but the manifest says {modality.dtype} {shape}"
+                        f"{path}: {values.dtype} {values.shape}, but the manifest says {modality.dtype} {shape}",
+                        "features.shape",
                     )
                 maps.append(values)
             self._maps[modality.name] = maps
 
     @property
     def rows(self) -> int:
-        """Local item rows, padding included."""
+        """Number of local item rows, including padding."""
         return self._rows
 
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Features of local rows [n] (any order): modality -> [n, dim] in the stored dtype, on the CPU."""
+        """Features of the local rows `rows` [n], in that order: modality -> [n, d_m] on the CPU, stored dtype."""
         part, offset = np.divmod(rows, self._stride)
         groups = [np.flatnonzero(part == index) for index in range(self._rows // self._stride)]
         gathered = {}

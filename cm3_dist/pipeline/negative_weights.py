@@ -1,4 +1,8 @@
-"""Importance weights of a batch's negative items: pairs count as if items were drawn uniformly (docs/model.md)."""
+"""Importance weights of negative items: pairs count as if items were drawn uniformly (docs/model.md).
+
+The weight of a pair is the product of the weights of its items. For in-batch negatives this takes the probability that
+both are in the batch as the product of their own: accurate if the batch is small against the training set.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,15 @@ def negative_weights(
         settings: `negatives` and `loss.in_batch_correction`.
         shard: this rank's.
         items: [n] int64 local item rows, distinct.
-        count: [n] int64 how often each was drawn, over all ranks.
+        count: [n] int64, how often each was drawn over all ranks.
         size: positives of the step over all ranks.
 
     Returns:
-        w [n], by which a pair (i, j) counts w_i w_j, and v [n], by which the pairs of a row's own copies count.
+        w [n]: a pair (i, j) has weight w_i w_j; v [n]: total weight of the pairs among the copies of one row.
     """
     negatives, correction = settings.negatives, settings.loss.in_batch_correction
     if negatives == "local":
-        # Part p draws n_p negatives among its m_p items, so an item stands for m_p / n_p uniform ones.
+        # Part p draws n_p negatives from its m_p items, so a draw counts m_p / n_p times.
         parts = [shard.manifest.parts[part] for part in shard.parts]
         rate = np.array([part.active_items / max(part.train, 1) for part in parts])
         rate = rate[items // shard.manifest.item_stride]
@@ -36,7 +40,7 @@ def negative_weights(
     degree = shard.item_degree[items]
     if correction == "inverse_degree":
         return count / degree, copies_of_one_row(count) / degree.astype(np.float64) ** 2
-    # Horvitz-Thompson: an item is in the batch unless all its `degree` interactions, each drawn with probability
-    # size/train, stay out.
+    # Horvitz-Thompson: an item is in the batch unless none of its `degree` interactions is, each of which is drawn with
+    # probability size/train.
     included = -np.expm1(degree * np.log1p(-min(size / shard.manifest.train, 1 - 1e-9)))
     return np.divide(count > 0, included, where=count > 0, out=np.zeros(len(items))), np.zeros(len(items))

@@ -1,4 +1,4 @@
-"""Batches of one size: unused rows of count 0 fill a batch up, so that a recorded step can be replayed on it."""
+"""Padding of batches to one size with unused rows of count 0, so that a CUDA graph can be replayed on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def pad_rows(rows: np.ndarray, count: np.ndarray, size: int) -> tuple[np.ndarray
     Args:
         rows: [n] int64 local rows, ascending and distinct.
         count: [n] how often each was drawn.
-        size: of the result; at least n, and no more than there are rows.
+        size: of the result; at least n and at most the number of local rows.
 
     Returns:
         [size] rows, ascending, and their counts.

@@ -1,4 +1,4 @@
-"""What pairs of rows weigh in a uniformity term, on this rank and over all ranks."""
+"""Weights of the pairs of rows in a uniformity term, on this rank and over all ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cm3_dist.distributed.traffic import summed, traffic
 
 @dataclass(frozen=True)
 class PairWeight:
-    """What the pairs of some rows weigh: rows i, j count w_i w_j for i < j, and copies of one row count v_i."""
+    """Total weight of the pairs among some rows: w_i w_j for rows i < j, and v_i for the copies of row i."""
 
     rows: float  # sum of w
-    pairs: float  # sum of w_i w_j over i < j, and of v; 0: no pair, no term
+    pairs: float  # sum of w_i w_j over i < j plus sum of v; 0: there is no pair, and the term is 0
     copies: float  # sum of v
 
     @staticmethod
@@ -29,7 +29,7 @@ class PairWeight:
 
     @property
     def log_pairs(self) -> float:
-        """Log of the pairs' weight; 0 without any."""
+        """Log of `pairs`; 0 if there is no pair."""
         return math.log(self.pairs) if self.pairs > 0 else 0.0
 
     def scalars(self) -> Tensor:
@@ -39,16 +39,16 @@ class PairWeight:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows between which a uniformity term runs: this rank's share, distinct, with multiplicities as weights."""
+    """This rank's rows of a uniformity term, distinct, with their weights."""
 
-    index: Tensor  # [n] int64: where the rows stand among the batch's
+    index: Tensor  # [n] int64: indices among the batch's users or items
     weight: Tensor  # [n] float32
     cuts: list[int]  # [own parts + 1]: rows of one part are index[cuts[k]:cuts[k + 1]]
-    parts: list[PairWeight]  # [own parts]: of the pairs within one
+    parts: list[PairWeight]  # [own parts]: of the pairs within each part
     everywhere: PairWeight  # of the pairs over all ranks
-    scalars: Tensor  # [2] float64: `everywhere.copies` and the log of `everywhere.pairs`, for the device
-    within: float  # sum of `rows` over those parts of all ranks that have a pair
-    most: int  # largest n over the ranks
+    scalars: Tensor  # [2] float64: `everywhere.copies` and `everywhere.log_pairs`, copied to the device
+    within: float  # sum of `rows` over all parts of all ranks that have a pair
+    most: int  # largest n of any rank
 
 
 def weigh_pairs(
@@ -60,10 +60,10 @@ def weigh_pairs(
     own_parts: int,
     runtime: Runtime,
 ) -> Pairs:
-    """Sums the weights of the rows that repel each other. Collective, on the planning group.
+    """Sums the weights of the rows of a uniformity term over the ranks. Collective, on the planning group.
 
     Args:
-        index: [n] int64 where the rows stand among the batch's.
+        index: [n] int64 indices of the rows among the batch's users or items.
         part: [n] int64 part of each row, counted from this rank's first, ascending.
         weight: [n] w.
         copies: [n] v.
@@ -73,7 +73,7 @@ def weigh_pairs(
     cuts = np.searchsorted(part, np.arange(own_parts + 1))
     sums = [_sums(weight[begin:end], copies[begin:end]) for begin, end in zip(cuts, cuts[1:], strict=False)]
     within = [PairWeight.of(*each) for each in sums]
-    # Sums of w, w^2 and v; rows of parts that have a pair; number of rows per rank.
+    # Sums of w, w^2 and v; weight of the rows in parts that have a pair; number of rows per rank.
     shared = torch.zeros(4 + runtime.world_size, dtype=torch.float64)
     shared[:3] = torch.tensor(sums, dtype=torch.float64).sum(0)
     shared[3] = sum(each.rows for each in within if each.pairs > 0)
@@ -95,7 +95,7 @@ def weigh_pairs(
 
 
 def copies_of_one_row(count: np.ndarray) -> np.ndarray:
-    """Number of pairs that `count` draws of one row form with each other."""
+    """Number of pairs among `count` draws of one row."""
     return count * (count - 1) / 2
 
 

@@ -1,6 +1,6 @@
-"""Makes the plans of an epoch, ahead of the steps that use them, in a thread.
+"""Plans the steps of an epoch in a thread, ahead of their execution.
 
-Planning moves node ids only, over a gloo group of its own, so that it overlaps with the computing of earlier steps.
+Planning exchanges only node ids, on its own gloo group, so it overlaps with the computation of earlier steps.
 """
 
 from __future__ import annotations
@@ -34,17 +34,27 @@ from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which rows enter a step's propagation, and where the batch's users and items stand (see `StepPlan`)."""
+    """The rows that enter a step's propagation, and the indices of the batch's users and items."""
 
     inputs: Inputs
-    users: Tensor | None
-    items: Tensor | None
-    encoded: np.ndarray  # [n] int64: places of the batch's items among the encoded ones
-    share: float
+    users: Tensor | None  # see `StepPlan`
+    items: Tensor | None  # see `StepPlan`
+    encoded: np.ndarray  # [n] int64: indices of the batch's items among the encoded items
+    share: float  # see `StepPlan.input_share`
 
 
 class Planner:
-    """Makes the plans of an epoch. Collective: every rank makes the same plans in the same order."""
+    """Plans the steps of an epoch. Collective: every rank plans the same steps in the same order.
+
+    Args:
+        shard: this rank's.
+        features: of this rank's items.
+        batches: positives and negatives.
+        settings: of the run.
+        mode: "exact" or "sampled".
+        runtime: this rank.
+        padded: make all plans of one shape, for a CUDA graph.
+    """
 
     def __init__(
         self,
@@ -61,13 +71,13 @@ class Planner:
         self._settings, self._runtime = settings, runtime
         propagation = settings.propagation
         self._curve = Curve(settings.model.alpha)
-        # Plans of one shape: rows of weight zero fill the batch's distinct users and items up to their largest number.
+        # Padded: rows of weight 0 extend the batch's distinct users and items to their largest possible number.
         self.padded = padded
-        # Ids of what all plans share, on the device since the start.
+        # Ids of the objects that all plans share, which are on the device from the start.
         self.resident: set[int] = set()
         self.sampler: Sampler | None = None
         if mode == "exact":
-            self._whole = self._operator(adjoint=True)  # on the CPU, where steps are planned
+            self._whole = self._operator(adjoint=True)  # on the CPU, for planning
             self._exact = to_device(self._whole, runtime.device)
             self._all = self._everything()
             self.resident = {id(part) for part in (self._exact, self._all.users, self._all.items, self._all.features)}
@@ -79,7 +89,7 @@ class Planner:
             self.sampler = Sampler(shard, choice, seed, runtime.group, runtime.planning, settings.machine.kernels)
 
     def inference(self) -> Propagation:
-        """The exact operator over all local rows, on the device. Collective; in sampled mode made anew each time."""
+        """The exact operator over all local rows, on the device. Collective. Built at each call in sampled mode."""
         if self.sampler is None:
             return self._exact
         return to_device(self._operator(adjoint=False), self._runtime.device)
@@ -91,14 +101,14 @@ class Planner:
         return exact_propagation(self._shard, *layers, runtime.group, runtime.control, adjoint=adjoint, kernels=kernels)
 
     def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
-        """Plans of the steps [first_step, last_step), made up to `machine.prefetch` steps ahead of their use.
+        """Plans the steps [first_step, last_step), up to `machine.prefetch` ahead of their use.
 
-        All ranks take the same number of them; with fewer than there are, each calls `close`.
+        All ranks must take the same number of plans, and call `close` if they take fewer than all.
         """
         return Ahead(self.plans(epoch, first_step, last_step), self._settings.machine.prefetch)
 
     def plans(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
-        """The same, each made when it is asked for."""
+        """As `epoch`, but each step is planned when its plan is requested."""
         batches = self._batches.epoch(epoch, first_step)
         return (
             self._ready(self._plan(batch, epoch, step))
@@ -106,7 +116,7 @@ class Planner:
         )
 
     def _ready(self, plan: StepPlan) -> StepPlan:
-        """In memory from which the device copies fast."""
+        """The plan in pinned memory, packed if plans are padded."""
         device = self._runtime.device
         if not self.padded:
             return pinned(plan, device, self.resident)
@@ -160,9 +170,14 @@ class Planner:
         )
 
     def _positives(self, positive: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, Exchange]:
-        """Places of the positives [b] (global rows) in [items; fetched items], and how to fetch the latter.
+        """Locates the positives of the batch.
 
-        `items` [m] are the local rows that any rank asked for, ascending.
+        Args:
+            positive: [b] int64 global rows.
+            items: [m] int64 local rows that any rank requested, ascending.
+
+        Returns:
+            Indices of the positives in [items; fetched items], [b] int64, and the exchange that fetches the latter.
         """
         shard = self._shard
         remote = (positive < shard.first_item) | (positive >= shard.first_item + shard.item_rows)
@@ -175,7 +190,7 @@ class Planner:
         return place, replace(exchange, send=torch.from_numpy(np.searchsorted(items, exchange.send.numpy())))
 
     def _everything(self) -> Inputs:
-        """All local rows; what a step chooses of them follows step by step."""
+        """Inputs with all local rows, shared by all plans; each plan replaces `mixed`, `curve` and the operator."""
         shard, device = self._shard, self._runtime.device
         features = self._features.gather(np.arange(shard.item_rows))
         return Inputs(
@@ -189,14 +204,14 @@ class Planner:
         )
 
     def _exact_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
-        """All local rows enter, each in its own place; the batch's come out."""
+        """Exact propagation: all local rows are inputs, the batch's rows are the result."""
         shard, chosen = self._shard, (torch.from_numpy(users), torch.from_numpy(items))
         curve = self._curve(self._key(epoch, step), np.arange(shard.first_item, shard.first_item + shard.item_rows))
         inputs = replace(self._all, mixed=chosen[0] + shard.first_user, curve=curve)
-        if self.padded:  # whole layers stay on the device, and cost a GPU less than planning others costs the host
+        if self.padded:  # on a GPU full layers take less time than restricting them takes on the host
             return _Rows(inputs, *chosen, items, 1.0)
         few = restrict(self._whole, *chosen)
-        # What stays whole is on the device already.
+        # Layers that are not restricted are on the device already.
         hops, similar = list(self._exact.hops), list(self._exact.similar)
         if hops:
             hops[0] = replace(hops[0], users=few.hops[0].users, user_from_item=few.hops[0].user_from_item)
@@ -204,7 +219,7 @@ class Planner:
         return _Rows(inputs, None if few.hops else chosen[0], None if few.similar else chosen[1], items, 1.0)
 
     def _sampled_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
-        """The batch's neighbourhood enters, the batch's rows first; the batch's come out."""
+        """Sampled propagation: the batch's neighbourhood is the input, batch rows first; the result is the batch."""
         assert self.sampler is not None
         shard, sample = self._shard, self.sampler.draw(users, items, epoch, step)
         total = torch.tensor(len(sample.users) + len(sample.items))

@@ -1,4 +1,4 @@
-"""An iterator whose items are made in a thread, ahead of their use."""
+"""An iterator that prefetches items in a thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Yields what `items` yields, at most `depth` finished ones waiting; 0 makes each when it is asked for.
+    """Yields the items of an iterator, computed in a thread up to `depth` ahead; with 0 there is no thread.
 
-    How many are made depends on how many were taken, never on timing: where making one is collective, ranks that took
-    equally many have made equally many when `close` returns. An exception of `items` is raised here.
+    How many items are computed depends only on how many were taken, not on timing. So if computing an item is
+    collective, ranks that took the same number have computed the same number when `close` returns. An exception of
+    `items` is raised by `next`.
     """
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -23,7 +24,7 @@ class Ahead(Generic[T]):
             return
         self._ready: queue.SimpleQueue[T | BaseException | None] = queue.SimpleQueue()
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        for _ in range(depth + 1):  # one is in the making while the others wait
+        for _ in range(depth + 1):  # one item is being computed while `depth` wait
             self._orders.put(True)
         self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
         self._thread.start()
@@ -36,7 +37,7 @@ class Ahead(Generic[T]):
             return next(self._items)
         item = self._ready.get()
         if item is None:
-            self._ready.put(None)  # for whoever asks again
+            self._ready.put(None)  # for the next call
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
@@ -44,7 +45,7 @@ class Ahead(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Waits until the thread has made what was ordered before, and ends it."""
+        """Ends the thread after the items that were already ordered."""
         if self._thread is not None:
             self._orders.put(False)
             self._thread.join()

@@ -1,1 +1,1 @@
-"""Full ranking over the catalogue, and its metrics."""
+"""Full ranking of the catalogue and its metrics."""

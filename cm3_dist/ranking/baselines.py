@@ -1,4 +1,4 @@
-"""Rankings that need no model: by training popularity, and at random."""
+"""Rankings without a model: by training popularity and at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RANDOM_WIDTH = 8  # of the random rows
 
 
 def baseline_rows(shard: Shard, seed: int, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """User and item rows, [local users, w] and [local items, w] float32, whose inner product ranks.
+    """User and item rows whose inner product is the score of a baseline.
 
     Args:
         shard: this rank's.
@@ -21,7 +21,7 @@ def baseline_rows(shard: Shard, seed: int, device: torch.device) -> dict[str, tu
         device: of the rows.
 
     Returns:
-        "popularity" (training degree of the item) and "random".
+        "popularity" (training degree of the item) and "random" -> [local users, w] and [local items, w] float32.
     """
     degree = torch.from_numpy(shard.item_degree).float().unsqueeze(1).to(device)
     everyone = torch.ones(shard.user_rows, 1, device=device)

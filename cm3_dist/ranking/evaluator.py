@@ -1,4 +1,4 @@
-"""The evaluation protocol on this rank's shard: which users are ranked, which items compete, and the metrics."""
+"""The evaluation protocol on this rank's shard: ranked users, candidate items and metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cm3_dist.ranking.user_sample import sample_users
 
 
 class Evaluator:
-    """Ranks the full catalogue for the users of a split. Every method is collective unless it says otherwise.
+    """Ranks the full catalogue for the users of a split. Methods are collective unless they say otherwise.
 
     Args:
         shard: this rank's.
-        settings: of the run: cut-offs, block sizes, sampled users, the seed.
-        runtime: the ranks.
+        settings: cut-offs, block sizes, number of sampled users, seed.
+        runtime: this rank.
     """
 
     def __init__(self, shard: Shard, settings: Settings, runtime: Runtime) -> None:
@@ -29,7 +29,15 @@ class Evaluator:
         self._held_out: dict[str, HeldOut] = {}
 
     def rank(self, rows: tuple[Tensor, Tensor], split: str) -> dict[str, float]:
-        """Metrics on "validation" or "test" of user and item rows [., width], whose inner product is the score."""
+        """Metrics of a ranking.
+
+        Args:
+            rows: user rows [local users, width] and item rows [local items, width], whose inner product is the score.
+            split: "validation" or "test".
+
+        Returns:
+            "recall@20" and so on -> mean over the users of all ranks.
+        """
         held_out, options = self.held_out(split), self._settings.evaluate
         return evaluate(
             *rows,
@@ -44,7 +52,7 @@ class Evaluator:
         )
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """Metrics of ranking by training popularity and at random, under the same protocol."""
+        """Metrics of ranking by training popularity and at random, with the same protocol."""
         return {name: self.rank(rows, split) for name, rows in self.baseline_rows().items()}
 
     def baseline_rows(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -52,7 +60,7 @@ class Evaluator:
         return baseline_rows(self._shard, self._settings.train.seed, self._runtime.device)
 
     def held_out(self, split: str) -> HeldOut:
-        """This rank's users that are ranked, and their held-out items. Collective on the first call per split."""
+        """This rank's ranked users and their held-out items. Collective on the first call per split."""
         if split not in self._held_out:
             options, held_out = self._settings.evaluate, self._shard.held_out[split]
             count = options.users if split == "validation" else options.test_users
@@ -63,7 +71,7 @@ class Evaluator:
         return self._held_out[split]
 
     def candidates(self, split: str) -> Tensor:
-        """[local items] bool: the items that are ranked. All, or in a cold-start split those held out for it."""
+        """The items that are ranked, [local items] bool: all, or in a cold-start split its held-out items."""
         shard = self._shard
         if shard.manifest.split != "cold_items":
             return torch.from_numpy(shard.is_item)

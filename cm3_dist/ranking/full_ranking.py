@@ -1,7 +1,9 @@
 """Sharded full ranking: every user against the whole catalogue, in bounded memory.
 
-Users stay with their rank; item blocks travel: each rank broadcasts its own, all ranks score their users against the
-block and keep a running top K. Ties are broken by item row, so a list depends neither on block sizes nor on W.
+Each rank broadcasts its items in blocks; all ranks score their own users against the block and keep a running top K.
+Ties are broken by item row, so lists depend neither on block sizes nor on the number of ranks.
+
+Shapes: n users to rank, b items in a block, rows of any width, K results per user.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.ranking.metrics import NAMES, ranking_metrics
 from cm3_dist.ranking.topk import top_columns
 
-METRIC_BLOCK = 16_384  # users whose metrics are reckoned at a time
+METRIC_BLOCK = 16_384  # users per block when computing metrics
 
 
 def evaluate(
@@ -40,13 +42,16 @@ def evaluate(
         user_rows: [local users, width] rows of this rank.
         item_rows: [local items, width] rows of this rank; all ranks have the same number.
         users: [n] int64 local users to evaluate.
-        relevant: their held-out items, global rows.
-        seen: their training items, global rows, which are not ranked.
+        relevant: n lists of held-out items, global rows.
+        seen: n lists of training items, global rows; they are not ranked.
         candidates: [local items] bool: items that are ranked.
         ks: cut-offs.
-        user_block: users scored at a time.
-        item_block: items scored at a time.
-        group: None for one process.
+        user_block: users per block of scores.
+        item_block: items per block of scores.
+        group: process group of the ranks; None for one process.
+
+    Returns:
+        "recall@20" and so on -> mean over the users of all ranks.
 
     Raises:
         InputError: no rank has a user to evaluate.
@@ -65,7 +70,7 @@ def evaluate(
         group=group,
     )
     sums = torch.tensor([0.0] * len(names) + [len(users)], dtype=torch.float64)
-    # A user's hits and gains at every place take several times the memory of its list.
+    # In blocks, because the metrics of a list take several times its memory.
     for some in torch.arange(len(users)).split(METRIC_BLOCK):
         metrics = ranking_metrics(ranked[some.to(ranked.device)].cpu(), relevant.rows(some), ks)
         sums[:-1] += torch.stack([metrics[name].sum() for name in names])
@@ -75,7 +80,7 @@ def evaluate(
         dist.all_reduce(sums, group=group)
     total = float(sums[-1])
     if total == 0:
-        raise InputError("evaluation: no user has a held-out interaction to rank")
+        raise InputError("evaluation: no user has a held-out interaction to rank", "data.no-held-out")
     return {name: float(value) / total for name, value in zip(names, sums, strict=False)}
 
 
@@ -91,11 +96,16 @@ def top_k(
     item_block: int = 8192,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each of `users` by inner product: scores [n, k], global item rows [n, k] int64. Collective.
+    """The k items with the highest inner product for each of `users`. Collective. Arguments as in `evaluate`.
 
-    Best first, ties by ascending row; -inf and -1 where fewer than k items may be ranked. Arguments as in `evaluate`.
+    Returns:
+        Scores [n, k] and global item rows [n, k] int64, best first, ties by ascending row; -inf and -1 where a user has
+        fewer than k items to rank.
+
+    Raises:
+        NotFiniteError: a row is not finite.
     """
-    # One flag for all ranks: a rank that raised alone would leave the others in the next broadcast.
+    # All ranks raise together: if one raised alone, the others would wait in the next broadcast.
     bad = torch.stack([~_finite(user_rows), ~_finite(item_rows)]).to(torch.int32)
     if group is not None:
         traffic.add("evaluation sums", summed(bad.nbytes, dist.get_world_size(group)))
@@ -103,7 +113,8 @@ def top_k(
     if bad.any():
         raise NotFiniteError(
             f"evaluation: {'user' if bad[0] else 'item'} rows are not finite; start again with a lower "
-            f"{'tables.lr or dense.lr' if bad[0] else 'dense.lr or tables.lr'}"
+            f"{'tables.lr or dense.lr' if bad[0] else 'dense.lr or tables.lr'}",
+            "training.not-finite",
         )
     queries = user_rows[users.to(user_rows.device)]
     score = queries.new_full((len(users), k), -torch.inf)
@@ -113,13 +124,13 @@ def top_k(
     for block, rows in _item_blocks(item_rows, candidates.to(item_rows.device), item_block, group):
         for begin in range(0, len(users), user_block):
             part = slice(begin, min(begin + user_block, len(users)))
-            # One buffer for all: a fresh block of scores costs as much as filling it.
+            # One buffer for all blocks: allocating a block of scores takes as long as computing it.
             buffer = buffer.resize_((part.stop - begin) * len(block))
             scores = torch.mm(queries[part], block.T, out=buffer.view(-1, len(block)))
             _mask(scores, keys, begin, rows)
             best, place = top_columns(scores, min(k, len(block)))
             place = torch.where(best == -torch.inf, -1, rows[place])
-            # Earlier blocks hold smaller rows, so a stable sort keeps ties in ascending order.
+            # Earlier blocks have smaller rows, so a stable sort keeps ties in ascending order.
             merged, place = torch.cat([score[part], best], 1), torch.cat([row[part], place], 1)
             order = merged.sort(dim=1, descending=True, stable=True).indices[:, :k]
             score[part], row[part] = merged.gather(1, order), place.gather(1, order)
@@ -127,7 +138,7 @@ def top_k(
 
 
 def _finite(rows: Tensor) -> Tensor:
-    """Whether all of them are, [] bool; `isfinite` on all at once would take as much memory as the rows."""
+    """Whether all values are finite, [] bool; in blocks, because `isfinite` takes as much memory as its input."""
     found = [torch.isfinite(block).all() for block in rows.split(METRIC_BLOCK)]
     return torch.stack(found).all()
 
@@ -135,7 +146,7 @@ def _finite(rows: Tensor) -> Tensor:
 def _item_blocks(
     item_rows: Tensor, candidates: Tensor, size: int, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The candidates of every block of every rank: rows [b, width] and global rows [b], ascending, b > 0."""
+    """Yields the candidates of every block of every rank: rows [b, width], global rows [b], ascending; b > 0."""
     world_size = 1 if group is None else dist.get_world_size(group)
     rank = 0 if group is None else dist.get_rank(group)
     for owner in range(world_size):
@@ -156,7 +167,14 @@ def _item_blocks(
 
 
 def _mask(scores: Tensor, seen: Ragged, begin: int, rows: Tensor) -> None:
-    """Sets the scores of what users [begin, begin + n) have seen to -inf; columns are the items `rows`, ascending."""
+    """Sets the scores of items that users [begin, begin + n) have seen to -inf.
+
+    Args:
+        scores: [n, b], changed in place.
+        seen: lists of all users.
+        begin: first user of the block.
+        rows: [b] global rows of the items, ascending.
+    """
     low, high = seen.indptr[begin], seen.indptr[begin + len(scores)]
     values = seen.values[low:high]
     lengths = seen.indptr[begin : begin + len(scores) + 1].diff()

@@ -1,4 +1,4 @@
-"""Ranking metrics per user (CM3.md section 5): binary gain, any number of cut-offs, no loop over users."""
+"""Ranking metrics per user with binary gain, for any number of cut-offs, vectorised over users (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ NAMES = ("recall", "ndcg", "precision", "map")
 
 
 def hits(ranked: Tensor, relevant: Ragged) -> Tensor:
-    """Which ranked items are relevant: `ranked` [U, K] int64 item rows, -1 for none -> [U, K] bool."""
+    """Which ranked items are relevant, [U, K] bool.
+
+    Args:
+        ranked: [U, K] int64 item rows; -1 where a list is shorter.
+        relevant: U ascending lists of item rows.
+    """
     if not len(relevant.values):
         return torch.zeros_like(ranked, dtype=torch.bool)
-    span = int(torch.maximum(ranked.max(), relevant.values.max())) + 2  # so wide that -1 is nobody's key
+    span = int(torch.maximum(ranked.max(), relevant.values.max())) + 2  # so large that -1 matches no key
     known = relevant.row_ids() * span + relevant.values  # ascending: lists are
     wanted = torch.arange(len(ranked)).unsqueeze(1) * span + ranked
     place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)

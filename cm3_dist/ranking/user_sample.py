@@ -1,4 +1,4 @@
-"""A sample of the users that have held-out interactions, for evaluations where ranking all of them takes too long."""
+"""Sampling of the users that are ranked in an evaluation, for when ranking all of them takes too long."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key, uniform_by_row
 from cm3_dist.graph.shard import HeldOut
 
-BITS = 53  # of the numbers that are drawn
+BITS = 53  # of the random numbers
 
 
 def sample_users(held_out: HeldOut, first_user: int, count: int, seed: int, runtime: Runtime) -> HeldOut:
     """Keeps `count` of the users of all ranks, or all if there are fewer. Collective.
 
-    Every user draws a number by seed and row, and the smallest stay: the sample depends on neither W nor the order.
+    Every user gets a random number keyed by seed and row, and those with the smallest numbers are kept. The sample does
+    not depend on the number of ranks.
 
     Args:
-        held_out: this rank's users and what is held out for them.
+        held_out: this rank's users and their held-out items.
         first_user: global row of this rank's local row 0.
         count: users over all ranks, at least 1.
         seed: of the run.
-        runtime: its planning group agrees on the cut.
+        runtime: the ranks agree on the threshold on its planning group.
     """
     drawn = uniform_by_row(key(Stream.EVALUATION, seed), held_out.users + first_user)
     if _over_ranks(len(drawn), runtime) <= count:
         return held_out
-    # The cut is bisected, so that nothing of the sample's size has to travel.
+    # The threshold is found by bisection, so that only counts are exchanged.
     low, high = 0.0, 1.0  # fewer than `count` users lie below `low`, at least so many below `high`
     ordered = np.sort(drawn)
     for _ in range(BITS + 1):

@@ -1,4 +1,4 @@
-"""Adam on the replicated weights, which lie in one flat parameter: one collective and one fused kernel per step."""
+"""Adam on the replicated weights, stored in one flat parameter: one collective and one fused kernel per step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class DenseOptimizer:
-    """Moves the parameters and their gradients into flat buffers, of which they are views from then on.
+    """Moves the parameters and their gradients into flat buffers and makes them views of these.
 
     Args:
         named: (name, parameter) pairs, all of one dtype and device.
         lr: learning rate.
-        weight_decay: added to the gradient (not decoupled), as in CM3.
+        weight_decay: L2 penalty added to the gradient (not decoupled), as in CM3.
         extra: number of floats that are summed over the ranks together with the gradients.
-        skip: leave weights and moments unchanged when the gradient is not finite; decided on the device.
+        skip: leave weights and moments unchanged if the gradient is not finite; decided on the device.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class DenseOptimizer:
         pieces = zip(parameters, self._split(flat.detach()), self._split(self.gradient), strict=True)
         for parameter, weight, gradient in pieces:
             parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
-        # A captured step (training.cuda_graph_step) needs `capturable`, which exists on GPUs only.
+        # A CUDA graph (training.cuda_graph_step) needs `capturable`, which exists on GPUs only.
         self._adam = torch.optim.Adam(
             [flat], lr=lr, weight_decay=weight_decay, fused=True, capturable=flat.device.type == "cuda"
         )
-        # The state exists before the first step, so that a checkpoint can fill it in place.
+        # The state is created before the first step so that a checkpoint can be loaded into it in place.
         self._state = {
             "step": torch.zeros((), device=flat.device),
             "exp_avg": torch.zeros_like(flat, requires_grad=False),
@@ -54,13 +54,13 @@ class DenseOptimizer:
     def step(self) -> None:
         """Updates the parameters with their gradients, then sets the gradients to zero."""
         if self._skip:
-            # The fused kernel reads this as GradScaler's flag: nothing changes where it is 1.
+            # The fused kernel treats this as GradScaler's flag and changes nothing if it is 1.
             self._adam.found_inf = (~torch.isfinite(self.gradient.norm())).float()  # type: ignore[attr-defined]
         self._adam.step()
         self.summed.zero_()
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and moments by name, shared memory: filling them in place restores an earlier state."""
+        """Parameters and moments by name. They share memory, so filling them in place restores an earlier state."""
         state = {f"encoder/{name}": parameter.detach() for name, parameter in self._named.items()}
         for moment in ("exp_avg", "exp_avg_sq"):
             for (name, parameter), piece in zip(self._named.items(), self._split(self._state[moment]), strict=True):

@@ -1,4 +1,4 @@
-"""How far a run has come, and when it stops: part of every checkpoint."""
+"""The progress of a run: steps done and best evaluation. Saved with every checkpoint."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Any
 class Resume(str, Enum):
     """Which checkpoint a run resumes from."""
 
-    NEWEST = "newest"  # which must be whole
-    AUTO = "auto"  # the newest whole one, or none
+    NEWEST = "newest"  # which must be undamaged
+    AUTO = "auto"  # the newest undamaged one; without any the run starts from the beginning
 
 
 @dataclass
 class Progress:
     """Steps done, and the best evaluation so far."""
 
-    step: int = 0  # over the whole run; the next one to do
+    step: int = 0  # done over the whole run, which is also the number of the next one
     best_epoch: int = -1
     best_metrics: dict[str, float] = field(default_factory=dict)  # validation
-    without_better: int = 0  # evaluations since the best
-    evaluated_at: int = 0  # steps done at the last evaluation: a run stopped between the two evaluates first
+    without_better: int = 0  # evaluations since the best one
+    evaluated_at: int = (
+        0  # steps done at the last evaluation; if they were fewer than due, a resumed run evaluates first
+    )
 
     def evaluated(self, epoch: int, metrics: dict[str, float], monitor: str) -> bool:
-        """Takes note of a validation; True when it is the best so far. A tie is not better: the earlier epoch stays."""
+        """Records a validation. Returns whether it is the best so far; of equal ones the earlier epoch is the best."""
         self.evaluated_at = self.step
         if self.best_epoch >= 0 and metrics[monitor] <= self.best_metrics[monitor]:
             self.without_better += 1
@@ -34,9 +36,9 @@ class Progress:
         return True
 
     def exhausted(self, patience: int) -> bool:
-        """Whether `patience` evaluations in a row brought nothing better."""
+        """Whether the last `patience` evaluations brought no improvement."""
         return self.without_better >= patience
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The progress as a dict of JSON types."""
         return asdict(self)

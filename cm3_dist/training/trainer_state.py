@@ -1,4 +1,4 @@
-"""A trainer's whole state as named tensors, and back: what a checkpoint of this program contains."""
+"""Saving and restoring a trainer's complete state: the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,25 @@ from cm3_dist.errors import InputError
 from cm3_dist.training.progress import Progress
 from cm3_dist.training.trainer import Trainer
 
-# What must be as it was for a run to go on as the same run; the rest (how long, where, how often) may change.
+# Sections that must be unchanged to resume a run; the others may change.
 FIXED = ("model", "propagation", "negatives", "loss", "tables", "dense")
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best: bool) -> Path:
-    """Saves everything that the next step depends on. Collective."""
+    """Saves everything that the next step depends on. Collective.
+
+    Args:
+        trainer: its state.
+        checkpoints: where to save.
+        progress: saved with it.
+        best: whether this is the best evaluation so far.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        InputError: a weight or optimizer state is not finite, or the checkpoint cannot be written.
+    """
     record = {
         **progress.plain(),
         "settings": trainer.settings.plain(),
@@ -39,22 +52,29 @@ def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best
 
 
 def _check_finite(trainer: Trainer, step: int, tensors: dict[str, Tensor]) -> None:
-    """An update can leave float32 though its gradient did not; the next step would be the first to show it."""
+    """Checks the tensors, because an update can overflow float32 although its gradient was finite."""
     for name, tensor in tensors.items():
-        # One number a tensor: it is not finite if any value is not.
+        # The sum is not finite if any value is not.
         if not torch.isfinite(tensor.sum(dtype=torch.float64)):
             raise InputError(
                 f"{step} steps: {name} of rank {trainer.runtime.rank} is not finite, so nothing is saved; the last "
                 f"checkpoint is kept; start again with a lower dense.lr (now {trainer.settings.dense.lr:g}) or "
-                f"tables.lr (now {trainer.settings.tables.lr:g})"
+                f"tables.lr (now {trainer.settings.tables.lr:g})",
+                "training.not-finite",
             )
 
 
 def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> Progress:
-    """Loads the newest checkpoint, or with `whole` the newest that is whole; none then is a start from nothing.
+    """Loads the checkpoint from which a run resumes. Collective.
+
+    Args:
+        trainer: filled in place.
+        checkpoints: of the run.
+        whole: take the newest undamaged checkpoint and name the damaged ones on stderr; without any, start from the
+            beginning. Otherwise take the newest, which must be undamaged.
 
     Raises:
-        InputError: as `restore`. Damaged checkpoints, with `whole`, are named on stderr and passed over.
+        InputError: as `restore`.
     """
     if not whole:
         return restore(trainer, checkpoints)
@@ -83,19 +103,24 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
     checkpoints.forget_best()
     before = restore(trainer, checkpoints, without_best)
     checkpoints.go_on_from(without_best)
-    # Had it been evaluated at this very step, that is done again.
+    # If the last evaluation was at this step, it is repeated.
     return Progress(step=before.step, evaluated_at=min(before.evaluated_at, before.step - 1))
 
 
 def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
-    """Loads `path`, by default the newest checkpoint, on any number of ranks. Collective.
+    """Loads `path`, by default the current checkpoint, on any number of ranks. Collective.
+
+    Returns:
+        The progress that was saved with it.
 
     Raises:
-        InputError: there is none, it is damaged, or it belongs to other data or other settings.
+        InputError: there is none, it is damaged, or the data or a setting that affects training has changed.
     """
     path = path or checkpoints.newest()
     if path is None:
-        raise InputError(f"{checkpoints.folder}: no checkpoint to resume from; start without --resume")
+        raise InputError(
+            f"{checkpoints.folder}: no checkpoint to resume from; start without --resume", "checkpoint.none"
+        )
     sharded, replicated = _state(trainer)
     record = checkpoints.peek(path)
     _same_run(trainer, path, record)
@@ -104,7 +129,7 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Table rows and optimizer state by part, and the replicated encoder with its Adam moments; shared memory, both."""
+    """Table rows and optimizer state by part, and the replicated encoder with its Adam moments. Shared memory."""
     parts = trainer.shard.parts
     sharded = {
         f"part-{part:05d}/{name}": rows
@@ -117,16 +142,17 @@ def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
     if record["parts"] != trainer.manifest.num_parts:
         raise InputError(
-            f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again"
+            f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again",
+            "resume.data",
         )
     if record["data"] != trainer.manifest.digest():
-        raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}")
+        raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}", "resume.data")
     saved, now, defaults = copy.deepcopy(record["settings"]), trainer.settings.plain(), Settings().plain()
     assert isinstance(saved, dict)
     drop_removed(saved, dict.fromkeys(REMOVED, str(path)))
     for section in FIXED:
         before, after = saved[section], now[section]
-        if isinstance(after, dict):  # settings that are newer than the checkpoint: their defaults change nothing
+        if isinstance(after, dict):  # the defaults of settings newer than the checkpoint change nothing
             before = defaults[section] | before
         if before == after:
             continue
@@ -134,8 +160,13 @@ def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
             key = next(name for name in after if before.get(name) != after[name])
             section, before, after = f"{section}.{key}", before.get(key), after[key]
         raise InputError(
-            f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, or start a new run.dir"
+            f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, "
+            "or start a new run.dir",
+            "resume.setting",
         )
     for key in ("batch_size", "seed"):
         if saved["train"][key] != now["train"][key]:
-            raise InputError(f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}")
+            raise InputError(
+                f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}",
+                "resume.setting",
+            )

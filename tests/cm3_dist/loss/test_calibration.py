@@ -122,8 +122,9 @@ def test_phi_without_gradient_leaves_the_fusion_alone() -> None:
 def test_reliability_comes_from_the_prepared_folder(tmp_path: Path) -> None:
     manifest = read_manifest(prepare_small(tmp_path / "before"))
     assert trust(Loss(), manifest) == 1
-    with pytest.raises(InputError, match=r"loss.phi=reliable.*lack 'reliability'; prepare the data again"):
+    with pytest.raises(InputError, match=r"loss\.phi=reliable") as error:
         trust(Loss(phi="reliable"), manifest)
+    assert error.value.code == "data.no-reliability"
     prepared = prepare_small(tmp_path, statistics={"reliability": 0.25})
     assert trust(Loss(phi="reliable"), read_manifest(prepared)) == 0.25
     terms = []

@@ -128,7 +128,7 @@ def _message(call: Any) -> str:
     try:
         call()
     except (InputError, FloatingPointError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}[{getattr(error, 'code', '')}]"
     return "no error"
 
 
@@ -217,9 +217,9 @@ def test_ranks_find_the_same(alone: Found, ranks: list[Any], world_size: int) ->
 def test_every_rank_hears_of_a_bad_row(ranks: list[Any], world_size: int) -> None:
     for messages in [rank[world_size][1] for rank in ranks[:world_size]] + [_refusals(None)]:
         assert messages == [
-            "NotFiniteError: evaluation: user rows are not finite; start again with a lower tables.lr or dense.lr",
-            "NotFiniteError: evaluation: item rows are not finite; start again with a lower dense.lr or tables.lr",
-            "InputError: evaluation: no user has a held-out interaction to rank",
+            "NotFiniteError[training.not-finite]",
+            "NotFiniteError[training.not-finite]",
+            "InputError[data.no-held-out]",
         ]
 
 
