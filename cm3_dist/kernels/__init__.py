@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError
 
 Kernels: TypeAlias = Literal["torch", "triton"]
 
@@ -16,7 +16,7 @@ def check_kernels(kernels: Kernels, device: str) -> Kernels:
         InputError: Triton without a GPU.
     """
     if kernels == "triton" and device != "cuda":
-        raise InputError(
+        raise AgreedError(
             "machine.kernels = 'triton': its kernels need an NVIDIA GPU; use machine.kernels=torch",
             "machine.no-gpu",
         )

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError
 from cm3_dist.kernels.pair_sum import PairSum, Rows
 
 # Rows, columns, warps and stages of a block, fastest on an H200 first; smaller ones for less shared memory or more
@@ -52,7 +52,7 @@ def triton_pair_sum(own: Rows, columns: Rows, first: int, t: float, clamp: tuple
     n, width = own.x.shape
     dim = channel_width(own)
     if dim is None:
-        raise InputError(
+        raise AgreedError(
             f"model.dim: no Triton kernel for rows of {width} floats; set machine.kernels=torch", "kernels.width"
         )
     split = _split(columns)

@@ -1,6 +1,6 @@
 """phi, the similarity that calibrates item uniformity: which rows it compares, its scale, and its gradient.
 
-Shapes: k items of width d. docs/model.md says what the loss does to phi over a training.
+Training drives phi to 1 unless its gradient is switched off (docs/model.md). Shapes: k items of width d.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from torchrec.distributed.types import ShardingEnv
 from cm3_dist.config.settings import Settings, TableOptimizer
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError
 from cm3_dist.model.dimensions import CHANNELS, ITEM_IDS, MIXING, Widths, tables
 from cm3_dist.model.local_table import LocalRows, can_update
 from cm3_dist.model.sharding_plan import row_wise_plan
@@ -166,12 +166,12 @@ def _collection(name: str, rows: int, width: int) -> EmbeddingCollection:
 
 def _fused(optimizer: TableOptimizer, device: torch.device) -> dict[str, object]:
     if optimizer.name == "adam" and device.type == "cpu":
-        raise InputError(
+        raise AgreedError(
             "tables.name = 'adam': FBGEMM has no fused Adam on the CPU; use tables.name=rowwise_adagrad, or a GPU",
             "tables.optimizer",
         )
     if optimizer.weight_decay and optimizer.name in ("adagrad", "sgd"):
-        raise InputError(
+        raise AgreedError(
             f"tables.weight_decay = {optimizer.weight_decay:g}: FBGEMM's {optimizer.name} has none; use "
             "tables.name=rowwise_adagrad, or on a GPU adam",
             "tables.optimizer",

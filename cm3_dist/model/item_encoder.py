@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3_dist.config.settings import Model
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.model.spherical_fusion import bezier, mean, pairwise
 
@@ -63,7 +63,7 @@ class ItemEncoder(nn.Module):
         """
         if model.curve_order is not None and sorted(model.curve_order) != sorted(dims):
             given = ", ".join(model.curve_order)
-            raise InputError(
+            raise AgreedError(
                 f"model.curve_order = [{given}]: name every modality of the data once: {', '.join(dims)}",
                 "settings.modalities",
             )

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.distributed.traffic import gathered, summed, traffic
-from cm3_dist.errors import InputError, NotFiniteError
+from cm3_dist.errors import AgreedError, NotFiniteError
 from cm3_dist.graph.csr_lists import Ragged
 from cm3_dist.ranking.metrics import NAMES, ranking_metrics
 from cm3_dist.ranking.topk import top_columns
@@ -80,7 +80,7 @@ def evaluate(
         dist.all_reduce(sums, group=group)
     total = float(sums[-1])
     if total == 0:
-        raise InputError("evaluation: no user has a held-out interaction to rank", "data.no-held-out")
+        raise AgreedError("evaluation: no user has a held-out interaction to rank", "data.no-held-out")
     return {name: float(value) / total for name, value in zip(names, sums, strict=False)}
 
 

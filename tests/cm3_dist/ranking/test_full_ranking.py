@@ -219,7 +219,7 @@ def test_every_rank_hears_of_a_bad_row(ranks: list[Any], world_size: int) -> Non
         assert messages == [
             "NotFiniteError[training.not-finite]",
             "NotFiniteError[training.not-finite]",
-            "InputError[data.no-held-out]",
+            "AgreedError[data.no-held-out]",
         ]
 
 
