@@ -67,8 +67,8 @@ class Tables(nn.Module):
             init_data_parallel=False,
         )
         self._initialise(manifest, settings)
-        nobody = torch.empty(0, dtype=torch.int64, device=runtime.device)
-        self.model(dict.fromkeys(collections, nobody))
+        no_rows = torch.empty(0, dtype=torch.int64, device=runtime.device)
+        self.model(dict.fromkeys(collections, no_rows))
         state, optimizer, first_user = self.local_state(), settings.tables, parts.start * manifest.user_stride
         first = {CHANNELS: first_user, MIXING: first_user, ITEM_IDS: parts.start * manifest.item_stride}
         self._local = {

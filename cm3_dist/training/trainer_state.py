@@ -99,7 +99,7 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
         say(f"{checkpoints.folder}: no whole checkpoint, starting from the beginning")
         checkpoints.go_on_from(None)
         return Progress()
-    say(f"resuming from {without_best}, whose best checkpoint is lost: the best of the evaluations from now on counts")
+    say(f"resuming from {without_best}, whose best checkpoint is lost; the best of the next evaluations replaces it")
     checkpoints.forget_best()
     before = restore(trainer, checkpoints, without_best)
     checkpoints.go_on_from(without_best)

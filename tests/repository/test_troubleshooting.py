@@ -151,6 +151,6 @@ def test_the_page_quotes_what_is_printed(case: str, printed: dict[str, str]) -> 
 
 def test_every_error_of_the_page_is_provoked(printed: dict[str, str]) -> None:
     provoked = set(map(masked, printed.values()))
-    quoted = re.findall(r"^(?:error|warning): .*$", PAGE.read_text(encoding="utf-8"), re.M)
+    quoted = re.findall(r"^(?:error(?:\[[\w.-]+\])?|warning): .*$", PAGE.read_text(encoding="utf-8"), re.M)
     assert len(quoted) >= len(CASES) + len(ELSEWHERE)
     assert [line for line in quoted if masked(line) not in provoked and not line.startswith(ELSEWHERE)] == []

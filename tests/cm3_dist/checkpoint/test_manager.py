@@ -64,7 +64,7 @@ def save(checkpoints: Checkpoints, runtime: Runtime, step: int, best: bool = Fal
 
 
 def holds(checkpoints: Checkpoints, runtime: Runtime, path: Path, seed: int) -> bool:
-    """Whether what `path` loads is, bit for bit, what was saved with `seed`."""
+    """Whether the content of `path` is bit for bit what was saved with `seed`."""
     rows, rest = sharded(runtime), replicated()
     checkpoints.load(path, rows, rest)
     expected = {**sharded(runtime, seed), **replicated(seed)}
@@ -72,14 +72,14 @@ def holds(checkpoints: Checkpoints, runtime: Runtime, path: Path, seed: int) -> 
 
 
 def smaller(runtime: Runtime, world_size: int) -> Runtime:
-    """The same process as one of fewer ranks. Every rank of `runtime` makes the groups; the first few use them."""
+    """This process as one of fewer ranks. Every rank of `runtime` creates the groups; the first ones use them."""
     ranks = list(range(world_size))
     groups = [dist.new_group(ranks, backend="gloo") for _ in range(4)]
     return Runtime(runtime.rank, world_size, runtime.device, *groups)
 
 
 def change_ranks(folder: Path) -> None:
-    """Four processes act as 1, 2, 4 and 1 ranks: each loads what the others saved, and saves anew with other values."""
+    """Four processes act as 1, 2, 4 and 1 ranks: each loads what others saved and saves other values."""
     with distributed(MACHINE) as four:
         for step, runtime in enumerate([smaller(four, 1), smaller(four, 2), four, smaller(four, 1)], 1):
             if four.rank < runtime.world_size:
@@ -122,10 +122,10 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, alone: Runtime) -
     assert holds(checkpoints, alone, tmp_path / "step-00000003", 3)
 
 
-def test_a_run_that_went_back_drops_what_came_later(tmp_path: Path, alone: Runtime) -> None:
+def test_a_run_that_resumed_from_an_earlier_step_deletes_later_ones(tmp_path: Path, alone: Runtime) -> None:
     for step in (2, 4, 6, 8):
         save(Checkpoints(tmp_path, 4, alone), alone, step, best=step != 8)
-    (tmp_path / "latest").write_text("step-00000002\n")  # a person's choice
+    (tmp_path / "latest").write_text("step-00000002\n")  # as a user might
     checkpoints = Checkpoints(tmp_path, 1, alone)
     assert checkpoints.newest() == tmp_path / "step-00000002"
     save(checkpoints, alone, 5)
@@ -183,10 +183,10 @@ def test_an_interrupted_save_changes_nothing(
 
 
 @pytest.mark.parametrize("exchanging", [True, False])
-def test_a_step_saved_again_is_there_at_every_moment(
+def test_a_step_saved_again_exists_at_all_times(
     tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch, exchanging: bool
 ) -> None:
-    """With one checkpoint kept there is nothing else to go back to."""
+    """With keep=1 there is no other checkpoint to resume from."""
     checkpoints = Checkpoints(tmp_path, 1, alone)
     path = save(checkpoints, alone, 1)
 
@@ -300,7 +300,7 @@ def test_digests_are_in_the_form_of_sha256sum(tmp_path: Path, alone: Runtime) ->
     assert shown.stdout == ".metadata: OK\n__0_0.distcp: OK\nprogress.json: OK\n"
 
 
-def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path: Path, alone: Runtime) -> None:
+def test_a_background_save_has_the_values_of_its_start(tmp_path: Path, alone: Runtime) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
     rows, rest = sharded(alone, 1), replicated(1)
     path = checkpoints.save(rows, rest, {"step": 1}, step=1, best=True)
@@ -316,7 +316,7 @@ def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path: P
     assert [path.name[-1] for path in sorted(tmp_path.glob("step-*"))] == ["1", "3", "4"]
 
 
-def test_a_failed_save_in_the_background_is_raised_later(
+def test_a_failed_background_save_is_raised_later(
     tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
@@ -363,7 +363,7 @@ def test_the_order_in_which_checkpoints_are_tried(tmp_path: Path, alone: Runtime
     assert order() == [4, 3, 2, 1]
 
 
-def test_pointers_lead_nowhere_else(tmp_path: Path, alone: Runtime) -> None:
+def test_pointers_stay_inside_the_folder(tmp_path: Path, alone: Runtime) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2, alone)
     save(checkpoints, alone, 1)
     for name in ("../checkpoints", "..", ".", "step-00000007", "latest"):
@@ -407,7 +407,7 @@ def test_metadata_runs_no_code(tmp_path: Path, alone: Runtime) -> None:
     proof = tmp_path / "proof"
     attacks = [
         pickle.dumps(Bait(os.mkdir, str(proof))),
-        # DCP's metadata module imports os, so its namespace as a whole is no safe place to look names up in.
+        # DCP's metadata module imports os, so allowing the whole module would allow os.system.
         dotted("torch.distributed.checkpoint.metadata", "os.mkdir", str(proof)),
         dotted("torch", "os.mkdir", str(proof)),
         pickle.dumps({"not": "metadata"}),

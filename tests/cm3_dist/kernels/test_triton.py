@@ -1,4 +1,4 @@
-"""The GPU kernels against float64, through Triton's interpreter where there is no GPU."""
+"""The GPU kernels compared with float64, in Triton's interpreter if there is no GPU."""
 
 from __future__ import annotations
 

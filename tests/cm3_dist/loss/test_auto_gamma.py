@@ -1,4 +1,4 @@
-"""What the loss takes from the data: gamma where push equals pull, the same on any number of ranks."""
+"""Automatic gamma: push equals pull, and the value does not depend on the number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibrating similarity: amplification against the closed form, bounds, gradient, trust."""
+"""phi: amplification compared with its closed form, bounds, gradient, reliability."""
 
 from __future__ import annotations
 

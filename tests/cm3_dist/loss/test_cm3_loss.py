@@ -1,4 +1,4 @@
-"""The loss against the formulas in float64, on one rank and on several."""
+"""The loss compared with the formulas in float64, on one and on several ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole training step, forward and backward, against the formulas in float64; metrics and ranking likewise."""
+"""A whole training step, forward and backward, metrics and ranking, compared with the formulas in float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _rows_of(prepared: Path, manifest: layout.Manifest, name: str, ids: pa.Array
 
 
 class Dense:
-    """The trainer's state and one of its plans, carried over to dense float64 tensors over user and item indices."""
+    """The trainer's state and one of its plans as dense float64 tensors over user and item indices."""
 
     def __init__(self, trainer: Trainer, dataset: Dataset, prepared: Path) -> None:
         self.users = _rows_of(prepared, trainer.manifest, layout.USERS, dataset.user_ids)
@@ -66,7 +66,7 @@ class Dense:
             layers = (encoder.hidden[name], encoder.channel[name], encoder.point[name])
             parameters = [p for layer in layers for p in layer.parameters()]
             self.weights.append(ref.Modality(*(p.detach().double().requires_grad_() for p in parameters)))
-        # What newer settings add, by the name of the parameter; without them the model is the paper's.
+        # Parameters that optional settings add, by name; without them the model is the paper's.
         self.added = {
             name: p.detach().double().requires_grad_()
             for name, p in trainer.model.dense_parameters()

@@ -1,4 +1,4 @@
-"""Updating rows where they lie does what FBGEMM's fused optimizers do row by row."""
+"""In-place updates of local rows equal FBGEMM's fused optimizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIMIZERS = [("rowwise_adagrad", 0.1), ("adagrad", 0.1), ("sgd", 0.5)]
 
 @pytest.mark.parametrize("mode", ["exact", "sampled"])
 @pytest.mark.parametrize(("name", "lr"), OPTIMIZERS)
-def test_local_rows_walk_the_path_of_fbgemm(name: str, lr: float, mode: str, tmp_path: Path) -> None:
+def test_local_updates_equal_fbgemm(name: str, lr: float, mode: str, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     settings = small_settings(
         prepared,
@@ -69,7 +69,7 @@ def test_weight_decay_is_refused_where_fbgemm_has_none(name: str, tmp_path: Path
     assert error.value.code == "tables.optimizer"
 
 
-def test_what_is_left_to_fbgemm() -> None:
+def test_which_optimizers_are_left_to_fbgemm() -> None:
     assert can_update(TableOptimizer())
     assert not can_update(TableOptimizer(weight_decay=1e-6))
     assert not can_update(TableOptimizer(name="adam"))

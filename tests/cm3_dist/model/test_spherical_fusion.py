@@ -1,4 +1,4 @@
-"""Spherical Bezier fusion: on the sphere, equal to the formulas, finite and accurate where they are not."""
+"""Spherical Bezier fusion stays on the sphere, equals the formulas, and is finite and accurate where these are not."""
 
 from __future__ import annotations
 

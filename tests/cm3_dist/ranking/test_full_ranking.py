@@ -1,4 +1,4 @@
-"""Sharded full ranking against a brute-force one: ranks, block sizes, ties, masks, cold candidates, bad rows."""
+"""Sharded full ranking compared with brute force: ranks, block sizes, ties, masks, cold candidates, bad rows."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _message(call: Any) -> str:
 
 
 def _refusals(group: dist.ProcessGroup | None) -> list[str]:
-    """What every rank says when the last rank alone has a bad user or item row, and when no rank has a user."""
+    """Errors of every rank if only the last rank has a bad user or item row, and if no rank has a user."""
     rank, world_size = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
     rows_u, rows_i, users, relevant, seen, candidates = _share(_case("gaussian"), rank, world_size)
     last = rank == world_size - 1
@@ -190,7 +190,7 @@ def test_one_process_equals_brute_force(alone: Found, name: str, blocks: tuple[i
         assert set(scores[length:]) <= {-float("inf")}
 
 
-def test_the_cases_hold_what_they_are_for() -> None:
+def test_the_cases_cover_what_they_should() -> None:
     case = _case("ties")
     assert len({len(items) for items in case.seen.values()}) > 2
     assert min(len(items) for items in case.seen.values()) == 0
@@ -214,7 +214,7 @@ def test_ranks_find_the_same(alone: Found, ranks: list[Any], world_size: int) ->
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_every_rank_hears_of_a_bad_row(ranks: list[Any], world_size: int) -> None:
+def test_a_bad_row_is_an_error_on_every_rank(ranks: list[Any], world_size: int) -> None:
     for messages in [rank[world_size][1] for rank in ranks[:world_size]] + [_refusals(None)]:
         assert messages == [
             "NotFiniteError[training.not-finite]",

@@ -1,4 +1,4 @@
-"""Ranking metrics against pytrec_eval on random rankings, and lists of different lengths."""
+"""Ranking metrics compared with pytrec_eval on random rankings with lists of different lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The k best columns against a stable sort, with ties everywhere, many and few columns, and rows without candidates."""
+"""The k best columns compared with a stable sort: many ties, many and few columns, rows without candidates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from cm3_dist.ranking.topk import GROUPS, GROUPS_PER_BEST, top_columns
 
-WIDE = 3 * GROUPS[0] * GROUPS_PER_BEST + 7  # k = 3 takes the way through groups, with columns left over
+WIDE = 3 * GROUPS[0] * GROUPS_PER_BEST + 7  # k = 3 is searched in groups, with columns left over
 
 
 @pytest.mark.parametrize("columns", [1, 3, 40, WIDE, 4 * WIDE])

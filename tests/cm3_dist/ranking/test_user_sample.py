@@ -1,4 +1,4 @@
-"""The users that a sampled evaluation ranks: as many as asked for, the same ones on any number of ranks."""
+"""Sampled users: exactly the requested number, and the same users on any number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Padded plans and fixed buffers change nothing; a CUDA graph over them is tested in test_gpu.py."""
+"""Padded plans and fixed buffers do not change results. The CUDA graph itself is tested in test_gpu.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEARNED = {"model": {"fusion": "concat"}}
 @pytest.mark.parametrize(
     "sections", [{"negatives": "in_batch"}, {"negatives": "uniform"}, LEARNED], ids=["in_batch", "uniform", "learned"]
 )
-def test_recorded_steps_walk_the_path_of_direct_ones(sections: dict[str, Any], tmp_path: Path) -> None:
+def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], tmp_path: Path) -> None:
     """Two epochs, whose batches differ in size."""
     prepared = prepare_small(tmp_path)
     settings = small_settings(

@@ -1,4 +1,4 @@
-"""Adam on flat buffers walks the path of torch.optim.Adam, and its state restores it."""
+"""Adam on flat buffers equals torch.optim.Adam, and its state can be restored."""
 
 from __future__ import annotations
 

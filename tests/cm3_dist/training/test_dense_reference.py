@@ -1,4 +1,4 @@
-"""The oracle against itself: closed forms, symmetries and library functions that it does not use."""
+"""The dense reference compared with closed forms, symmetries and library functions that it does not use."""
 
 from __future__ import annotations
 

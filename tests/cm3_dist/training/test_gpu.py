@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped, with the reason, where there is none."""
+"""Tests that need a GPU; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sections: Any) -> list[list[float]]:
-    """Loss terms of the first steps; `watch`: fail when one waits for the device after all is set up and recorded."""
+    """Loss terms of the first steps; `watch`: fail if a step waits for the device after warm-up and recording."""
     settings = small_settings(prepared, run, **{**sections, "model": {"dim": 16, **sections.get("model", {})}})
     with distributed(settings.machine) as runtime:
         trainer = Trainer(settings, runtime)
@@ -40,7 +40,7 @@ def _losses(prepared: Path, run: Path, steps: int, watch: bool = False, **sectio
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
 @pytest.mark.parametrize("record", [True, False])
-def test_a_gpu_walks_the_path_of_the_cpu(mode: str, kernels: str, tables: str, record: bool, tmp_path: Path) -> None:
+def test_a_gpu_equals_the_cpu(mode: str, kernels: str, tables: str, record: bool, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     sections: dict[str, Any] = {"propagation": {"mode": mode, "fanouts": [3]}, "train": {"batch_size": 64}}
     machine = {"device": "cuda", "kernels": kernels, "record": record}
@@ -63,7 +63,7 @@ def test_no_step_waits_for_the_device(kernels: str, record: bool, tmp_path: Path
 
 @pytest.mark.parametrize("fusion", ["bezier", "concat"])
 @pytest.mark.parametrize("record", [True, False])
-def test_what_is_learned_beside_the_model_is_recorded_too(fusion: str, record: bool, tmp_path: Path) -> None:
+def test_additional_weights_are_recorded_too(fusion: str, record: bool, tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     sections: dict[str, Any] = {
         "propagation": {"mode": "exact"},

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, that they resume as if never stopped, and how they refuse."""
+"""Complete runs: the files they write, resuming without a difference, and refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_run_writes_its_folder(prepared: Path, tmp_path: Path, capsys: pytest.
     assert "popularity" in shown
 
 
-def test_interrupted_and_resumed_on_other_ranks_is_never_interrupted(prepared: Path, tmp_path: Path) -> None:
+def test_resuming_on_other_ranks_equals_an_uninterrupted_run(prepared: Path, tmp_path: Path) -> None:
     def settings(name: str, **train: int) -> Settings:
         return small_settings(prepared, tmp_path / name, train={"batch_size": 100, **train})
 
@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_on_other_ranks_is_never_interrupted(prepared: P
 
 
 def test_early_stopping_tests_the_best_epoch(prepared: Path, tmp_path: Path) -> None:
-    # A rate that ruins the model after a good start: validation falls, and patience runs out.
+    # Learning rates that ruin the model after a good start: validation falls and patience is exhausted.
     settings = small_settings(
         prepared, tmp_path / "run", train={"epochs": 50, "patience": 2}, dense={"lr": 0.5}, tables={"lr": 5.0}
     )

@@ -1,4 +1,4 @@
-"""`--resume auto` goes on from the newest checkpoint that is whole, and says which it passed over."""
+"""`--resume auto` resumes from the newest undamaged checkpoint and names those that it skipped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _again(settings: Settings, folder: Path, damaged: list[str]) -> tuple[Settin
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": folder})}), paths
 
 
-def test_damaged_ones_are_passed_over(
+def test_damaged_checkpoints_are_skipped(
     ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, whole = ruined
@@ -74,10 +74,10 @@ def test_damaged_ones_are_passed_over(
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "progress.json", "latest"])
-def test_whatever_is_damaged_the_run_goes_on(
+def test_any_damaged_file_can_be_skipped(
     ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, name: str
 ) -> None:
-    """Also when nothing can be read any more of what counted last."""
+    """Even if no file of the current checkpoint can be read."""
     settings, whole = ruined
     again, _ = _again(settings, tmp_path / "run", [])
     checkpoints = again.run.dir / "checkpoints"
@@ -92,7 +92,7 @@ def test_whatever_is_damaged_the_run_goes_on(
     assert (checkpoints / "latest").read_text().strip() == newest.name
 
 
-def test_a_lost_best_checkpoint_is_said_and_replaced(
+def test_a_lost_best_checkpoint_is_reported_and_replaced(
     ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, whole = ruined
@@ -104,7 +104,7 @@ def test_a_lost_best_checkpoint_is_said_and_replaced(
     assert (again.run.dir / "checkpoints/best").read_text().strip() != best
 
 
-def test_without_any_the_run_starts_afresh(
+def test_without_a_checkpoint_the_run_starts_from_the_beginning(
     ruined: tuple[Settings, dict[str, Any]], alone: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, whole = ruined

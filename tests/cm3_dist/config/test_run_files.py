@@ -1,0 +1,46 @@
+"""Files of a run folder are replaced completely or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cm3_dist.config.loading import load_settings
+from cm3_dist.config.run_files import write_text
+from cm3_dist.config.settings import Settings
+from cm3_dist.training.run_dir import open_run_folder
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the program catches it."""
+
+
+def _killed(*_: object) -> None:
+    raise Killed
+
+
+def test_an_interrupted_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", _killed)
+        with pytest.raises(Killed):
+            write_text(path, "new")
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_killed_resume_leaves_settings_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = (Settings.model_validate({"train": {"epochs": epochs}}) for epochs in (3, 4))
+    open_run_folder(tmp_path, before, "plan", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", _killed)
+        with pytest.raises(Killed):
+            open_run_folder(tmp_path, after, "plan", 1)
+    assert load_settings(tmp_path / "settings.yaml", []) == before
+    open_run_folder(tmp_path, after, "plan", 1)
+    assert load_settings(tmp_path / "settings.yaml", []) == after
+    assert len((tmp_path / "command.txt").read_text().splitlines()) == 2
