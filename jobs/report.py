@@ -24,6 +24,7 @@ from jobs.collect import Run, by_data, collect_finished
 from jobs.command import command_line
 from jobs.files import replacing
 from jobs.page import render, section
+from partition.errors import InputError
 
 TENSORBOARD = "tensorboard"  # beside a sweep's run folders
 
@@ -88,7 +89,12 @@ def _column(values: list[Any]) -> list[Any]:
 
 def _write_hparams_columns(root: Path) -> None:
     """Writes which columns TensorBoard's HParams tab shows for the runs below `root`: the settings that differ."""
-    settings = [load_settings(path, []) for path in sorted(root.rglob(SETTINGS))]
+    settings = []
+    for path in sorted(root.rglob(SETTINGS)):
+        try:
+            settings.append(load_settings(path, []))
+        except InputError:  # a run of an earlier version, with a setting that no longer exists
+            continue
     if len(settings) < 2:
         return
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
