@@ -205,13 +205,6 @@ def test_a_local_slurm_starts_beside_a_port_that_is_taken() -> None:
     assert not Path(state).exists()
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_scripts_pass_shellcheck() -> None:
-    scripts = [*ROOT.glob("slurm/*.sh"), *ROOT.glob("slurm/*.sbatch")]
-    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
 def test_a_sweep_goes_on_where_it_was_stopped(slurm: Slurm) -> None:
     sweep, into = slurm.folder / "sweep.yaml", slurm.folder / "runs" / "sweep"
     # The second point takes long enough to be cancelled in the middle.
