@@ -118,7 +118,7 @@ def _read(folder: Path) -> Run:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Settings by dotted key: those that are younger than the run at their default, removed ones if they had an effect."""
+    """Settings by dotted key: later ones at their default, and removed ones only if they had an effect."""
     recorded = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
     in_effect = {key: value for key, value in recorded.items() if key not in REMOVED or value != REMOVED[key]}
     return flat(Settings().plain()) | in_effect
