@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cm3_dist.config.loading import flat
+from cm3_dist.config.loading import REMOVED, flat
 from cm3_dist.config.run_files import EVALUATIONS, METRICS, SETTINGS, STEPS
 from cm3_dist.config.settings import Settings
 from partition.errors import InputError
@@ -118,8 +118,10 @@ def _read(folder: Path) -> Run:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Settings by dotted key; those that are younger than the run have their default."""
-    return flat(Settings().plain()) | flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+    """Settings by dotted key: later ones at their default, and removed ones only if they had an effect."""
+    recorded = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+    in_effect = {key: value for key, value in recorded.items() if key not in REMOVED or value != REMOVED[key]}
+    return flat(Settings().plain()) | in_effect
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; renames it to `path` if no exception is raised."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; the file written there takes the name `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -22,8 +22,9 @@ from cm3_dist.config.run_files import SETTINGS
 from cm3_dist.monitoring.tensorboard import experiment
 from jobs.collect import Run, by_data, collect_finished
 from jobs.command import command_line
-from jobs.files import replacing
+from jobs.files import atomic_file
 from jobs.page import render, section
+from partition.errors import InputError
 
 TENSORBOARD = "tensorboard"  # beside a sweep's run folders
 
@@ -49,7 +50,7 @@ def report(
     sections = [section(data, members, metric, baseline) for data, members in by_data(found).items()]
     page = render(title or f"CM3: {', '.join(path.name for path in runs)}", sections, len(found), unfinished)
     write_table(found, table)
-    with replacing(output) as temporary:
+    with atomic_file(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     for root in runs:
         _write_hparams_columns(root)
@@ -64,7 +65,7 @@ def write_table(runs: list[Run], path: Path) -> None:
     rows = [_row(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: pa.array(_column([row.get(name) for row in rows])) for name in names}
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
@@ -88,7 +89,12 @@ def _column(values: list[Any]) -> list[Any]:
 
 def _write_hparams_columns(root: Path) -> None:
     """Writes which columns TensorBoard's HParams tab shows for the runs below `root`: the settings that differ."""
-    settings = [load_settings(path, []) for path in sorted(root.rglob(SETTINGS))]
+    settings = []
+    for path in sorted(root.rglob(SETTINGS)):
+        try:
+            settings.append(load_settings(path, []))
+        except InputError:  # a run of an earlier version, with a setting that no longer exists
+            continue
     if len(settings) < 2:
         return
     logging.getLogger("tensorboard").setLevel(logging.ERROR)

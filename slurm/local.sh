@@ -1,36 +1,28 @@
 #!/usr/bin/env bash
-# A Slurm of your own on this machine, to try the scripts of this folder with. Nothing outside of its folder is touched.
+# Starts a Slurm on this machine, to try the scripts of this folder. It changes nothing outside of its folder.
 #
 #   apt-get install slurm-wlm munge          # once; Debian and Ubuntu
-#   eval "$(slurm/local.sh up)"              # sets SLURM_CONF, so that sbatch, squeue and scancel talk to it
+#   eval "$(slurm/local.sh up)"              # sets SLURM_CONF for sbatch, squeue and scancel, and MASTER_ADDR for torchrun
 #   slurm/local.sh down
 #
 # usage: slurm/local.sh up|down [DIR]        DIR: by default .slurm-local
-#   CM3_LOCAL_NODES=2   nodes; several of them are several slurmd on this machine
-#   CM3_LOCAL_CPUS=4    CPUs a node, whatever the machine has; by default all of them
+#   CM3_LOCAL_NODES=2     number of nodes; each is one slurmd on this machine
+#   CM3_LOCAL_CPUS=4      CPUs per node, whether the machine has them or not; by default all of the machine's
+#   CM3_LOCAL_PORT=20000  first port to try; by default a random one
 set -euo pipefail
 mark="# written by slurm/local.sh"
 
 fail() { echo "error: $*" >&2; exit 2; }
 
-free_ports() { # N ports that nobody listens on
-    python3 - "$1" <<'END'
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
-print(*(one.getsockname()[1] for one in held))
-END
-}
-
-write_configuration() {
-    local nodes=$1 cpus=$2 ports memory user
-    read -ra ports <<< "$(free_ports $((nodes + 1)))"
+write_configuration() { # NODES CPUS FIRST_PORT
+    local memory user node
     memory=$(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
     user=$(id -un)
     cat > "$dir/slurm.conf" <<END
 $mark
 ClusterName=local
 SlurmctldHost=localhost
-SlurmctldPort=${ports[0]}
+SlurmctldPort=$3
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
@@ -52,43 +44,73 @@ ReturnToService=2
 SchedulerParameters=batch_sched_delay=1,sched_interval=5
 KillWait=30
 END
-    for ((node = 1; node <= nodes; node++)); do
+    for ((node = 1; node <= $1; node++)); do
         mkdir -p "$dir/spool-node$node"
-        echo "NodeName=node$node NodeHostname=localhost NodeAddr=127.0.0.1 Port=${ports[$node]}" \
-            "CPUs=$cpus RealMemory=$memory" >> "$dir/slurm.conf"
+        echo "NodeName=node$node NodeHostname=localhost NodeAddr=127.0.0.1 Port=$(($3 + node))" \
+            "CPUs=$2 RealMemory=$memory" >> "$dir/slurm.conf"
     done
     echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP" >> "$dir/slurm.conf"
 }
 
+start_daemons() { # NODES
+    local node
+    mkdir -p "$dir/state"
+    (umask 077 && head -c 1024 /dev/urandom > "$dir/munge.key")
+    munged --force --key-file="$dir/munge.key" --socket="$dir/munge.sock" --pid-file="$dir/munged.pid" \
+        --log-file="$dir/munged.log" --seed-file="$dir/munge.seed" >&2
+    slurmctld -f "$dir/slurm.conf" >&2
+    for ((node = 1; node <= $1; node++)); do slurmd -f "$dir/slurm.conf" -N "node$node" >&2; done
+}
+
+stop_daemons() {
+    local file pid
+    for file in "$dir"/slurm*.pid; do
+        [ -e "$file" ] || continue
+        pid=$(cat "$file")
+        kill "$pid" 2> /dev/null || true
+        for _ in $(seq 50); do
+            kill -0 "$pid" 2> /dev/null || break
+            sleep 0.1
+        done
+    done
+    munged --socket="$dir/munge.sock" --stop > /dev/null 2>&1 || true
+}
+
+port_is_taken() { grep -qs "Address already in use" "$dir"/slurm*.log; }
+
+wait_until_idle() { # NODES
+    for _ in $(seq 60); do
+        if port_is_taken; then return 1; fi
+        if [ "$(SLURM_CONF=$dir/slurm.conf sinfo -h -t idle -o %D 2> /dev/null)" = "$1" ]; then return 0; fi
+        sleep 0.5
+    done
+    return 1
+}
+
 up() {
+    local program nodes=${CM3_LOCAL_NODES:-1} cpus=${CM3_LOCAL_CPUS:-$(nproc)}
+    # Below 32768, where Linux begins to take ports for outgoing connections.
+    local port=${CM3_LOCAL_PORT:-$((20000 + RANDOM % 10000))}
     for program in munged slurmctld slurmd sbatch; do
         command -v "$program" > /dev/null || fail "$program is not installed: apt-get install slurm-wlm munge"
     done
-    if [ -e "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
-        fail "$dir: not empty; slurm/local.sh down takes an earlier one down"
-    fi
-    mkdir -p "$dir/state"
+    if [ -e "$dir" ] && [ -n "$(ls -A "$dir")" ]; then fail "$dir: not empty; slurm/local.sh down removes an earlier Slurm"; fi
     [ ${#dir} -le 90 ] || fail "$dir: the name is too long for munge's socket; choose a shorter DIR"
-    local nodes=${CM3_LOCAL_NODES:-1}
-    write_configuration "$nodes" "${CM3_LOCAL_CPUS:-$(nproc)}"
-    (umask 077 && head -c 1024 /dev/urandom > "$dir/munge.key")
-    {
-        munged --force --key-file="$dir/munge.key" --socket="$dir/munge.sock" --pid-file="$dir/munged.pid" \
-            --log-file="$dir/munged.log" --seed-file="$dir/munge.seed"
-        slurmctld -f "$dir/slurm.conf"
-        for ((node = 1; node <= nodes; node++)); do slurmd -f "$dir/slurm.conf" -N "node$node"; done
-    } >&2
-    for _ in $(seq 60); do
-        if [ "$(SLURM_CONF=$dir/slurm.conf sinfo -h -o %T -t idle 2> /dev/null | wc -l)" -gt 0 ]; then
-            [ "$(SLURM_CONF=$dir/slurm.conf sinfo -h -t idle -o %D)" = "$nodes" ] && {
-                echo "export SLURM_CONF='$dir/slurm.conf'"
-                return
-            }
+    for _ in 1 2 3 4 5; do # if another program has one of the ports, the next ports are tried
+        mkdir -p "$dir"
+        write_configuration "$nodes" "$cpus" "$port"
+        start_daemons "$nodes"
+        if wait_until_idle "$nodes"; then
+            echo "export SLURM_CONF='$dir/slurm.conf' MASTER_ADDR=localhost" # node1, node2 are no host names
+            return
         fi
-        sleep 0.5
+        stop_daemons
+        port_is_taken || break
+        rm -rf "$dir"
+        port=$((port + nodes + 1))
     done
-    tail -n 5 "$dir"/*.log >&2
-    fail "Slurm did not come up within 30 s; its logs are in $dir"
+    tail -n 5 "$dir"/*.log >&2 || true
+    fail "Slurm did not start; its logs are in $dir"
 }
 
 down() {
@@ -96,18 +118,11 @@ down() {
     export SLURM_CONF=$dir/slurm.conf
     scancel --quiet --user "$(id -un)" 2> /dev/null || true
     for _ in $(seq 60); do # KillWait is 30 s
-        [ -z "$(squeue -h 2> /dev/null)" ] && break
+        if [ -z "$(squeue -h 2> /dev/null)" ]; then break; fi
         sleep 0.5
     done
     scontrol shutdown 2> /dev/null || true
-    local pid
-    for file in "$dir"/slurm*.pid; do
-        [ -e "$file" ] || continue
-        pid=$(cat "$file")
-        kill "$pid" 2> /dev/null || true
-        for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null && sleep 0.1 || break; done
-    done
-    munged --socket="$dir/munge.sock" --stop > /dev/null 2>&1 || true
+    stop_daemons
     rm -rf "$dir"
 }
 

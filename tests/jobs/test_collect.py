@@ -22,13 +22,16 @@ def test_finished_runs_are_found_once_and_the_others_named(study: Path) -> None:
     assert [line["epoch"] for line in run.evaluations] == [0, 1]
 
 
-def test_a_setting_younger_than_the_run_has_its_default(study: Path) -> None:
+def test_runs_of_an_earlier_version_have_the_settings_that_were_in_effect(study: Path) -> None:
     path = study / "full,seed=1/settings.yaml"
     settings = yaml.safe_load(path.read_text())
-    assert settings["model"].pop("item_ids") is False
+    assert settings["model"].pop("item_ids") is False  # younger than the run
+    settings["model"] |= {"user_init": "random", "curve_centre": "item"}  # removed: one without effect, one with
     path.write_text(yaml.safe_dump(settings))
     runs, _ = collect([path.parent])
     assert runs[0].settings["model.item_ids"] is False
+    assert "model.user_init" not in runs[0].settings
+    assert runs[0].settings["model.curve_centre"] == "item"
 
 
 def test_what_is_refused(study: Path, tmp_path: Path) -> None:

@@ -16,6 +16,13 @@ from tests.support.study import call
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
 
+def test_a_run_of_an_earlier_version_is_on_the_page(study: Path) -> None:
+    path = study / "t=1.0,seed=1/settings.yaml"
+    path.write_text(path.read_text().replace("model:\n", "model:\n  curve_centre: item\n"))
+    assert call(report, study) == 0
+    assert "model.curve_centre: None → item" in (study / "report.html").read_text()
+
+
 def test_table_and_page(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(report, study) == 0
     assert "9 runs, 1 not finished" in capsys.readouterr().out
