@@ -55,7 +55,7 @@ class AgreedError(InputError):
     """An InputError that every rank raises with the same text, so rank 0 prints it for all."""
 
 
-class NotFiniteError(FloatingPointError, AgreedError):
+class NotFiniteError(AgreedError, FloatingPointError):
     """A loss, a gradient or a row is NaN or infinite; all ranks raise it, because they check the same values."""
 
 
