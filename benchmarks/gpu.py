@@ -25,7 +25,7 @@ from cm3_dist.distributed.runtime import distributed
 from cm3_dist.kernels.pair_sum import Rows, pair_sum
 from cm3_dist.kernels.pair_sum_triton import triton_pair_sum
 from cm3_dist.kernels.spmm_triton import triton_spmm
-from cm3_dist.monitoring.monitor import PhaseTimer
+from cm3_dist.monitoring.phase_timer import PhaseTimer
 from cm3_dist.pipeline.step_plan import StepPlan
 from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ State = Literal["ok", "note", "FAIL"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `mend` is the command, or the advice, that goes with a FAIL or a note."""
+    """One line of the report; `fix` is the command or advice that goes with a FAIL or a note."""
 
     check: str
     state: State
-    said: str
-    mend: str = ""
+    message: str
+    fix: str = ""

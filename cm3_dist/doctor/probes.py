@@ -1,7 +1,7 @@
-"""One thing done for real, in a process of its own: a library that ends its process ends the probe, not the doctor.
+"""Small real tasks, each in a process of its own, because a broken library may end its process.
 
-`python -m cm3_dist.doctor.probes NAME FOLDER DEVICE PARTS` prints what was done, marked SAID, or what was wrong, marked
-WRONG. `collective` and `lookup` run on several ranks, under torchrun.
+`python -m cm3_dist.doctor.probes NAME FOLDER DEVICE PARTS` prints one line: what was done, after DONE, or what failed,
+after FAILED. `collective` and `lookup` run on several ranks, under torchrun.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cm3_dist.doctor.probing import SAID, WRONG
+from cm3_dist.doctor.probe_runner import DONE, FAILED
 
 USERS, ITEMS, INTERACTIONS = 120, 80, 1_600
 
@@ -35,7 +35,7 @@ def gpu(folder: Path, device: str, parts: int) -> str:
 
 
 def partition(folder: Path, device: str, parts: int) -> str:
-    """Makes data, prepares it with METIS, verifies the result."""
+    """Generates data, prepares it with METIS and verifies the result."""
     from partition.build import build
     from partition.folder.verify import verify
     from partition.options import BuildOptions
@@ -49,7 +49,7 @@ def partition(folder: Path, device: str, parts: int) -> str:
 
 
 def neighbours(folder: Path, device: str, parts: int) -> str:
-    """Draws neighbours with DGL, which refuses when its generator is not the one that runs repeat from."""
+    """Samples neighbours with DGL; fails if its random stream is not the one from which runs are repeated."""
     import numpy as np
 
     from cm3_dist.graph.part_graph import SIMILAR, PartGraph
@@ -59,11 +59,11 @@ def neighbours(folder: Path, device: str, parts: int) -> str:
     graph = PartGraph(folder / "prepared", manifest, 0)
     offsets = np.arange(manifest.parts[0].items)
     edges = graph.sample(SIMILAR, offsets, 3, seed=1)
-    return f"DGL drew {len(edges.source)} neighbours of {len(offsets)} items, reproducibly"
+    return f"DGL sampled {len(edges.source)} neighbours of {len(offsets)} items, reproducibly"
 
 
 def collective(folder: Path, device: str, parts: int) -> str:
-    """Sums a tensor over the ranks and exchanges rows, on the backend a run would take."""
+    """Sums a tensor over the ranks and exchanges rows, with the backend of a run on `device`."""
     import torch
     import torch.distributed as dist
 
@@ -82,7 +82,7 @@ def collective(folder: Path, device: str, parts: int) -> str:
 
 
 def lookup(folder: Path, device: str, parts: int) -> str:
-    """Looks rows up in sharded TorchRec tables, sends a gradient back, and compares the rows after the update."""
+    """Looks up rows of all ranks in a sharded TorchRec table and checks FBGEMM's fused update of them."""
     import torch
 
     from cm3_dist.config.settings import Machine, Settings
@@ -98,17 +98,20 @@ def lookup(folder: Path, device: str, parts: int) -> str:
         own = own_parts(manifest, root, runtime.rank, runtime.world_size)
         settings = Settings.model_validate({"model": {"dim": 8}, "tables": {"name": "sgd", "lr": 0.5}})
         tables = Tables(manifest, own, settings, runtime)
-        first, last = own.start * manifest.user_stride, own.stop * manifest.user_stride
-        users = torch.arange(first, last, 3, device=runtime.device)
-        before = tables.local_state()[CHANNELS][users - first].clone()
-        rows, _, _ = tables(users, users, users[:0], False)
-        assert torch.equal(rows.detach(), before), "the rows looked up are not the table's"
+        # Every value of row r is r. All ranks look up every third row of the whole table, and each rank's gradient is 1
+        # everywhere, so the update has to subtract 0.5 per rank.
+        number = torch.arange(own.start * manifest.user_stride, own.stop * manifest.user_stride, device=runtime.device)
+        local = tables.local_state()[CHANNELS]
+        local.copy_(number.unsqueeze(1).expand_as(local))
+        wanted = torch.arange(0, manifest.user_rows, 3, device=runtime.device)
+        rows = tables.model({CHANNELS: wanted})[CHANNELS]
+        expected = wanted.unsqueeze(1).expand_as(rows).to(rows)
+        assert torch.equal(rows.detach(), expected), "TorchRec's lookup returns other rows than the table's"
         rows.sum().backward()
-        after = tables.local_state()[CHANNELS][users - first]
-        torch.testing.assert_close(after, before - 0.5, msg="FBGEMM's fused update of the table is wrong")
-        return (
-            f"{manifest.user_rows} rows x {rows.shape[1]} sharded over {runtime.world_size} rank(s), read and updated"
-        )
+        step = torch.where(number % 3 == 0, 0.5 * runtime.world_size, 0.0)
+        updated = (number - step).unsqueeze(1).expand_as(local).to(local)
+        torch.testing.assert_close(local, updated, msg="FBGEMM's fused update of the table is wrong")
+        return f"{len(wanted)} rows x {rows.shape[1]} of {runtime.world_size} rank(s), looked up and updated"
 
 
 PROBES: dict[str, Callable[[Path, str, int], str]] = {
@@ -117,16 +120,16 @@ PROBES: dict[str, Callable[[Path, str, int], str]] = {
 
 
 def main() -> None:
-    """Runs the probe that is named first."""
+    """Runs the probe that is named by the first argument."""
     name, folder, device, parts = sys.argv[1:]
     try:
-        said = PROBES[name](Path(folder), device, int(parts))
+        done = PROBES[name](Path(folder), device, int(parts))
     except Exception as error:
         text = " ".join(str(error).split())
-        print(f"{WRONG}{type(error).__name__}: {text[:400]}", file=sys.stderr, flush=True)
+        print(f"{FAILED}{type(error).__name__}: {text[:400]}", file=sys.stderr, flush=True)
         sys.exit(1)
     if os.environ.get("RANK", "0") == "0":
-        print(SAID + said, flush=True)
+        print(DONE + done, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Are the packages there, in versions that go together? Reads their metadata and imports none of them."""
+"""Checks that the packages are installed in versions that fit together; reads metadata and imports none of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, distribution, requires
 from cm3_dist.doctor.finding import Finding
 
 ACTIVATE = "make setup, then: source .venv/bin/activate"
-AFRESH = "make distclean && make setup"
+REINSTALL = "make distclean && make setup"
 # Minor versions that were built for each other: torch -> torchrec and fbgemm.
 LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
 FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 
 
 def check_versions() -> list[Finding]:
-    """Python, the packages that this project asks for, and the triple that has to move together."""
+    """Checks Python, the packages of pyproject.toml, and that torch, TorchRec and FBGEMM match."""
     return [_python(), _packages(), _lockstep()]
 
 
@@ -30,21 +30,21 @@ def installed(name: str) -> str | None:
 
 
 def _python() -> Finding:
-    said = f"{platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
+    message = f"{platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
     if not (3, 10) <= sys.version_info[:2] < (3, 12):
-        return Finding("python", "FAIL", f"{said}; DGL 1.1.3 needs Python 3.10 or 3.11", ACTIVATE)
+        return Finding("python", "FAIL", f"{message}; DGL 1.1.3 needs Python 3.10 or 3.11", ACTIVATE)
     if platform.system() != "Linux":
-        return Finding("python", "FAIL", f"{said}; FBGEMM and DGL are built for Linux", "use Linux, or a container")
-    return Finding("python", "ok", said)
+        return Finding("python", "FAIL", f"{message}; FBGEMM and DGL are built for Linux", "use Linux, or a container")
+    return Finding("python", "ok", message)
 
 
 def _packages() -> Finding:
     try:
-        asked = requires("cm3-dist") or []
+        required = requires("cm3-dist") or []
     except PackageNotFoundError:
         return Finding("packages", "FAIL", f"cm3-dist is not installed in {sys.executable}", ACTIVATE)
     wrong, count = [], 0
-    for requirement in asked:
+    for requirement in required:
         if "extra ==" in requirement:
             continue
         count += 1
@@ -52,33 +52,35 @@ def _packages() -> Finding:
         if version is None:
             wrong.append(f"{name} is missing")
         elif not satisfies(version, requirement):
-            wrong.append(f"{name} is {version}, asked for is {requirement}")
+            wrong.append(f"{name} is {version}, required is {requirement}")
     if wrong:
         return Finding("packages", "FAIL", "; ".join(wrong), "make setup")
-    return Finding("packages", "ok", f"all {count} that pyproject.toml asks for")
+    return Finding("packages", "ok", f"all {count} that pyproject.toml requires")
 
 
 def _lockstep() -> Finding:
     torch, torchrec = installed("torch"), installed("torchrec")
     fbgemm = {name: version for name in FBGEMM if (version := installed(name))}
-    said = ", ".join(
+    message = ", ".join(
         f"{name} {version or 'missing'}" for name, version in {"torch": torch, "torchrec": torchrec, **fbgemm}.items()
     )
     if not fbgemm:
-        return Finding("lockstep", "FAIL", f"{said}, fbgemm missing", "make setup (NVIDIA GPU: make cuda)")
+        return Finding("lockstep", "FAIL", f"{message}, fbgemm missing", "make setup (NVIDIA GPU: make cuda)")
     if len(fbgemm) > 1:
-        return Finding("lockstep", "FAIL", f"{said}: two builds of FBGEMM unpack into one folder", AFRESH)
+        return Finding(
+            "lockstep", "FAIL", f"{message}: two builds of FBGEMM are installed in the same folder", REINSTALL
+        )
     if torch is None or torchrec is None:
-        return Finding("lockstep", "FAIL", said, "make setup")
+        return Finding("lockstep", "FAIL", message, "make setup")
     wanted = LOCKSTEP.get(_minor(torch))
     if wanted is None or {_minor(torchrec), *map(_minor, fbgemm.values())} != {wanted}:
         fitting = "; ".join(f"torch {torch} with torchrec and fbgemm {other}" for torch, other in LOCKSTEP.items())
-        return Finding("lockstep", "FAIL", f"{said} were not built for each other ({fitting})", AFRESH)
-    return Finding("lockstep", "ok", said)
+        return Finding("lockstep", "FAIL", f"{message} were not built for each other ({fitting})", REINSTALL)
+    return Finding("lockstep", "ok", message)
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Whether a version fulfils `name==x` or `name>=x`, the forms in pyproject.toml."""
+    """Whether a version satisfies `name==x` or `name>=x`, the only forms in pyproject.toml."""
     found = re.fullmatch(r"[A-Za-z0-9._-]+(==|>=)([0-9.]+)", requirement.split(";")[0].strip())
     if found is None:
         raise ValueError(f"{requirement!r}: neither name==version nor name>=version")

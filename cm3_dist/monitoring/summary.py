@@ -1,4 +1,4 @@
-"""The table at the end of a run, and what to type next."""
+"""The table that ends a run, with the commands to use next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from rich.table import Table
 
 
 def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
-    """Prints CM3 beside popularity and random ranking, and where everything lies."""
+    """Prints the metrics beside popularity and random ranking, and where the files are.
+
+    Args:
+        content: of metrics.json.
+        metrics: path of metrics.json, in the run folder.
+        best: path of the best checkpoint.
+    """
     split = "test" if content["test"] else "validation"
     rows = {"CM3": content[split], **content["baselines"]}
     table = Table(

@@ -1,7 +1,7 @@
-"""How TensorBoard shows a run: its settings in the HParams tab, and curves that belong together in one chart.
+"""How TensorBoard shows a run: its settings in the HParams tab, and related curves in one chart.
 
-The HParams tab compares the runs below one --logdir: a sweep's folder gives a row a point. Which columns it shows, a
-run cannot know; jobs.report writes that into the folder of the sweep.
+The HParams tab compares the runs below one --logdir, a row per run. A run cannot know which columns are of interest;
+jobs.report writes those to the folder of a sweep.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 from cm3_dist.config.loading import flat
 from cm3_dist.config.settings import Settings
 
-APART = ("run.", "machine.", "evaluate.")  # settings that change where and how, not what
+APART = ("run.", "machine.", "evaluate.")  # settings that change where and how a run is done, not its result
 PHASES = ("sample", "fetch", "forward", "backward", "optimizer", "replay")
 
 
 def hyper_parameters(settings: Settings) -> dict[str, str | bool | float]:
-    """Settings as the HParams tab takes them: numbers, words and truth values, by dotted key."""
+    """Settings as the HParams tab takes them: numbers, strings and booleans by dotted key."""
     plain = flat(settings.plain())
     return {key: _simple(value) for key, value in plain.items() if not key.startswith(APART)}
 
 
 def compared_metrics(settings: Settings) -> list[str]:
-    """Tags of the metrics beside them: the watched one first, then the others of recall and NDCG."""
+    """Tags of the metrics that the HParams tab shows: recall and NDCG, the watched metric first."""
     watched = settings.evaluate.monitor
     names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in settings.evaluate.ks]
     ordered = [watched, *(name for name in names if name != watched)]
@@ -30,16 +30,16 @@ def compared_metrics(settings: Settings) -> list[str]:
 
 
 def session_start(settings: Settings) -> Any:
-    """What opens a run's row in the HParams tab: its values."""
+    """The summary that adds a run's row, with its settings, to the HParams tab."""
     from torch.utils.tensorboard.summary import hparams
 
     return hparams(hyper_parameters(settings), {})[1]
 
 
 def experiment(runs: list[Settings]) -> Any:
-    """The tab's columns: the settings in which `runs` differ, and recall and NDCG, the watched metric first.
+    """The summary that chooses the columns of the HParams tab: settings in which `runs` differ, and `compared_metrics`.
 
-    Without this summary TensorBoard offers every setting and every curve.
+    Without it, TensorBoard offers every setting and every curve.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -48,7 +48,7 @@ def experiment(runs: list[Settings]) -> Any:
     return hparams(differing or rows[0], dict.fromkeys(compared_metrics(runs[0]), 0.0))[0]
 
 
-def layout(settings: Settings) -> dict[str, dict[str, list[Any]]]:
+def charts(settings: Settings) -> dict[str, dict[str, list[Any]]]:
     """Charts of the Custom Scalars tab, as `SummaryWriter.add_custom_scalars` takes them."""
     losses = [f"loss/{name}" for name in ("total", "alignment", "user_uniformity", "item_uniformity")]
     return {

@@ -16,10 +16,11 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.stop_signal import StopSignal
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.errors import Interrupted
-from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
+from cm3_dist.monitoring.health_check import HealthCheck
+from cm3_dist.monitoring.monitor import Monitor
+from cm3_dist.monitoring.phase_timer import PhaseTimer
 from cm3_dist.monitoring.summary import print_result
 from cm3_dist.pipeline.step_plan import StepPlan
-from cm3_dist.training.health_check import Checkup
 from cm3_dist.training.progress import Progress, Resume
 from cm3_dist.training.run_dir import open_run_folder, refuse_taken, write_result
 from cm3_dist.training.trainer import Trainer, check_splits
@@ -93,7 +94,16 @@ class TrainingLoop:
             )
 
         self._monitor = stack.enter_context(agree_on_error(runtime, monitor))
-        self._timer, self._health = PhaseTimer(), Checkup(self._trainer, self._monitor)
+        self._timer = PhaseTimer()
+        self._health = HealthCheck(
+            monitor=self._monitor,
+            shard=self._trainer.shard,
+            features=self._trainer.features,
+            encoder=self._trainer.model.encoder,
+            validation=self._trainer.evaluator.held_out("validation"),
+            settings=settings,
+            runtime=runtime,
+        )
 
     def best(self) -> Path:
         """The checkpoint of the best evaluation."""
@@ -146,7 +156,7 @@ class TrainingLoop:
     def account(self) -> dict[str, Any]:
         """Warnings, skipped steps and seconds per phase of this start."""
         return {
-            "warnings": list(self._health.said.values()),
+            "warnings": list(self._health.warnings.values()),
             "skipped_steps": self.monitor.skipped,
             "seconds_by_phase": self._timer.total,
         }
@@ -198,7 +208,7 @@ class TrainingLoop:
         with self._timer("evaluate"):
             rows = trainer.final_rows()
             metrics = trainer.evaluator.rank(rows, "validation")
-            self._health.look(progress.step, epoch, rows)
+            self._health.after_evaluation(progress.step, epoch, rows)
         better = progress.evaluated(epoch, metrics, self._settings.evaluate.monitor)
         note = f"  ({'best' if better else 'not better'})"
         self.monitor.evaluation(progress.step, epoch, "validation", metrics, note)

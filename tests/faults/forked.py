@@ -20,7 +20,7 @@ MODULES = [
     "cm3_dist.checkpoint.dcp_io",
     "cm3_dist.monitoring.monitor",
     "cm3_dist.monitoring.summary",
-    "cm3_dist.training.health_check",
+    "cm3_dist.monitoring.health_check",
     "cm3_dist.training.trainer_state",
     "cm3_dist.training.trainer",
     "partition.__main__",

@@ -1,6 +1,6 @@
 """Errors of docs/troubleshooting.md that no other test provokes, each brought about on purpose and compared with it.
 
-Signs of a run that goes wrong are provoked in tests/cm3_dist/monitoring/test_health.py.
+Signs of a run that goes wrong are provoked in tests/cm3_dist/monitoring/test_health_check.py.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ CASES: dict[str, Callable[[Path], object]] = {
 }
 
 
-# Provoked in test_health.py, test_check.py, test_finite.py and test_assign.py, which compare them with the page too.
+# Provoked in test_health_check.py, test_check.py, test_finite.py and test_assign.py, which compare them too.
 ELSEWHERE = (
     "warning: collapse",
     "error: step",

@@ -1,4 +1,4 @@
-"""The doctor on this machine, and on machines with something broken: each failure is provoked, and names its remedy."""
+"""The doctor on this machine, and on machines with something broken: each failure is provoked, and names its fix."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cm3_dist.doctor import examination, versions
+from cm3_dist.doctor import checks, probes, versions
 from cm3_dist.doctor.finding import Finding
-from cm3_dist.doctor.probing import mend, probe
+from cm3_dist.doctor.probe_runner import fix, probe
+from cm3_dist.model.local_table import LocalRows
 from tests.support.paths import ROOT
+from tests.support.small import prepare_small
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +57,7 @@ def fake(folder: Path, name: str, version: str) -> None:
     ("name", "version", "said", "remedy"),
     [
         ("torchrec", "1.6.0", "not built for each other", "make distclean && make setup"),
-        ("dgl", "2.1.0", "dgl is 2.1.0, asked for is dgl==1.1.3", "make setup"),
+        ("dgl", "2.1.0", "dgl is 2.1.0, required is dgl==1.1.3", "make setup"),
         ("fbgemm-gpu", "1.8.0", "two builds of FBGEMM", "make distclean && make setup"),
     ],
 )
@@ -67,13 +69,18 @@ def test_versions_that_do_not_go_together(
     fake(tmp_path, name, version)
     monkeypatch.syspath_prepend(tmp_path)
     wrong = [finding for finding in versions.check_versions() if finding.state == "FAIL"]
-    assert any(said in finding.said and finding.mend == remedy for finding in wrong), wrong
+    assert any(said in finding.message and finding.fix == remedy for finding in wrong), wrong
 
 
 def test_nothing_is_tried_with_wrong_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(tmp_path, "torchrec", "1.6.0")
     monkeypatch.syspath_prepend(tmp_path)
-    assert [finding.check for finding in examination.examine("cpu", 1)] == ["python", "packages", "lockstep", "machine"]
+    assert [finding.check for finding in checks.check_machine("cpu", 1)] == [
+        "python",
+        "packages",
+        "lockstep",
+        "machine",
+    ]
 
 
 def stub(folder: Path, name: str, content: str) -> str:
@@ -102,22 +109,22 @@ def test_a_library_that_breaks(
     monkeypatch.setenv("PYTHONPATH", stub(tmp_path, module, content))
     finding = probe(name, tmp_path, "cpu", parts=2)
     assert finding.state == "FAIL"
-    assert said in finding.said
-    assert remedy in finding.mend
-    assert "\n" not in finding.said
+    assert said in finding.message
+    assert remedy in finding.fix
+    assert "\n" not in finding.message
 
 
 def test_ranks_that_cannot_reach_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
     finding = probe("collective", tmp_path, "cpu", ranks=2)
     assert finding.state == "FAIL"
-    assert "nowhere0" in finding.said
-    assert "GLOO_SOCKET_IFNAME=lo" in finding.mend
+    assert "nowhere0" in finding.message
+    assert "GLOO_SOCKET_IFNAME=lo" in finding.fix
 
 
 def test_a_crash_says_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", stub(tmp_path, "torch", f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})"))
-    assert probe("gpu", tmp_path, "cpu").said == "ended by SIGILL"
+    assert probe("gpu", tmp_path, "cpu").message == "ended by SIGILL"
 
 
 SEEN, NONE = Finding("gpu", "ok", "1 GPU(s): a card"), Finding("gpu", "ok", "torch 2.13.0 sees no GPU")
@@ -127,11 +134,11 @@ SEEN, NONE = Finding("gpu", "ok", "1 GPU(s): a card"), Finding("gpu", "ok", "tor
     ("seen", "gpus", "device", "cpu_build", "driver", "said", "remedy"),
     [
         (SEEN, 1, "auto", True, "570.1", "FBGEMM is the CPU build", "make cuda"),
-        (NONE, 0, "auto", False, "470.2", "driver 470.2 is there", "a newer NVIDIA driver"),
+        (NONE, 0, "auto", False, "470.2", "driver 470.2 is installed", "a newer NVIDIA driver"),
         (NONE, 0, "cuda", True, "", "no NVIDIA driver", "machine.device=cpu"),
         (NONE, 0, "auto", False, "", "FBGEMM is the CUDA build", "make setup EXTRA=cpu"),
         (SEEN, 1, "auto", False, "570.1", "a card", None),
-        (SEEN, 1, "cpu", True, "570.1", "not asked for", None),
+        (SEEN, 1, "cpu", True, "570.1", "not used", None),
         (NONE, 0, "auto", True, "", "runs use the CPU", None),
     ],
 )
@@ -146,19 +153,26 @@ def test_what_a_gpu_needs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(examination, "installed", lambda name: "1.8.0" if cpu_build else None)
+    monkeypatch.setattr(checks, "installed", lambda name: "1.8.0" if cpu_build else None)
     file = tmp_path / "version"
     if driver:
         file.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Tue\n")
-    monkeypatch.setattr(examination, "DRIVER", file)
-    finding = examination._gpu(seen, gpus, device)
-    assert said in finding.said
+    monkeypatch.setattr(checks, "DRIVER", file)
+    finding = checks.judge_gpu(seen, gpus, device)
+    assert said in finding.message
     assert finding.state == ("ok" if remedy is None else "FAIL")
-    assert finding.mend.startswith(remedy or "")
+    assert finding.fix.startswith(remedy or "")
+
+
+def test_the_lookup_is_one_of_torchrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_small(tmp_path)
+    monkeypatch.setattr(LocalRows, "some", None)  # how training steps read and update a table
+    monkeypatch.setattr(LocalRows, "all", None)
+    assert "rows x 24 of 1 rank(s), looked up and updated" in probes.lookup(tmp_path, "cpu", 1)
 
 
 def test_full_disk_has_a_remedy() -> None:
-    assert "TMPDIR" in mend("partition", "OSError: [Errno 28] No space left on device")
+    assert "TMPDIR" in fix("partition", "OSError: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -10,43 +10,43 @@ from pathlib import Path
 import pytest
 
 from cm3_dist.config.run_files import EVALUATIONS, STEPS
-from cm3_dist.monitoring.event_log import BOARD, RunLog
+from cm3_dist.monitoring.event_log import BOARD, EventLog
 from partition.errors import InputError
 
 FULL = Path("/dev/full")  # every write to it finds the disk full
 
 
-def onto_full(log: RunLog, name: str) -> None:
+def onto_full(log: EventLog, name: str) -> None:
     """From now on the open file is on a full disk."""
     target = os.open(FULL, os.O_WRONLY)
     os.dup2(target, getattr(log, name).fileno())
     os.close(target)
 
 
-def steps_full(log: RunLog, folder: Path) -> None:
+def steps_full(log: EventLog, folder: Path) -> None:
     onto_full(log, "_steps")
 
 
-def evaluations_full(log: RunLog, folder: Path) -> None:
+def evaluations_full(log: EventLog, folder: Path) -> None:
     onto_full(log, "_evaluations")
 
 
-def board_full(log: RunLog, folder: Path) -> None:
+def board_full(log: EventLog, folder: Path) -> None:
     log.flush_board()
     [events] = (folder / BOARD).iterdir()
     events.unlink()
     events.symlink_to(FULL)
 
 
-def steps_deleted(log: RunLog, folder: Path) -> None:
+def steps_deleted(log: EventLog, folder: Path) -> None:
     (folder / STEPS).unlink()
 
 
-def all_deleted(log: RunLog, folder: Path) -> None:
+def all_deleted(log: EventLog, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def write(log: RunLog) -> None:
+def write(log: EventLog) -> None:
     log.step({"step": 0})
     log.evaluation({"step": 0, "split": "validation"})
     log.scalars(0, {"loss": 1.0})
@@ -67,11 +67,11 @@ def write(log: RunLog) -> None:
     ],
 )
 def test_what_cannot_be_written_is_said_when_asked(
-    tmp_path: Path, spoil: Callable[[RunLog, Path], None], said: str
+    tmp_path: Path, spoil: Callable[[EventLog, Path], None], said: str
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    log = RunLog(folder, 0, 0)
+    log = EventLog(folder, 0, 0)
     write(log)
     log.check()
     spoil(log, folder)
@@ -80,6 +80,7 @@ def test_what_cannot_be_written_is_said_when_asked(
     write(log)  # changes nothing any more, and does not raise
     with pytest.raises(InputError, match=said) as found:
         log.check()
+    assert found.value.code == "run.unwritable"
     log.close()
     with pytest.raises(InputError) as again:
         log.check()
@@ -90,4 +91,4 @@ def test_what_cannot_be_written_is_said_when_asked(
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file.*: cannot be written: Not a directory"):
-        RunLog(tmp_path / "file" / "run", 0, 0)
+        EventLog(tmp_path / "file" / "run", 0, 0)

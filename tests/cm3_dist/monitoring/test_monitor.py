@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import NotFiniteError
+from cm3_dist.monitoring.console import Console
 from cm3_dist.monitoring.event_log import keep_lines
-from cm3_dist.monitoring.monitor import Monitor, PhaseTimer
+from cm3_dist.monitoring.monitor import Monitor
 from cm3_dist.monitoring.nonfinite import LOSSES
+from cm3_dist.monitoring.phase_timer import PhaseTimer
 from cm3_dist.monitoring.summary import print_result
 from cm3_dist.training.run_dir import open_run_folder, refuse_taken, write_result
 from partition.errors import InputError
@@ -125,7 +126,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
         train(monitor, STEPS, 2 * STEPS, offset=0.5)
     steps = lines(tmp_path / "steps.jsonl")
     assert [line["step"] for line in steps] == list(range(2 * STEPS))
-    kept_then_redone = [10.0 * step + 0.5 * (step >= STEPS) for step in range(2 * STEPS)]
+    kept_then_redone = [10.0 * step + (0.5 if step >= STEPS else 0.0) for step in range(2 * STEPS)]
     assert [line["loss"] for line in steps] == kept_then_redone
     assert points(tmp_path, "loss/total") == list(enumerate(kept_then_redone))
     # What was measured just before the checkpoint stays, in both.
@@ -205,25 +206,25 @@ def test_without_a_terminal_an_epoch_is_a_line(tmp_path: Path, capsys: pytest.Ca
     assert err == ""
 
 
-def test_a_terminal_shows_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_terminal_shows_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with start(tmp_path) as monitor:
-        monitor.begin_epoch(0, 1)
-        for step in range(1, STEPS):
-            monitor.step(step, 0, 100, values(step), {}, {"forward": 0.5})
-            time.sleep(0.12)  # the bar is drawn ten times a second
-        monitor.end_epoch()
+    console = Console(STEPS, redraw=0.0)
+    console.begin_epoch(0, 1)
+    for _ in range(1, STEPS):
+        console.show(loss=40.0, positives=100, seconds=0.5)
+        console.step(100)
+    console.end_epoch()
     out, err = capsys.readouterr()
     assert out == ""
     assert "epoch 0" in err
     assert "1/5" in err  # the resumed epoch had one step behind it
-    assert "positives/s=200" in err
+    assert "5/5" in err
+    assert "loss=40.0000, positives/s=200" in err
 
 
-def test_phases_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_add_up() -> None:
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
-    monkeypatch.setattr("cm3_dist.monitoring.monitor.time.perf_counter", lambda: next(clock))
-    timer = PhaseTimer()
+    timer = PhaseTimer(lambda: next(clock))
     with timer("forward"):
         pass
     with pytest.raises(ValueError, match="inside"), timer("forward"):

@@ -15,7 +15,7 @@ from cm3_dist.checkpoint.manager import Checkpoints
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import NotFiniteError
-from cm3_dist.monitoring.nonfinite import Finiteness
+from cm3_dist.monitoring.nonfinite import NonFiniteSteps
 from cm3_dist.training import trainer as module
 from cm3_dist.training.loop import run
 from cm3_dist.training.progress import Progress
@@ -104,7 +104,7 @@ def test_the_rank_is_named() -> None:
     values = [1.0, 1.0, 1.0, 1.0, float("inf"), 1.0]
     for origin, said in ((1, "the encoder's gradient is inf on rank 1;"), (-2, "the encoder's gradient is inf;")):
         with pytest.raises(NotFiniteError, match=said):
-            Finiteness(small_settings(Path(), Path())).skip(7, 0, [*values, origin])
+            NonFiniteSteps(small_settings(Path(), Path())).skip(7, 0, [*values, origin])
 
 
 def test_a_state_that_is_not_finite_is_not_saved(prepared: Path, tmp_path: Path) -> None:

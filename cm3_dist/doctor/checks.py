@@ -1,4 +1,4 @@
-"""The checks in their order; what needs a check that failed is not tried."""
+"""All checks in order; a check is skipped if one that it needs has failed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cm3_dist.doctor.finding import Finding
-from cm3_dist.doctor.probing import probe
+from cm3_dist.doctor.probe_runner import probe
 from cm3_dist.doctor.versions import check_versions, installed
 
-SHM_LEAST = 1 << 30  # bytes of /dev/shm: with less, NCCL fails between GPUs of one machine
+SHM_LEAST = 1 << 30  # bytes of /dev/shm; with less, NCCL fails between the GPUs of a machine
 DISK_LEAST = 1 << 30  # bytes
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def examine(device: str, ranks: int | None) -> Iterator[Finding]:
-    """Yields a finding as soon as it is there."""
+def check_machine(device: str, ranks: int | None) -> Iterator[Finding]:
+    """Yields each finding as soon as it is known; `ranks` by default one per GPU, or two on the CPU."""
     versions = check_versions()
     yield from versions
     yield _machine()
@@ -28,10 +28,10 @@ def examine(device: str, ranks: int | None) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="cm3-doctor-") as work:
         folder = Path(work)
         seen = probe("gpu", folder, device)
-        gpus = int(found[0]) if (found := re.findall(r"^(\d+) GPU", seen.said)) else 0
-        judged = _gpu(seen, gpus, device)
-        yield judged
-        if judged.state == "FAIL":
+        gpus = int(found[0]) if (found := re.findall(r"^(\d+) GPU", seen.message)) else 0
+        gpu = judge_gpu(seen, gpus, device)
+        yield gpu
+        if gpu.state == "FAIL":
             return
         device = "cuda" if gpus and device != "cpu" else "cpu"
         ranks = ranks or (gpus if device == "cuda" else 2)
@@ -50,27 +50,27 @@ def _machine() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(".").free
-    said = f"{cores} cores, {memory:.0f} GiB of memory, {free / 2**30:.0f} GiB free where you are"
+    message = f"{cores} cores, {memory:.0f} GiB of memory, {free / 2**30:.0f} GiB free in this folder"
     if free < DISK_LEAST:
-        return Finding("machine", "note", said, "checkpoints need room: run.dir=/path/with/space")
-    return Finding("machine", "ok", said)
+        return Finding("machine", "note", message, "checkpoints need room: run.dir=/path/with/space")
+    return Finding("machine", "ok", message)
 
 
-def _gpu(seen: Finding, gpus: int, device: str) -> Finding:
-    """What the GPUs, or their absence, mean for a run on `device`."""
+def judge_gpu(seen: Finding, gpus: int, device: str) -> Finding:
+    """Whether the GPUs that torch sees fit the installed packages and a run on `device`."""
     if seen.state == "FAIL":
         return seen
     cpu_build, driver = installed("fbgemm-gpu-cpu") is not None, _driver()
     if device == "cpu":
-        return Finding("gpu", "ok", f"not asked for; there: {seen.said}")
+        return Finding("gpu", "ok", f"not used; present: {seen.message}")
     if gpus and cpu_build:
-        mend = "make cuda, or train with machine.device=cpu"
-        return Finding("gpu", "FAIL", f"{seen.said}; but FBGEMM is the CPU build", mend)
+        fix = "make cuda, or train with machine.device=cpu"
+        return Finding("gpu", "FAIL", f"{seen.message}; but FBGEMM is the CPU build", fix)
     if gpus:
         return seen
     if driver:
-        mend = "a newer NVIDIA driver, or train with machine.device=cpu"
-        return Finding("gpu", "FAIL", f"driver {driver} is there, but {seen.said}", mend)
+        fix = "a newer NVIDIA driver, or train with machine.device=cpu"
+        return Finding("gpu", "FAIL", f"driver {driver} is installed, but {seen.message}", fix)
     if device == "cuda":
         return Finding("gpu", "FAIL", "no NVIDIA driver on this machine", "machine.device=cpu, or install a driver")
     if not cpu_build:
@@ -79,7 +79,7 @@ def _gpu(seen: Finding, gpus: int, device: str) -> Finding:
 
 
 def _driver() -> str:
-    """Version of the kernel's NVIDIA driver, or nothing."""
+    """Version of the NVIDIA kernel driver; empty without one."""
     try:
         found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
     except OSError:
@@ -94,5 +94,5 @@ def _shared_memory() -> Finding | None:
         return None
     if size >= SHM_LEAST:
         return None
-    said = f"/dev/shm has {size / 2**20:.0f} MiB; NCCL wants more between several GPUs"
-    return Finding("memory", "note", said, "start the container with --shm-size=8g or --ipc=host")
+    message = f"/dev/shm has {size / 2**20:.0f} MiB; NCCL needs more between several GPUs"
+    return Finding("memory", "note", message, "start the container with --shm-size=8g or --ipc=host")

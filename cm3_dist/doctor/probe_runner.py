@@ -1,4 +1,4 @@
-"""Runs a probe in processes of its own and makes one line of whatever becomes of it."""
+"""Runs a probe in processes of its own and turns its outcome into one line."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import time
 from pathlib import Path
 
 from cm3_dist.doctor.finding import Finding
-from cm3_dist.doctor.versions import AFRESH
+from cm3_dist.doctor.versions import REINSTALL
 
-SAID, WRONG = "doctor said: ", "doctor found: "  # what a probe's lines begin with
+DONE, FAILED = "doctor done: ", "doctor failed: "  # prefixes of the lines that a probe prints
 TIMEOUT = 180  # seconds
-# What a message tells about the cause: the first that fits.
-MENDS = (
-    (r"undefined symbol", f"{AFRESH} (a library was not built for this torch)"),
+# Pattern of a message -> what to do about it; the first match counts.
+FIXES = (
+    (r"undefined symbol", f"{REINSTALL} (a library was not built for this torch)"),
     (r"lib(cuda|nvidia-ml|torch_cuda|cudart|nccl)", "make setup EXTRA=cpu (the CUDA build of FBGEMM needs a driver)"),
     (r"NCCL|nccl", "NCCL_DEBUG=INFO python -m cm3_dist.doctor, and in a container: --shm-size=8g or --ipc=host"),
     (r"No space left", "free the disk, or TMPDIR=/path/with/space python -m cm3_dist.doctor"),
-    (r"ModuleNotFoundError|ImportError|OSError|AttributeError", AFRESH),
+    (r"ModuleNotFoundError|ImportError|OSError|AttributeError", REINSTALL),
 )
 DEFAULTS = {
-    "collective": "GLOO_SOCKET_IFNAME=lo python -m cm3_dist.doctor (lo, or the interface that joins the machines)",
+    "collective": "GLOO_SOCKET_IFNAME=lo python -m cm3_dist.doctor (lo, or the interface that connects the machines)",
 }
 
 
 def probe(name: str, folder: Path, device: str, parts: int = 1, ranks: int = 0) -> Finding:
-    """Runs the probe `name`; on `ranks` processes under torchrun, or alone for 0."""
+    """Runs the probe `name` on `ranks` processes under torchrun, or for 0 without torchrun."""
     launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks else []
     command = [sys.executable, "-m", *launch, "cm3_dist.doctor.probes", name, str(folder), device, str(parts)]
     begin = time.monotonic()
@@ -39,33 +39,33 @@ def probe(name: str, folder: Path, device: str, parts: int = 1, ranks: int = 0) 
             command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False, env=environment
         )
     except subprocess.TimeoutExpired:
-        return Finding(name, "FAIL", f"no answer in {TIMEOUT} s", mend(name, "timeout"))
-    said = _marked(ended.stdout, SAID)
-    if ended.returncode == 0 and said:
-        return Finding(name, "ok", f"{said}  {time.monotonic() - begin:.1f} s")
-    wrong = _marked(ended.stderr, WRONG) or _last_words(ended.stderr, ended.returncode)
-    return Finding(name, "FAIL", wrong, mend(name, wrong))
+        return Finding(name, "FAIL", f"no answer in {TIMEOUT} s", fix(name, "timeout"))
+    done = _marked(ended.stdout, DONE)
+    if ended.returncode == 0 and done:
+        return Finding(name, "ok", f"{done}  {time.monotonic() - begin:.1f} s")
+    reason = _marked(ended.stderr, FAILED) or _last_line(ended.stderr, ended.returncode)
+    return Finding(name, "FAIL", reason, fix(name, reason))
 
 
-def mend(name: str, message: str) -> str:
+def fix(name: str, message: str) -> str:
     """What to do about a message."""
-    for pattern, command in MENDS:
+    for pattern, command in FIXES:
         if re.search(pattern, message):
             return command
-    return DEFAULTS.get(name, AFRESH)
+    return DEFAULTS.get(name, REINSTALL)
 
 
 def _marked(text: str, mark: str) -> str:
-    """The first marked line; under torchrun several ranks print, one after the other or at once."""
+    """The first line with this prefix; under torchrun several ranks print, possibly into one line."""
     lines = [line.split(mark, 1)[1] for line in text.splitlines() if mark in line]
     return lines[0].strip() if lines else ""
 
 
-def _last_words(stderr: str, code: int) -> str:
-    """For a process that ended without a word of ours."""
+def _last_line(stderr: str, code: int) -> str:
+    """Why a process ended that printed no line of ours."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if crashed := [line for line in lines if re.search(r"Signal \d+ \(\w+\)", line)]:
         return crashed[0][:400]
-    return lines[-1][:400] if lines else f"ended with code {code}, without a word"
+    return lines[-1][:400] if lines else f"ended with code {code}, without a message"
