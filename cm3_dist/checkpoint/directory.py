@@ -12,11 +12,10 @@ from cm3_dist.checkpoint.integrity import (
     read_record,
     remove,
     remove_all,
-    sync,
     write_record,
-    write_text,
 )
 from cm3_dist.errors import InputError
+from partition.files import recover, write_text
 
 LATEST, BEST = "latest", "best"
 
@@ -37,6 +36,8 @@ class CheckpointFolder:
         """Makes room for a checkpoint, and clears away what interrupted saves left."""
         self.path.mkdir(exist_ok=True)  # not the run's folder: where that was removed, nobody wants it back
         remove_all(self.path.glob("step-*.tmp"))
+        for name in (LATEST, BEST):
+            recover(self.path / name)
         temporary.mkdir()
 
     def commit(self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool) -> None:
@@ -46,7 +47,6 @@ class CheckpointFolder:
         write_record(temporary, Record(progress, best_name), files)
         # There may be one from a session that ended before the next line, or from an earlier save of this step.
         put_in_place(temporary, final)
-        sync(self.path)
         write_text(self.path / LATEST, final.name + "\n")
         if best_name:
             write_text(self.path / BEST, best_name + "\n")

@@ -6,9 +6,7 @@ with what is found byte by byte, so that no change of any file goes unnoticed.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3_dist.errors import InputError
-from partition.folder.layout import sha256
+from partition.files import replace_folder, sha256, write_text
 
 PROGRESS, SUMS = "progress.json", "SHA256SUMS"
 METADATA = ".metadata"  # DCP's
@@ -45,7 +43,6 @@ def write_record(folder: Path, record: Record, digests: dict[str, str]) -> None:
     write_text(folder / PROGRESS, json.dumps(content, indent=1, allow_nan=False) + "\n")
     sums = {**digests, METADATA: sha256(folder / METADATA), PROGRESS: sha256(folder / PROGRESS)}
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    sync(folder)
 
 
 def read_record(folder: Path) -> Record:
@@ -111,30 +108,8 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
 
 
 def put_in_place(folder: Path, final: Path) -> None:
-    """Renames a whole checkpoint; one of that name is exchanged for it, so that at every moment one is there.
-
-    Where the file system cannot exchange (NFS), it is away between two renames.
-    """
-    if not final.exists():
-        folder.rename(final)
-        return
-    if not _exchange(folder, final):
-        old = final.with_suffix(".old.tmp")
-        final.rename(old)
-        folder.rename(final)
-        folder = old
-    sync(final.parent)
-    shutil.rmtree(folder)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Lets two names change places in one move; False where that cannot be done."""
-    at_cwd, exchange = -100, 2  # fcntl.h, linux/fs.h
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    """Renames a complete checkpoint; one of that name is exchanged for it and deleted."""
+    replace_folder(folder, final, final.with_suffix(".old.tmp"))
 
 
 def remove(path: Path) -> None:
@@ -148,23 +123,3 @@ def remove_all(paths: Iterable[Path]) -> None:
     """Deletes what interrupted saves left behind."""
     for path in paths:
         shutil.rmtree(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one move, and waits until it is on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Makes renames in `folder` outlive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

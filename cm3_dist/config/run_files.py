@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3_dist.errors import InputError
+from partition.files import write_text
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dgl", "numpy", "scipy", "pyarrow")
 METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluations.jsonl", "settings.yaml"
@@ -52,6 +53,4 @@ def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file under a temporary name, then renames it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from partition.errors import InputError, require
+from partition.files import sha256
 from partition.folder import layout
 
 Level = Literal["full", "sizes", "none"]
@@ -106,7 +107,7 @@ def check_file(path: Path, digest: str, size: int | None, level: Level = "full")
             raise InputError(f"{path}: is not a file{_AGAIN}")
         if size is not None and found != size:
             raise InputError(f"{path}: its bytes changed since it was written: {found:,} of {size:,} are there{_AGAIN}")
-        if level == "full" and layout.sha256(path) != digest:
+        if level == "full" and sha256(path) != digest:
             raise InputError(f"{path}: its bytes changed since it was written (sha256){_AGAIN}")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_AGAIN}") from None

@@ -153,15 +153,6 @@ def basis_file(modality: str) -> str:
     return f"pca-{modality}.npy"
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file's bytes, as lower-case hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_manifest(root: Path) -> Manifest:
     """Reads and checks `root`/manifest.json.
 

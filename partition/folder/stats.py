@@ -5,8 +5,6 @@ Reads the manifest and the degrees; one part's degrees are in memory at a time.
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from partition.errors import InputError
+from partition.files import atomic_file
 from partition.folder import layout
 from partition.folder.arrays import node_schema, read_table
 from partition.folder.layout import Manifest, Part
@@ -171,16 +170,8 @@ def _draw(histograms: dict[str, np.ndarray], name: str, picture: Path) -> None:
         axes.set_ylabel(f"number of {kind}s")
         axes.grid(True, which="major", alpha=0.3)
     figure.suptitle(name)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
-            handle.write(image.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(picture)
+        with atomic_file(picture) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
-        raise InputError(f"{picture}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise InputError(f"{picture}: cannot be written: {error.strerror}", "file.unwritable") from None

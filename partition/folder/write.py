@@ -8,11 +8,7 @@ first) is assigned at once, for any assignment.
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +20,13 @@ from tqdm import tqdm
 
 from partition.cut.assign import Assignment
 from partition.errors import InputError
+from partition.files import atomic_folder, sha256
 from partition.folder import layout
 from partition.folder.arrays import Similar, write_graph, write_similar, write_table
 from partition.folder.rows import Edges, RowSpace
 from partition.folder.seal import sealed
 from partition.item_graph.graph import ItemGraph
-from partition.resume import Work, sync
+from partition.resume import Work
 from partition.transform.dataset import Dataset
 
 _SIZES = "sizes.json"  # of a part, until the manifest has them
@@ -87,13 +84,13 @@ def write_prepared(
             active_users=int((edges.users.degree[users] > 0).sum()),
             items=len(items),
             active_items=int((edges.items.degree[items] > 0).sum()),
-            digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
+            digests={path.name: sha256(path) for path in sorted(target.iterdir())},
             bytes={path.name: path.stat().st_size for path in sorted(target.iterdir())},
             **counted,
         )
         (target / _SIZES).write_text(sizes.model_dump_json(), encoding="utf-8")
 
-    with replacing(output) as folder:
+    with atomic_folder(output) as folder:
         edges = Edges(dataset, assignment, folder if work is None else work.folder)
         targets = [layout.part_dir(folder, part) for part in range(edges.parts)]
         targets[0].parent.mkdir(parents=True)
@@ -114,36 +111,16 @@ def write_prepared(
             if features.basis is not None:
                 basis = folder / layout.basis_file(name)
                 np.save(basis, features.basis)
-                shared[basis.name] = layout.sha256(basis)
+                shared[basis.name] = sha256(basis)
         manifest = _manifest(dataset, graph, edges.users, edges.items, sizes, shared, settings, statistics)
         (folder / layout.MANIFEST).write_bytes(sealed(manifest.model_dump(mode="json")))
+        if output.exists() and not replaceable(output):
+            raise InputError(f"{output}: exists and is not a prepared folder; choose another name", "output.taken")
 
 
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`: takes its name when the block ends well, and is removed when it does not.
-
-    Raises:
-        InputError: `output` is something else than a prepared folder or an empty one.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder, previous = (output.with_name(f".{output.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        for path in [*folder.rglob("*"), folder]:
-            sync(path)
-        if output.exists():
-            empty = output.is_dir() and not any(output.iterdir())
-            if not empty and not (output / layout.MANIFEST).is_file():
-                raise InputError(f"{output}: exists and is not a prepared folder; choose another name")
-            output.rename(previous)
-        folder.rename(output)
-        sync(output.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def replaceable(output: Path) -> bool:
+    """Whether this is a prepared folder or an empty one."""
+    return output.is_dir() and ((output / layout.MANIFEST).is_file() or not any(output.iterdir()))
 
 
 def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from partition.errors import InputError
+from partition.files import sha256
 from partition.folder import layout
 from partition.folder.seal import sealed
 from partition.folder.verify import verify
@@ -50,7 +51,7 @@ def accept_file(root: Path, path: Path) -> None:
 
     def change(tree: dict[str, Any]) -> None:
         part = tree["parts"][int(path.parent.name.removeprefix("part-"))]
-        part["digests"][path.name], part["bytes"][path.name] = layout.sha256(path), path.stat().st_size
+        part["digests"][path.name], part["bytes"][path.name] = sha256(path), path.stat().st_size
 
     change_manifest(root, change)
 
@@ -61,7 +62,7 @@ def accept_bytes(root: Path, **sizes: int) -> None:
     def change(tree: dict[str, Any]) -> None:
         part = tree["parts"][PART]
         files = list(layout.part_dir(root, PART).iterdir())
-        part["digests"] = {path.name: layout.sha256(path) for path in files}
+        part["digests"] = {path.name: sha256(path) for path in files}
         part["bytes"] = {path.name: path.stat().st_size for path in files}
         for name, by in sizes.items():
             part[name] += by
