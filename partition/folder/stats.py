@@ -16,7 +16,7 @@ from partition.errors import InputError
 from partition.files import atomic_file
 from partition.folder import layout
 from partition.folder.arrays import node_schema, read_table
-from partition.folder.layout import Manifest, Part
+from partition.folder.manifest import Manifest, Part, cut_statistics, read_manifest
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 FILES = {"user": layout.USERS, "item": layout.ITEMS}
@@ -32,7 +32,7 @@ def describe(root: Path, picture: Path | None) -> None:
     Raises:
         InputError: the folder or a file of it cannot be read, or the picture cannot be written.
     """
-    manifest = layout.read_manifest(root)
+    manifest = read_manifest(root)
     histograms = {kind: degree_histogram(root, manifest, kind) for kind in FILES}
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -129,7 +129,7 @@ def _parts(manifest: Manifest) -> Table:
 
 def _cut(manifest: Manifest, histograms: dict[str, np.ndarray]) -> Table:
     """The edges that are cut and the rows that are exchanged, against random parts."""
-    figures = layout.cut(manifest.parts)
+    figures = cut_statistics(manifest.parts)
     table = _table("Cut", "", "here", "random parts", "ratio")
 
     def add(name: str, here: float, random: float, style: str) -> None:

@@ -23,8 +23,8 @@ from partition.errors import InputError
 from partition.files import atomic_folder, sha256
 from partition.folder import layout
 from partition.folder.arrays import Similar, write_graph, write_similar, write_table
+from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part, cut_statistics, write_manifest
 from partition.folder.rows import Edges, RowSpace
-from partition.folder.seal import sealed
 from partition.item_graph.graph import ItemGraph
 from partition.resume import Work
 from partition.transform.dataset import Dataset
@@ -79,7 +79,7 @@ def write_prepared(
             counted[split] = len(row)
         for name, features in dataset.features.items():
             _write_features(target / layout.features_file(name), features.values, items)
-        sizes = layout.Part(
+        sizes = Part(
             users=len(users),
             active_users=int((edges.users.degree[users] > 0).sum()),
             items=len(items),
@@ -104,7 +104,7 @@ def write_prepared(
         for target in targets:
             if work is not None:
                 (work.folder / target.name).rename(target)
-            sizes.append(layout.Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
+            sizes.append(Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
             (target / _SIZES).unlink()
         shared = {}
         for name, features in dataset.features.items():
@@ -113,7 +113,7 @@ def write_prepared(
                 np.save(basis, features.basis)
                 shared[basis.name] = sha256(basis)
         manifest = _manifest(dataset, graph, edges.users, edges.items, sizes, shared, settings, statistics)
-        (folder / layout.MANIFEST).write_bytes(sealed(manifest.model_dump(mode="json")))
+        write_manifest(folder, manifest)
         if output.exists() and not replaceable(output):
             raise InputError(f"{output}: exists and is not a prepared folder; choose another name", "output.taken")
 
@@ -152,14 +152,14 @@ def _manifest(
     graph: ItemGraph,
     users: RowSpace,
     items: RowSpace,
-    sizes: list[layout.Part],
+    sizes: list[Part],
     shared: dict[str, str],
     settings: dict[str, Any],
     statistics: dict[str, float],
-) -> layout.Manifest:
+) -> Manifest:
     train = sum(part.train for part in sizes)
-    return layout.Manifest(
-        schema_version=layout.SCHEMA_VERSION,
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
         name=dataset.name,
         users=len(dataset.user_ids),
         items=len(dataset.item_ids),
@@ -170,7 +170,7 @@ def _manifest(
         item_stride=items.stride,
         parts=sizes,
         modalities=[
-            layout.Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
+            Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,
@@ -180,7 +180,7 @@ def _manifest(
         settings=settings,
         inputs=dataset.inputs,
         digests=shared,
-        statistics={**statistics, **layout.cut(sizes), "item_graph_recall": graph.recall},
+        statistics={**statistics, **cut_statistics(sizes), "item_graph_recall": graph.recall},
         versions={
             "python": platform.python_version(),
             **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")},

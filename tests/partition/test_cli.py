@@ -14,7 +14,7 @@ import pytest
 
 from partition import __main__ as command
 from partition.errors import InputError
-from partition.folder.layout import Manifest, read_manifest
+from partition.folder.manifest import Manifest, read_manifest
 from partition.resume import work_folder
 from tests.support.paths import ROOT
 
