@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.observe import GIB, observe
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 
 PARTS = 4
 MODALITIES = "image:128:float16,text:128:float16"

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from partition.errors import InputError
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 
 
 @dataclass(frozen=True)

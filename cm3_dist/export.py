@@ -218,7 +218,7 @@ def _lists(rows: Tensor, dtype: str, what: str) -> pa.Array:
 
 
 def _described(path: Path, rows: int) -> dict[str, Any]:
-    from partition.folder.layout import sha256
+    from partition.files import sha256
 
     return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
 

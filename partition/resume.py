@@ -1,96 +1,102 @@
-"""Results of finished stages on disk, so that a preparation that was cut off goes on where it was.
+"""Resume: the results of finished stages are kept, so that a command that was interrupted continues where it stopped.
 
-They lie beside the output in `.NAME.work`, one folder or file a stage, each under a temporary name until it is whole.
-The folder goes when the output is there, or when the input turns out to be wrong; after anything else it stays, and the
-same command on the same files uses it. Another command or a changed file empties it first.
+The work folder `.NAME.work` lies beside the output NAME. It holds one file or folder per stage (what is in them:
+`partition.stage_results`), each under a temporary name until it is complete, and the key of the command that made them.
+The same command on the same files uses them; another command or a changed file empties the folder first. The folder is
+deleted when the output is complete, and when the input turns out to be wrong; after any other failure it stays.
+`.NAME.lock` keeps two commands from preparing one output at the same time.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from partition.errors import InputError
+from partition.files import fsync, fsync_tree, lock, naming, recover, remove, write_text
 
-_LEFT = re.compile(r"\.\d+\.(tmp|old)")  # names of `partition.folder.write.replacing`
-_KEY, _LOCK, _STATISTICS = "key.json", "lock", "statistics.json"
+_KEY, _STATISTICS = "key.json", "statistics.json"
 
 
 class Work:
-    """The folder of one preparation."""
+    """The work folder of one preparation.
+
+    Args:
+        folder: an existing folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, name: str) -> bool:
-        """Whether that stage is finished."""
+        """Whether the result `name` is complete."""
         return (self.folder / name).exists()
 
     def result(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Where the result of a stage lies; `make` writes it, as a file or a folder, when it is not there."""
+        """Returns the path of a stage's result; when there is none, `make` writes it first, as a file or a folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         target = self.folder / name
         if not target.exists():
             temporary = self.folder / f"{name}.tmp"
-            _remove(temporary)
-            make(temporary)
-            for path in [*temporary.rglob("*"), temporary]:
-                sync(path)
-            temporary.rename(target)
-            sync(self.folder)
+            remove(temporary)
+            with naming(target, temporary):
+                make(temporary)
+                fsync_tree(temporary)
+                temporary.rename(target)
+                fsync(self.folder)
         return target
 
     def note(self, statistics: dict[str, float]) -> None:
-        """Keeps figures of the stages that are finished."""
-        temporary = self.folder / f"{_STATISTICS}.tmp"
-        temporary.write_text(json.dumps(statistics), encoding="utf-8")
-        temporary.replace(self.folder / _STATISTICS)
+        """Keeps the statistics of the finished stages."""
+        write_text(self.folder / _STATISTICS, json.dumps(statistics))
 
     def noted(self) -> dict[str, float]:
-        """The figures kept last."""
+        """Returns the statistics kept last."""
         path = self.folder / _STATISTICS
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @contextmanager
 def work_folder(output: Path, command: dict[str, Any], inputs: list[Path]) -> Iterator[Work]:
-    """The work folder of `output`, with what an earlier try of the same command on the same files has left there.
+    """Yields the work folder of `output`, with the results of an earlier try of the same command on the same files.
 
     Args:
-        output: the folder to be prepared.
-        command: what the results depend on, JSON.
-        inputs: files and folders, whose sizes and times of change they depend on, too.
+        output: the file or folder to be written.
+        command: everything else that the results depend on, as JSON.
+        inputs: files and folders that the results depend on, by their sizes and times of change.
 
     Raises:
-        InputError: another process works on it.
+        InputError: `output.locked`, another process is preparing it.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.work")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{output}: another command is preparing it; wait, or choose another --output") from None
-        _tidy(output)
-        key = _key(command, inputs)
-        if not (folder / _KEY).is_file() or (folder / _KEY).read_text(encoding="utf-8") != key:
-            for path in folder.iterdir():
-                if path.name != _LOCK:
-                    _remove(path)
-            (folder / _KEY).write_text(key, encoding="utf-8")
+    held = f"{output}: another command is preparing it; wait, or choose another --output"
+    with lock(output.with_name(f".{output.name}.lock"), held):
+        recover(output)
+        _empty_unless(folder, _key(command, inputs))
         try:
             yield Work(folder)
         except InputError:
-            shutil.rmtree(folder)
+            remove(folder)
             raise
-        shutil.rmtree(folder)
+        remove(folder)
+
+
+def _empty_unless(folder: Path, key: str) -> None:
+    """Makes the work folder; what another command left in it is deleted."""
+    folder.mkdir(exist_ok=True)
+    path = folder / _KEY
+    if not path.is_file() or path.read_text(encoding="utf-8") != key:
+        for found in folder.iterdir():
+            remove(found)
+        write_text(path, key)
 
 
 def _key(command: dict[str, Any], inputs: list[Path]) -> str:
@@ -98,29 +104,3 @@ def _key(command: dict[str, Any], inputs: list[Path]) -> str:
     listing = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return json.dumps({"command": command, "files": digest}, sort_keys=True)
-
-
-def _tidy(output: Path) -> None:
-    """Clears away what a command killed while it wrote `output` left beside it, and puts back what it had moved."""
-    for path in output.parent.glob(f".{output.name}.*"):
-        if _LEFT.fullmatch(path.name.removeprefix(f".{output.name}")):
-            if path.suffix == ".old" and not output.exists():
-                path.rename(output)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

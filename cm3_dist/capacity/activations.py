@@ -15,7 +15,7 @@ from cm3_dist.model.cm3 import FINAL_COLUMNS
 from cm3_dist.model.dimensions import Widths
 from cm3_dist.model.local_table import can_update
 from cm3_dist.ranking.full_ranking import METRIC_BLOCK
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 FLOAT, INT64 = 4, 8
 SMALL = 32 << 20  # a freed block up to this size stays with the process

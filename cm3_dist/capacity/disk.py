@@ -11,7 +11,7 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.model.dimensions import dense_weights
 from partition.cut.streaming import METIS_EDGES
 from partition.folder import layout
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 INT32, INT64, FLOAT = 4, 8, 4
 TEXT_ID = 16  # an id that is text, about

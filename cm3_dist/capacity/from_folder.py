@@ -23,7 +23,7 @@ from cm3_dist.graph.sparse_ops import Relation as Operator
 from cm3_dist.pipeline.batch_sampler import Batch, Batches
 from partition.folder import layout
 from partition.folder.arrays import read_graph, read_similar
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 
 @dataclass

@@ -18,7 +18,7 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.graph.neighbor_sampling import Fanouts
 from cm3_dist.graph.shard import column
 from partition.folder import layout
-from partition.folder.layout import SCHEMA_VERSION, Manifest, Modality, Part
+from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part
 
 PADDING = 1.03  # rows of the row space per node, METIS
 TRAIN = 0.8

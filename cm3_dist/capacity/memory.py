@@ -15,7 +15,7 @@ from cm3_dist.capacity.activations import Live, evaluation_live, step_live
 from cm3_dist.capacity.sizes import RankLoad, RankStep, Relation
 from cm3_dist.config.settings import Settings
 from cm3_dist.model.dimensions import dense_weights
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 Place = Literal["host", "device"]
 Phase = Literal["always", "load", "step", "evaluation"]

@@ -15,7 +15,7 @@ from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
 from cm3_dist.config.settings import Settings
 from cm3_dist.model.dimensions import tables
 from cm3_dist.model.sharding_plan import table_storage
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 
 @dataclass(frozen=True)

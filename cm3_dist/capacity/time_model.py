@@ -12,7 +12,7 @@ from cm3_dist.capacity.hardware import KERNELS, LATENCY, LAUNCH, PLAN_EDGE, PLAN
 from cm3_dist.capacity.sizes import RankLoad, RankStep
 from cm3_dist.config.settings import Settings
 from cm3_dist.model.dimensions import Widths
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 FLOAT = 4
 

@@ -13,7 +13,7 @@ from cm3_dist.distributed.traffic import Kind, gathered, summed
 from cm3_dist.model.dimensions import Widths, dense_weights, tables
 from cm3_dist.model.local_table import can_update
 from cm3_dist.ranking.metrics import NAMES
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 ID = FLOAT64 = 8
 FLOAT = 4

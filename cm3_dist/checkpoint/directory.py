@@ -16,8 +16,8 @@ from cm3_dist.checkpoint.integrity import (
     remove_all,
     write_record,
 )
-from cm3_dist.config.run_files import sync, write_text
 from cm3_dist.errors import InputError
+from partition.files import recover, write_text
 
 LATEST, BEST = "latest", "best"
 
@@ -38,6 +38,8 @@ class CheckpointFolder:
         """Creates the temporary folder of a checkpoint and deletes what interrupted saves left."""
         self.path.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not created again
         remove_all(self.path.glob("step-*.tmp"))
+        for name in (LATEST, BEST):
+            recover(self.path / name)
         temporary.mkdir()
 
     def commit(self, temporary: Path, final: Path, progress: dict[str, Any], files: dict[str, str], best: bool) -> None:
@@ -47,7 +49,6 @@ class CheckpointFolder:
         write_record(temporary, Record(progress, best_name), files)
         # `final` may exist: from a process that ended before the next line, or from an earlier save of this step.
         put_in_place(temporary, final)
-        sync(self.path)
         write_text(self.path / LATEST, final.name + "\n")
         if best_name:
             write_text(self.path / BEST, best_name + "\n")

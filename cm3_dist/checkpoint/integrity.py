@@ -6,9 +6,7 @@ digests with the files, so any change of a file is noticed.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -16,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cm3_dist.config.run_files import sync, write_text
 from cm3_dist.errors import InputError
-from partition.folder.layout import sha256
+from partition.files import replace_folder, sha256, write_text
 
 PROGRESS, SUMS = "progress.json", "SHA256SUMS"
 METADATA = ".metadata"  # DCP's
@@ -53,7 +50,6 @@ def write_record(folder: Path, record: Record, digests: dict[str, str]) -> None:
     write_text(folder / PROGRESS, json.dumps(content, indent=1, allow_nan=False) + "\n")
     sums = {**digests, METADATA: sha256(folder / METADATA), PROGRESS: sha256(folder / PROGRESS)}
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    sync(folder)
 
 
 def read_record(folder: Path) -> Record:
@@ -119,30 +115,8 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
 
 
 def put_in_place(folder: Path, final: Path) -> None:
-    """Renames a complete checkpoint to `final`; an existing one is exchanged with it, so one exists at all times.
-
-    On file systems that cannot exchange two names (NFS), `final` does not exist between two renames.
-    """
-    if not final.exists():
-        folder.rename(final)
-        return
-    if not _exchange(folder, final):
-        old = final.with_suffix(".old.tmp")
-        final.rename(old)
-        folder.rename(final)
-        folder = old
-    sync(final.parent)
-    shutil.rmtree(folder)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names atomically; returns False where the system cannot."""
-    at_cwd, exchange = -100, 2  # fcntl.h, linux/fs.h
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    """Renames a complete checkpoint; one of that name is exchanged for it and deleted."""
+    replace_folder(folder, final, final.with_suffix(".old.tmp"))
 
 
 def remove(path: Path) -> None:

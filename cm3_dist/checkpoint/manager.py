@@ -32,7 +32,7 @@ from cm3_dist.checkpoint.integrity import check_files, read_record, read_sums
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.errors import InputError
-from partition.folder.layout import sha256
+from partition.files import sha256
 
 T = TypeVar("T")
 

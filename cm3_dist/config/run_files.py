@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3_dist.errors import InputError
+from partition.files import write_text
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dgl", "numpy", "scipy", "pyarrow")
 METRICS, STEPS, EVALUATIONS, SETTINGS = "metrics.json", "steps.jsonl", "evaluations.jsonl", "settings.yaml"
@@ -53,29 +54,5 @@ def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a JSON file (see `write_text`)."""
+    """Writes a JSON file under a temporary name, then renames it."""
     write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a text file atomically and durably: the file has the old or the new content, even after a power failure.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Makes the renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ import torch
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import OutOfMemoryError
-from partition.folder.layout import Manifest, read_manifest
+from partition.folder.manifest import Manifest, read_manifest
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|bad_alloc")
 

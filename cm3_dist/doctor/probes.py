@@ -53,7 +53,7 @@ def neighbours(folder: Path, device: str, parts: int) -> str:
     import numpy as np
 
     from cm3_dist.graph.part_graph import SIMILAR, PartGraph
-    from partition.folder.layout import read_manifest
+    from partition.folder.manifest import read_manifest
 
     manifest = read_manifest(folder / "prepared")
     graph = PartGraph(folder / "prepared", manifest, 0)
@@ -90,7 +90,7 @@ def lookup(folder: Path, device: str, parts: int) -> str:
     from cm3_dist.graph.shard import own_parts
     from cm3_dist.model.dimensions import CHANNELS
     from cm3_dist.model.embedding_tables import Tables
-    from partition.folder.layout import read_manifest
+    from partition.folder.manifest import read_manifest
 
     machine, root = Machine(device=device, timeout=60), folder / "prepared"  # type: ignore[arg-type]
     manifest = read_manifest(root)

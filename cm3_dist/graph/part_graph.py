@@ -11,6 +11,7 @@ import numpy as np
 from cm3_dist.graph.dgl_sampler import DglSampler
 from partition.folder import layout
 from partition.folder.arrays import read_graph, read_similar
+from partition.folder.manifest import Manifest
 
 USER, ITEM = "user", "item"
 SIMILAR = (ITEM, "similar", ITEM)
@@ -32,7 +33,7 @@ class PartGraph:
         InputError: a file is missing or damaged.
     """
 
-    def __init__(self, root: Path, manifest: layout.Manifest, part: int) -> None:
+    def __init__(self, root: Path, manifest: Manifest, part: int) -> None:
         self.part = part
         folder = layout.part_dir(root, part)
         self._first = {USER: part * manifest.user_stride, ITEM: part * manifest.item_stride}

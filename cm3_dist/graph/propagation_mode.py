@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from cm3_dist.config.settings import Settings
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 
 def resolve_mode(settings: Settings, manifest: Manifest) -> Literal["exact", "sampled"]:

@@ -20,6 +20,7 @@ from cm3_dist.graph.part_graph import SIMILAR, USER, Edges, PartGraph
 from partition.errors import reading
 from partition.folder import layout
 from partition.folder.integrity import Level, check_manifest, check_parts, check_shared
+from partition.folder.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class HeldOut:
 class Shard:
     """The parts of one rank. All arrays cover this rank's rows only, never the whole graph."""
 
-    manifest: layout.Manifest
+    manifest: Manifest
     root: Path
     parts: range
     graphs: list[PartGraph]
@@ -105,7 +106,7 @@ class Shard:
         return self.adjacency(SIMILAR)
 
 
-def own_parts(manifest: layout.Manifest, root: Path, rank: int, world_size: int) -> range:
+def own_parts(manifest: Manifest, root: Path, rank: int, world_size: int) -> range:
     """The parts of `rank`.
 
     Raises:
@@ -135,7 +136,7 @@ def load_shard(root: Path, rank: int, world_size: int, check: Level = "none") ->
     Raises:
         InputError: a file is missing or damaged, or `world_size` does not divide the number of parts.
     """
-    manifest = layout.read_manifest(root)
+    manifest = read_manifest(root)
     check_manifest(root, manifest)
     parts = own_parts(manifest, root, rank, world_size)
     check_parts(root, manifest, parts, check, torch.get_num_threads())

@@ -36,7 +36,7 @@ from cm3_dist.inference.trained_model import FinishedRun
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.ranking.topk import top_columns
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 from partition.options import item_graph_weights
 
 BLOCK = 4096  # new items or users placed at a time

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from cm3_dist.errors import InputError
 from partition.folder import layout
 from partition.folder.arrays import node_schema, read_table
+from partition.folder.manifest import Manifest
 from partition.read.table_file import TableFile
 
 Kind = Literal["user", "item"]
@@ -27,7 +28,7 @@ class OwnIds:
         InputError: a missing or torn file, by name.
     """
 
-    def __init__(self, root: Path, manifest: layout.Manifest, kind: Kind) -> None:
+    def __init__(self, root: Path, manifest: Manifest, kind: Kind) -> None:
         self.kind = kind
         self._root, self._manifest = root, manifest
         self._stride = manifest.user_stride if kind == "user" else manifest.item_stride

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cm3_dist.config.settings import Loss
 from cm3_dist.errors import InputError
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 
 def trust(settings: Loss, manifest: Manifest) -> float:

@@ -21,7 +21,7 @@ from cm3_dist.model.item_encoder import ItemEncoder
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 ENCODE_BLOCK = 65_536  # rows per block when encoding or mixing without gradients
 FINAL_COLUMNS = 16  # columns propagated at a time: one cache line per row

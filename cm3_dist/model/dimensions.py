@@ -8,7 +8,7 @@ import torch
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.model.item_encoder import ItemEncoder
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 

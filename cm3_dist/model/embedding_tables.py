@@ -28,7 +28,7 @@ from cm3_dist.errors import AgreedError
 from cm3_dist.model.dimensions import CHANNELS, ITEM_IDS, MIXING, Widths, tables
 from cm3_dist.model.local_table import LocalRows, can_update
 from cm3_dist.model.sharding_plan import row_wise_plan
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partition.errors import InputError, reading
 from partition.folder import layout
+from partition.folder.manifest import Manifest
 
 
 class ItemFeatures:
@@ -19,7 +20,7 @@ class ItemFeatures:
         InputError: a file is missing or damaged, or has another shape or dtype than the manifest says.
     """
 
-    def __init__(self, root: Path, manifest: layout.Manifest, parts: range) -> None:
+    def __init__(self, root: Path, manifest: Manifest, parts: range) -> None:
         self.dims = {modality.name: modality.dim for modality in manifest.modalities}
         self._stride = manifest.item_stride
         self._rows = len(parts) * manifest.item_stride

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from cm3_dist.config.run_files import METRICS, SETTINGS, cannot_write, versions, write_json, write_text
+from cm3_dist.config.run_files import METRICS, SETTINGS, cannot_write, versions, write_json
 from cm3_dist.config.settings import Settings
 from cm3_dist.errors import InputError
+from partition.files import write_text
 
 
 def refuse_taken(folder: Path, resume: bool) -> None:

@@ -31,7 +31,7 @@ from cm3_dist.pipeline.step_plan import StepPlan
 from cm3_dist.ranking.evaluator import Evaluator
 from cm3_dist.training.cuda_graph_step import RecordedStep, can_record, slow_paths
 from cm3_dist.training.dense_optimizer import DenseOptimizer
-from partition.folder.layout import Manifest
+from partition.folder.manifest import Manifest
 
 Timer = Callable[[str], AbstractContextManager[object]]
 

@@ -21,8 +21,8 @@ from partition.extract.images import Picture, UnreadableError
 from partition.extract.items import Item, Items
 from partition.extract.loading import load_encoder
 from partition.extract.request import BLOCK, Request
+from partition.files import atomic_file
 from partition.resume import work_folder
-from partition.synthetic.tables import whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +109,7 @@ def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path],
     if number.isdecimal() and int(number):
         fitted = tfidf.fit(given, int(number), request.seed)
         kept = request.output.with_name(f"{request.output.name}.tfidf.npz")
-        with whole(kept) as path:
+        with atomic_file(kept) as path:
             fitted.save(path)
     else:
         fitted, kept = tfidf.load(Path(number)), Path(number)
@@ -187,7 +187,7 @@ def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str
         raise InputError(f"{request.items}: no item has anything to encode in {sought}{why}")
     fill = total / count if request.fill == "mean" else np.zeros(dim)
     missing: list[Any] = []
-    with whole(request.output) as path:
+    with atomic_file(request.output) as path:
         write = _write_parquet if request.output.suffix == ".parquet" else _write_npy
         write(path, request, items.ids, _filled(blocks, fill, items.ids, missing, request), dim)
     about = {
@@ -202,7 +202,7 @@ def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str
         "missing": missing,
         "unreadable": reasons,
     }
-    with whole(request.beside) as path:
+    with atomic_file(request.beside) as path:
         path.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Extracted(len(items.ids), dim, len(missing), reasons)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from partition.errors import InputError, reading
 from partition.folder import layout
+from partition.folder.manifest import Manifest, Modality
 
 KINDS = ("user", "item")
 RELATIONS = (layout.USER_TO_ITEM, layout.ITEM_TO_USER)
@@ -127,7 +128,7 @@ def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
     return table
 
 
-def node_schema(manifest: layout.Manifest, kind: str) -> dict[str, pa.DataType]:
+def node_schema(manifest: Manifest, kind: str) -> dict[str, pa.DataType]:
     """Columns of users.arrow and items.arrow."""
     ids = manifest.user_id_type if kind == "user" else manifest.item_id_type
     return {"id": pa.string() if ids == "string" else pa.int64(), "train_degree": pa.int64()}
@@ -136,7 +137,7 @@ def node_schema(manifest: layout.Manifest, kind: str) -> dict[str, pa.DataType]:
 PAIR_SCHEMA = {"user": pa.int64(), "item": pa.int64()}  # columns of validation.arrow and test.arrow, global rows
 
 
-def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarray:
+def open_features(path: Path, modality: Modality, items: int) -> np.ndarray:
     """Memory-maps [items, dim] features.
 
     Raises:
@@ -151,7 +152,7 @@ def open_features(path: Path, modality: layout.Modality, items: int) -> np.ndarr
     return values
 
 
-def open_basis(path: Path, modality: layout.Modality) -> np.ndarray:
+def open_basis(path: Path, modality: Modality) -> np.ndarray:
     """Memory-maps the [source_dim, dim] basis that a modality was reduced with.
 
     Raises:

@@ -1,89 +1,89 @@
-"""Whether the files of a prepared folder are those that preparation wrote, for whoever is about to read them."""
+"""Compares the files of a prepared folder with its manifest, for everything that is about to read them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from partition.errors import InputError, require
+from partition.files import sha256
 from partition.folder import layout
+from partition.folder.manifest import Manifest, cut_statistics
 
 Level = Literal["full", "sizes", "none"]
-_AGAIN = "; copy the folder once more, or prepare the data again"
+_AGAIN = "; copy the folder again, or prepare the data again"
 
 
-def part_names(manifest: layout.Manifest) -> list[str]:
-    """The files of every part."""
-    names = [layout.USERS, layout.ITEMS, layout.GRAPH, layout.ITEM_GRAPH, *layout.HELD_OUT.values()]
-    return sorted([*names, *(layout.features_file(modality.name) for modality in manifest.modalities)])
-
-
-def check_manifest(root: Path, manifest: layout.Manifest) -> None:
-    """Whether the manifest agrees with itself, so that what is read by it fits together.
+def check_manifest(root: Path, manifest: Manifest) -> None:
+    """Checks that the manifest does not contradict itself, so that what is read by it fits together.
 
     Raises:
-        InputError: it does not; names the field.
+        InputError: `manifest.contradiction`; the message names the field.
     """
-    path = root / layout.MANIFEST
-    require(bool(manifest.parts), path, "parts: there is none")
-    require(bool(manifest.modalities), path, "modalities: there is none")
-    bases = {layout.basis_file(modality.name) for modality in manifest.modalities}
+
+    def check(right: bool, message: str) -> None:
+        require(right, root / layout.MANIFEST, message, "manifest.contradiction")
+
+    check(bool(manifest.parts), "parts: there is none")
+    check(bool(manifest.modalities), "modalities: there is none")
+    names = [modality.name for modality in manifest.modalities]
+    bases = set(map(layout.basis_file, names))
     for name in manifest.digests:
-        require(name in bases, path, f"digests: {name!r} is no file of a prepared folder")
-    files, names = part_names(manifest), [modality.name for modality in manifest.modalities]
-    require(len(set(names)) == len(names), path, f"modalities: a name occurs twice in {', '.join(names)}")
+        check(name in bases, f"digests: {name!r} is no file of a prepared folder")
+    check(len(set(names)) == len(names), f"modalities: a name occurs twice in {', '.join(names)}")
     for modality in manifest.modalities:
         name, dim = f"modalities.{modality.name}", modality.dim
-        require(modality.source_dim >= dim, path, f"{name}.source_dim: {modality.source_dim} is below its dim, {dim}")
+        check(modality.source_dim >= dim, f"{name}.source_dim: {modality.source_dim} is below its dim, {dim}")
+    files = layout.part_files(names)
     for number, part in enumerate(manifest.parts):
         sizes = part.model_dump(exclude={"digests", "bytes"})
         for name, size in sizes.items():
-            require(size >= 0, path, f"parts.{number}.{name}: {size} is negative")
-        require(set(part.digests) == set(files), path, f"parts.{number}.digests: expected {', '.join(files)}")
-        require(part.users > 0 and part.items > 0, path, f"parts.{number}: has no user or no item")
+            check(size >= 0, f"parts.{number}.{name}: {size} is negative")
+        check(set(part.digests) == set(files), f"parts.{number}.digests: expected {', '.join(files)}")
+        check(part.users > 0 and part.items > 0, f"parts.{number}: has no user or no item")
         for small, large in (("active_users", "users"), ("active_items", "items"), ("inner_edges", "train")):
-            require(sizes[small] <= sizes[large], path, f"parts.{number}.{small}: more than {large}")
+            check(sizes[small] <= sizes[large], f"parts.{number}.{small}: more than {large}")
     for name in ("users", "items", "train", "validation", "test"):
-        told, total = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
-        require(told == total, path, f"{name}: {told}, but the parts have {total}")
-    require(manifest.train > 0, path, "train: there is no training interaction")
+        stated, total = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
+        check(stated == total, f"{name}: {stated}, but the parts have {total}")
+    check(manifest.train > 0, "train: there is no training interaction")
     for kind, stride in (("user", manifest.user_stride), ("item", manifest.item_stride)):
         largest = max(getattr(part, f"{kind}s") for part in manifest.parts)
-        require(stride == largest, path, f"{kind}_stride: {stride}, not {largest}")
-    for name, value in layout.cut(manifest.parts).items():
-        figure = manifest.statistics.get(name, math.nan)
-        require(abs(figure - value) <= 1e-9, path, f"statistics.{name}: {figure}, not {value}")
+        check(stride == largest, f"{kind}_stride: {stride}, not {largest}")
+    for name, value in cut_statistics(manifest.parts).items():
+        stated = manifest.statistics.get(name, math.nan)
+        check(abs(stated - value) <= 1e-9, f"statistics.{name}: {stated}, not {value}")
 
 
-def check_parts(root: Path, manifest: layout.Manifest, parts: Iterable[int], level: Level, threads: int = 1) -> None:
+def check_parts(root: Path, manifest: Manifest, parts: Iterable[int], level: Level, threads: int = 1) -> None:
     """Compares the files of some parts with the manifest.
 
     Args:
         root: the prepared folder.
         manifest: its manifest.
-        parts: their numbers.
-        level: every byte; or whether each file is there and as long as it was; or nothing.
-        threads: files read at a time.
+        parts: the numbers of the parts.
+        level: `full` compares every byte, `sizes` that each file is there in its size, `none` nothing.
+        threads: files read at the same time.
 
     Raises:
-        InputError: a file is missing or was changed, by name.
+        InputError: `prepared.missing` or `prepared.changed`; the message names the file.
     """
-    jobs = [(part, name) for part in parts for name in part_names(manifest)]
-
-    def check(job: tuple[int, str]) -> None:
-        part, name = job
-        sizes = manifest.parts[part]
-        check_file(layout.part_dir(root, part) / name, sizes.digests[name], sizes.bytes.get(name), level)
-
+    checks = []
+    for part in parts:
+        sizes, folder = manifest.parts[part], layout.part_dir(root, part)
+        for name in layout.part_files(modality.name for modality in manifest.modalities):
+            checks.append(partial(check_file, folder / name, sizes.digests[name], sizes.bytes.get(name), level))
     with ThreadPoolExecutor(threads, thread_name_prefix="digests") as pool:
-        list(pool.map(check, jobs))
+        for done in [pool.submit(check) for check in checks]:
+            done.result()
 
 
-def check_shared(root: Path, manifest: layout.Manifest, level: Level = "full") -> None:
-    """Compares the files that belong to no part with the manifest, likewise.
+def check_shared(root: Path, manifest: Manifest, level: Level = "full") -> None:
+    """Compares the files that belong to no part with the manifest.
 
     Raises:
         InputError: as `check_parts`.
@@ -93,22 +93,23 @@ def check_shared(root: Path, manifest: layout.Manifest, level: Level = "full") -
 
 
 def check_file(path: Path, digest: str, size: int | None, level: Level = "full") -> None:
-    """Compares one file; of those in a folder of schema version 1 the size is not known.
+    """Compares one file with its digest and its size; the size is None where the manifest does not have it.
 
     Raises:
-        InputError: it is missing or was changed.
+        InputError: as `check_parts`.
     """
     if level == "none":
         return
+    changed = f"{path}: its bytes changed since it was written"
     try:
         found = path.stat().st_size
         if not path.is_file():
-            raise InputError(f"{path}: is not a file{_AGAIN}")
+            raise InputError(f"{path}: is not a file{_AGAIN}", "prepared.changed")
         if size is not None and found != size:
-            raise InputError(f"{path}: its bytes changed since it was written: {found:,} of {size:,} are there{_AGAIN}")
-        if level == "full" and layout.sha256(path) != digest:
-            raise InputError(f"{path}: its bytes changed since it was written (sha256){_AGAIN}")
+            raise InputError(f"{changed}: {found:,} of {size:,} are there{_AGAIN}", "prepared.changed")
+        if level == "full" and sha256(path) != digest:
+            raise InputError(f"{changed} (sha256){_AGAIN}", "prepared.changed")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file{_AGAIN}") from None
+        raise InputError(f"{path}: no such file{_AGAIN}", "prepared.missing") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}{_AGAIN}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}{_AGAIN}", "file.unreadable") from None

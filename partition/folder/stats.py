@@ -5,8 +5,6 @@ Reads the manifest and the degrees; one part's degrees are in memory at a time.
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from partition.errors import InputError
+from partition.files import atomic_file
 from partition.folder import layout
 from partition.folder.arrays import node_schema, read_table
-from partition.folder.layout import Manifest, Part
+from partition.folder.manifest import Manifest, Part, cut_statistics, read_manifest
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 FILES = {"user": layout.USERS, "item": layout.ITEMS}
@@ -33,7 +32,7 @@ def describe(root: Path, picture: Path | None) -> None:
     Raises:
         InputError: the folder or a file of it cannot be read, or the picture cannot be written.
     """
-    manifest = layout.read_manifest(root)
+    manifest = read_manifest(root)
     histograms = {kind: degree_histogram(root, manifest, kind) for kind in FILES}
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -130,7 +129,7 @@ def _parts(manifest: Manifest) -> Table:
 
 def _cut(manifest: Manifest, histograms: dict[str, np.ndarray]) -> Table:
     """The edges that are cut and the rows that are exchanged, against random parts."""
-    figures = layout.cut(manifest.parts)
+    figures = cut_statistics(manifest.parts)
     table = _table("Cut", "", "here", "random parts", "ratio")
 
     def add(name: str, here: float, random: float, style: str) -> None:
@@ -171,16 +170,8 @@ def _draw(histograms: dict[str, np.ndarray], name: str, picture: Path) -> None:
         axes.set_ylabel(f"number of {kind}s")
         axes.grid(True, which="major", alpha=0.3)
     figure.suptitle(name)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
-            handle.write(image.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(picture)
+        with atomic_file(picture) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
-        raise InputError(f"{picture}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise InputError(f"{picture}: cannot be written: {error.strerror}", "file.unwritable") from None

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from partition.errors import InputError, require
 from partition.folder import layout
 from partition.folder.arrays import KINDS, node_schema, read_graph, read_table
-from partition.folder.integrity import check_manifest, check_parts, check_shared, part_names
-from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
+from partition.folder.integrity import check_manifest, check_parts, check_shared
+from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
+from partition.folder.manifest import Manifest, read_manifest
 from partition.folder.verify_part import (
     Folder,
     degrees,
@@ -43,7 +44,7 @@ def verify(root: Path) -> Manifest:
     Raises:
         InputError: the first violation found, by file and row; rows of a file count from 0.
     """
-    folder = Folder(root, layout.read_manifest(root))
+    folder = Folder(root, read_manifest(root))
     check_manifest(root, folder.manifest)
     _files(folder)
     stages: list[tuple[str, Callable[[Folder, int], None]]] = [
@@ -64,7 +65,7 @@ def verify(root: Path) -> Manifest:
 
 def _files(folder: Folder) -> None:
     """Every part has exactly its files, with the bytes that were written."""
-    names = part_names(folder.manifest)
+    names = layout.part_files(modality.name for modality in folder.manifest.modalities)
     check_shared(folder.root, folder.manifest)
     wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
     for entry in sorted((folder.root / "parts").glob("*")):

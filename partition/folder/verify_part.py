@@ -19,7 +19,8 @@ from partition.folder.arrays import (
     read_similar,
     read_table,
 )
-from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM, Manifest
+from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
+from partition.folder.manifest import Manifest
 
 FEATURE_BLOCK = 1 << 24  # feature values looked at in one go
 WEIGHT_TOLERANCE = 1e-5  # of an item's weights in the item graph, whose sum is 1 up to float32

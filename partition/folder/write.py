@@ -8,11 +8,7 @@ first) is assigned at once, for any assignment.
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +20,13 @@ from tqdm import tqdm
 
 from partition.cut.assign import Assignment
 from partition.errors import InputError
+from partition.files import atomic_folder, sha256
 from partition.folder import layout
 from partition.folder.arrays import Similar, write_graph, write_similar, write_table
+from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part, cut_statistics, write_manifest
 from partition.folder.rows import Edges, RowSpace
-from partition.folder.seal import sealed
 from partition.item_graph.graph import ItemGraph
-from partition.resume import Work, sync
+from partition.resume import Work
 from partition.transform.dataset import Dataset
 
 _SIZES = "sizes.json"  # of a part, until the manifest has them
@@ -82,18 +79,18 @@ def write_prepared(
             counted[split] = len(row)
         for name, features in dataset.features.items():
             _write_features(target / layout.features_file(name), features.values, items)
-        sizes = layout.Part(
+        sizes = Part(
             users=len(users),
             active_users=int((edges.users.degree[users] > 0).sum()),
             items=len(items),
             active_items=int((edges.items.degree[items] > 0).sum()),
-            digests={path.name: layout.sha256(path) for path in sorted(target.iterdir())},
+            digests={path.name: sha256(path) for path in sorted(target.iterdir())},
             bytes={path.name: path.stat().st_size for path in sorted(target.iterdir())},
             **counted,
         )
         (target / _SIZES).write_text(sizes.model_dump_json(), encoding="utf-8")
 
-    with replacing(output) as folder:
+    with atomic_folder(output) as folder:
         edges = Edges(dataset, assignment, folder if work is None else work.folder)
         targets = [layout.part_dir(folder, part) for part in range(edges.parts)]
         targets[0].parent.mkdir(parents=True)
@@ -107,43 +104,23 @@ def write_prepared(
         for target in targets:
             if work is not None:
                 (work.folder / target.name).rename(target)
-            sizes.append(layout.Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
+            sizes.append(Part.model_validate_json((target / _SIZES).read_text(encoding="utf-8")))
             (target / _SIZES).unlink()
         shared = {}
         for name, features in dataset.features.items():
             if features.basis is not None:
                 basis = folder / layout.basis_file(name)
                 np.save(basis, features.basis)
-                shared[basis.name] = layout.sha256(basis)
+                shared[basis.name] = sha256(basis)
         manifest = _manifest(dataset, graph, edges.users, edges.items, sizes, shared, settings, statistics)
-        (folder / layout.MANIFEST).write_bytes(sealed(manifest.model_dump(mode="json")))
+        write_manifest(folder, manifest)
+        if output.exists() and not replaceable(output):
+            raise InputError(f"{output}: exists and is not a prepared folder; choose another name", "output.taken")
 
 
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`: takes its name when the block ends well, and is removed when it does not.
-
-    Raises:
-        InputError: `output` is something else than a prepared folder or an empty one.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder, previous = (output.with_name(f".{output.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        for path in [*folder.rglob("*"), folder]:
-            sync(path)
-        if output.exists():
-            empty = output.is_dir() and not any(output.iterdir())
-            if not empty and not (output / layout.MANIFEST).is_file():
-                raise InputError(f"{output}: exists and is not a prepared folder; choose another name")
-            output.rename(previous)
-        folder.rename(output)
-        sync(output.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def replaceable(output: Path) -> bool:
+    """Whether this is a prepared folder or an empty one."""
+    return output.is_dir() and ((output / layout.MANIFEST).is_file() or not any(output.iterdir()))
 
 
 def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:
@@ -175,14 +152,14 @@ def _manifest(
     graph: ItemGraph,
     users: RowSpace,
     items: RowSpace,
-    sizes: list[layout.Part],
+    sizes: list[Part],
     shared: dict[str, str],
     settings: dict[str, Any],
     statistics: dict[str, float],
-) -> layout.Manifest:
+) -> Manifest:
     train = sum(part.train for part in sizes)
-    return layout.Manifest(
-        schema_version=layout.SCHEMA_VERSION,
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
         name=dataset.name,
         users=len(dataset.user_ids),
         items=len(dataset.item_ids),
@@ -193,7 +170,7 @@ def _manifest(
         item_stride=items.stride,
         parts=sizes,
         modalities=[
-            layout.Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
+            Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,
@@ -203,7 +180,7 @@ def _manifest(
         settings=settings,
         inputs=dataset.inputs,
         digests=shared,
-        statistics={**statistics, **layout.cut(sizes), "item_graph_recall": graph.recall},
+        statistics={**statistics, **cut_statistics(sizes), "item_graph_recall": graph.recall},
         versions={
             "python": platform.python_version(),
             **{n: version(n) for n in ("dgl", "numpy", "pyarrow", "faiss-cpu")},

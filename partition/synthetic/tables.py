@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from partition.errors import InputError
+from partition.files import atomic_file
 
 INTERACTIONS, ITEMS = "interactions.parquet", "items.parquet"
 ROW_GROUP = 1 << 20  # interactions, about
@@ -57,21 +57,8 @@ def new_tables(output: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
         if target.exists() and not overwrite:
             raise InputError(f"{target}: exists already; add --overwrite to replace it")
     output.mkdir(parents=True, exist_ok=True)
-    with whole(targets[0]) as interactions, whole(targets[1]) as items:
+    with atomic_file(targets[0]) as interactions, atomic_file(targets[1]) as items:
         yield interactions, items
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A temporary name that becomes `target` when the block ends well."""
-    path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield path
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-        path.replace(target)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def item_schema(modalities: Mapping[str, Width]) -> pa.Schema:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from partition import columns_on_disk as blocks
 from partition.errors import InputError
-from partition.folder import layout
+from partition.files import sha256
 from partition.options import BuildOptions, pca_dims
 from partition.read.catalogue import resolve
 from partition.read.features import load
@@ -98,7 +98,7 @@ def read_dataset(options: BuildOptions, work: Path, stages: Stages) -> Dataset:
             features[SPECTRAL] = _spectral(options.spectral, features, pairs, sizes, work)
             say(f"{options.spectral} dimensions of the training interactions")
     with stages("digests") as say:
-        digests = {_short(path, inputs.files): layout.sha256(path) for path in inputs.files}
+        digests = {_short(path, inputs.files): sha256(path) for path in inputs.files}
         say(f"{len(digests)} input files")
     return Dataset(
         name=found.name,

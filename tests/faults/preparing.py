@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from tests.faults import forked, moments
 from tests.faults.kills import Trial
 from tests.faults.moments import Fault

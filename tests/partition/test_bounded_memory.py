@@ -11,7 +11,7 @@ import pytest
 
 from partition import columns_on_disk as blocks
 from partition.build import build
-from partition.folder.layout import Manifest, read_manifest
+from partition.folder.manifest import Manifest, read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
 from partition.synthetic.planted import SyntheticOptions, synthesise

@@ -14,7 +14,7 @@ import pytest
 
 from partition import __main__ as command
 from partition.errors import InputError
-from partition.folder.layout import Manifest, read_manifest
+from partition.folder.manifest import Manifest, read_manifest
 from partition.resume import work_folder
 from tests.support.paths import ROOT
 
@@ -132,7 +132,7 @@ def test_several_files_after_input(made: Path, tmp_path: Path, monkeypatch: pyte
 def refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
     error = capsys.readouterr().err
     assert code == 2
-    assert error.startswith("error: ")
+    assert error.startswith("error")
     assert error.count("\n") == 1
     for part in parts:
         assert part in error
@@ -313,6 +313,6 @@ def test_what_a_killed_command_left_is_cleared_away_or_put_back(made: Path, tmp_
     for _ in range(2):
         with work_folder(out, {}, [made]):
             left = sorted(path.name for path in tmp_path.iterdir() if path != made)
-            assert left == [".other.12.tmp", ".out.work", ".out.x.tmp", "out"]
+            assert left == [".other.12.tmp", ".out.lock", ".out.work", ".out.x.tmp", "out"]
             assert (out / "file").read_text() == ".out.13.old"
         (tmp_path / ".out.14.old").mkdir()

@@ -28,7 +28,7 @@ from partition.build import build
 from partition.errors import InputError
 from partition.extract.request import Request
 from partition.extract.run import extract
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 from tests.support.quoted import PAGE, assert_quoted, masked
 from tests.support.small import prepare_small, small_settings

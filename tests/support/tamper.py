@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from partition.errors import InputError
+from partition.files import sha256
 from partition.folder import layout
-from partition.folder.seal import sealed
+from partition.folder.manifest import Manifest, Part, cut_statistics, expected_sums, read_manifest
 from partition.folder.verify import verify
 from partition.transform.dataset import TRAIN
 from tests.support.small import prepare_small, small_dataset
@@ -27,7 +29,7 @@ def prepare_with_idle_nodes(folder: Path) -> Path:
     kept = ~np.isin(dataset.item, [7, 21, 40]) | (dataset.split != TRAIN)
     columns = {name: getattr(dataset, name)[kept] for name in ("user", "item", "split")}
     root = prepare_small(folder, dataset=replace(dataset, **columns))
-    parts = layout.read_manifest(root).parts
+    parts = read_manifest(root).parts
     others = [part for number, part in enumerate(parts) if number != PART]
     assert any(part.active_users < part.users for part in others)
     assert any(part.active_items < part.items for part in others)
@@ -39,10 +41,21 @@ def part_file(root: Path, name: str) -> Path:
 
 
 def change_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = root / layout.MANIFEST
-    tree = json.loads(path.read_text())
+    tree = json.loads((root / layout.MANIFEST).read_text())
     change(tree)
-    path.write_bytes(sealed(tree))
+    accept_manifest(root, tree)
+
+
+def accept_manifest(root: Path, tree: Any) -> None:
+    """Writes any manifest, with the SHA256SUMS that belongs to it."""
+    path = root / layout.MANIFEST
+    path.write_text(json.dumps(tree))
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError:
+        (root / layout.SUMS).write_text(f"{sha256(path)}  {layout.MANIFEST}\n")
+    else:
+        (root / layout.SUMS).write_text(expected_sums(path.read_bytes(), manifest))
 
 
 def accept_file(root: Path, path: Path) -> None:
@@ -50,7 +63,7 @@ def accept_file(root: Path, path: Path) -> None:
 
     def change(tree: dict[str, Any]) -> None:
         part = tree["parts"][int(path.parent.name.removeprefix("part-"))]
-        part["digests"][path.name], part["bytes"][path.name] = layout.sha256(path), path.stat().st_size
+        part["digests"][path.name], part["bytes"][path.name] = sha256(path), path.stat().st_size
 
     change_manifest(root, change)
 
@@ -61,14 +74,14 @@ def accept_bytes(root: Path, **sizes: int) -> None:
     def change(tree: dict[str, Any]) -> None:
         part = tree["parts"][PART]
         files = list(layout.part_dir(root, PART).iterdir())
-        part["digests"] = {path.name: layout.sha256(path) for path in files}
+        part["digests"] = {path.name: sha256(path) for path in files}
         part["bytes"] = {path.name: path.stat().st_size for path in files}
         for name, by in sizes.items():
             part[name] += by
             if name in tree:
                 tree[name] += by
-        parts = [layout.Part.model_validate(part) for part in tree["parts"]]
-        tree["statistics"].update(layout.cut(parts))
+        parts = [Part.model_validate(part) for part in tree["parts"]]
+        tree["statistics"].update(cut_statistics(parts))
 
     change_manifest(root, change)
 

@@ -21,7 +21,7 @@ from cm3_dist.model.dimensions import tables
 from cm3_dist.model.sharding_plan import table_storage
 from partition.build import build
 from partition.errors import InputError
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
 from partition.synthetic.planted import SyntheticOptions, synthesise

@@ -9,7 +9,7 @@ from cm3_dist.capacity.from_folder import drawn_steps, rank_loads
 from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from tests.support.observe import observed_traffic
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_dataset, small_settings

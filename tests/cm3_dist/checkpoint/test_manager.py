@@ -20,7 +20,7 @@ from cm3_dist.checkpoint.manager import Checkpoints
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import Runtime, distributed
 from partition.errors import InputError
-from partition.folder.layout import sha256
+from partition.files import sha256
 from tests.support.ranks import run_ranks
 
 PARTS, STRIDE = 4, 10
@@ -190,13 +190,13 @@ def test_a_step_saved_again_exists_at_all_times(
     checkpoints = Checkpoints(tmp_path, 1, alone)
     path = save(checkpoints, alone, 1)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr("cm3_dist.checkpoint.integrity.shutil.rmtree", killed)
         if not exchanging:
-            patch.setattr("cm3_dist.checkpoint.integrity._exchange", lambda *_: False)
+            patch.setattr("partition.files._exchange", lambda *_: False)
         with pytest.raises(Killed):
             checkpoints.save(sharded(alone, 7), replicated(7), {"step": 1}, step=1, best=True)
     assert checkpoints.newest() == path

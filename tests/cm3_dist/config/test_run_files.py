@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cm3_dist.config.loading import load_settings
-from cm3_dist.config.run_files import write_text
 from cm3_dist.config.settings import Settings
 from cm3_dist.training.run_dir import open_run_folder
+from partition.files import write_text
 
 
 class Killed(BaseException):

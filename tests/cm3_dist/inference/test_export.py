@@ -16,7 +16,7 @@ from cm3_dist.distributed.runtime import distributed
 from cm3_dist.export import batches, export, main, read_manifest
 from cm3_dist.inference.trained_model import FinishedRun
 from partition.errors import InputError
-from partition.folder.layout import read_manifest as read_prepared
+from partition.folder.manifest import read_manifest as read_prepared
 from tests.support.refusals import refusal
 
 

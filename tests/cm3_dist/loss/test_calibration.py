@@ -17,7 +17,7 @@ from cm3_dist.loss.uniformity import uniformity
 from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from tests.support import reference as ref
 from tests.support.small import prepare_small, small_settings
 

@@ -17,6 +17,7 @@ from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError
 from partition.folder import layout
+from partition.folder.manifest import Manifest
 from partition.item_graph.graph import default_weights
 from partition.transform.dataset import Dataset
 from tests.support import reference as ref
@@ -31,7 +32,7 @@ def runtime() -> Iterator[Runtime]:
         yield found
 
 
-def _rows_of(prepared: Path, manifest: layout.Manifest, name: str, ids: pa.Array) -> np.ndarray:
+def _rows_of(prepared: Path, manifest: Manifest, name: str, ids: pa.Array) -> np.ndarray:
     """Global row of every user or item index, by its external id."""
     stride = manifest.user_stride if name == layout.USERS else manifest.item_stride
     row = {}

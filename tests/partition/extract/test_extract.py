@@ -18,7 +18,7 @@ from partition.errors import InputError
 from partition.extract import run as running
 from partition.extract.request import Request
 from partition.extract.run import extract
-from partition.folder.layout import read_manifest
+from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 
 for package in ("sentence_transformers", "sklearn", "torchvision", "transformers"):

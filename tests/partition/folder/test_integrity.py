@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from cm3_dist.training.loop import run
 from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.integrity import check_shared
-from partition.folder.seal import is_whole, sealed
+from partition.folder.manifest import read_manifest
 from partition.transform.dataset import Features
 from tests.support.quoted import assert_quoted
 from tests.support.small import prepare_small, small_dataset, small_settings
@@ -72,11 +74,18 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(data)
 
 
-def refused(action: Callable[[], object]) -> str:
+def refusal(action: Callable[[], object], path: Path | None = None) -> InputError:
+    """The error, whose one line begins with `path`."""
     with pytest.raises(InputError) as error:
         action()
     assert "\n" not in str(error.value)
-    return str(error.value)
+    assert path is None or str(error.value).startswith(f"{path}: ")
+    return error.value
+
+
+def refused(action: Callable[[], object], path: Path | None = None) -> str:
+    """The code of the error."""
+    return refusal(action, path).code
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -84,22 +93,21 @@ def refused(action: Callable[[], object]) -> str:
 def test_damaged_files_are_named(root: Path, name: str, kind: str) -> None:
     path = layout.part_dir(root, 2) / name
     damage(path, kind)
-    words = "no such file" if kind == "gone" else "its bytes changed since it was written"
+    code = "prepared.missing" if kind == "gone" else "prepared.changed"
     for rank, world_size in ((0, 1), (1, 2)):
-        said = refused(lambda rank=rank, world_size=world_size: load_shard(root, rank, world_size, "full"))
-        assert said.startswith(f"{path}: {words}")
+        assert refused(lambda r=rank, w=world_size: load_shard(root, r, w, "full"), path) == code
     load_shard(root, 0, 2, "full")  # the parts of another rank are its own affair
     if kind != "flipped":
-        assert refused(lambda: load_shard(root, 0, 1, "sizes")).startswith(f"{path}: {words}")
+        assert refused(lambda: load_shard(root, 0, 1, "sizes"), path) == code
 
 
 def test_training_refuses_damage(root: Path, tmp_path: Path, alone: Runtime) -> None:
     path = layout.part_dir(root, 1) / "features-text.npy"
     damage(path, "flipped")
     settings = small_settings(root, tmp_path / "run", train={"epochs": 1})
-    said = refused(lambda: run(settings, alone))
-    assert said.startswith(f"{path}: its bytes changed since it was written (sha256)")
-    assert_quoted(f"error: {said}")
+    error = refusal(lambda: run(settings, alone), path)
+    assert error.code == "prepared.changed"
+    assert_quoted(error.line)
     assert not settings.run.dir.exists()
     run(small_settings(root, tmp_path / "run", train={"epochs": 1}, data={"path": root, "check": "sizes"}), alone)
 
@@ -108,66 +116,99 @@ def test_training_refuses_damage(root: Path, tmp_path: Path, alone: Runtime) -> 
 def test_files_of_no_part(root: Path, kind: str) -> None:
     path = root / "pca-text.npy"
     damage(path, kind)
-    for action in (lambda: load_shard(root, 0, 1, "full"), lambda: check_shared(root, layout.read_manifest(root))):
-        assert refused(action).startswith(f"{path}: ")
+    for action in (lambda: load_shard(root, 0, 1, "full"), lambda: check_shared(root, read_manifest(root))):
+        assert refused(action, path) in ("prepared.missing", "prepared.changed")
 
 
 def test_any_changed_byte_of_the_manifest(root: Path) -> None:
     path = root / layout.MANIFEST
     data = path.read_bytes()
-    assert is_whole(data)
     rng = np.random.default_rng(0)
     spaces = [place for place, byte in enumerate(data) if byte == 0x20]
     for place in [*rng.choice(len(data), 300, replace=False), *spaces[:20]]:
         changed = bytearray(data)
         changed[place] = 0x0A if data[place] == 0x20 else changed[place] ^ int(rng.integers(1, 256))
         path.write_bytes(changed)
-        assert refused(lambda: layout.read_manifest(root)).startswith(f"{path}: ")
+        assert refused(lambda: read_manifest(root), path).startswith("manifest.")
     for length in (0, 1, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
-        assert refused(lambda: layout.read_manifest(root)).startswith(f"{path}: ")
+        assert refused(lambda: read_manifest(root), path).startswith("manifest.")
 
 
 def test_an_edited_manifest_is_named(root: Path) -> None:
     path = root / layout.MANIFEST
     path.write_text(path.read_text().replace('"name": "small"', '"name": "large"'))
-    said = refused(lambda: layout.read_manifest(root))
-    assert said.startswith(f"{path}: changed since it was written (checksum)")
-    assert_quoted(f"error: {said}")
+    error = refusal(lambda: read_manifest(root), path)
+    assert error.code == "manifest.changed"
+    assert_quoted(error.line)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code"),
     [
-        (lambda tree: tree["parts"][0].update(users=10**6), "parts have"),
-        (lambda tree: tree.update(user_stride=5), "user_stride: 5, not"),
-        (
-            lambda tree: tree.update(digests={"../../etc/passwd": "0"}),
-            "'../../etc/passwd' is no file of a prepared folder",
-        ),
-        (lambda tree: tree["parts"][0]["digests"].update({"../x": "0"}), "parts.0.digests: expected"),
-        (lambda tree: tree["modalities"][0].update(name="../x"), "field 'modalities.0.name'"),
-        (lambda tree: tree["modalities"][0].update(name="x\n"), "field 'modalities.0.name'"),
+        (lambda tree: tree["parts"][0].update(users=10**6), "manifest.contradiction"),
+        (lambda tree: tree.update(user_stride=5), "manifest.contradiction"),
+        (lambda tree: tree.update(digests={"../../etc/passwd": "0"}), "manifest.contradiction"),
+        (lambda tree: tree["parts"][0]["digests"].update({"../x": "0"}), "manifest.contradiction"),
+        (lambda tree: tree["modalities"][0].update(name="../x"), "manifest.field"),
+        (lambda tree: tree["modalities"][0].update(name="x\n"), "manifest.field"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_or_leaves_its_folder(
-    change: Callable[[dict[str, Any]], object], message: str, root: Path
+    change: Callable[[dict[str, Any]], object], code: str, root: Path
 ) -> None:
     change_manifest(root, change)
-    assert message in refused(lambda: load_shard(root, 0, 1))
+    assert refused(lambda: load_shard(root, 0, 1)) == code
+
+
+def test_digests_are_in_the_form_of_sha256sum(root: Path) -> None:
+    shown = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=root, capture_output=True, text=True, check=True)
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {"SHA256SUMS"}
+    assert {line.removesuffix(": OK") for line in shown.stdout.splitlines()} == files
+
+
+def test_any_changed_line_of_the_digests(root: Path) -> None:
+    path = root / layout.SUMS
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    for changed in ("", text + "\n", "".join(lines[1:]), "".join(lines[:-1]), text.replace("users", "items", 1)):
+        path.write_text(changed)
+        assert refused(lambda: read_manifest(root)) == "manifest.changed"
+    path.write_bytes(b"\xff")
+    assert refused(lambda: read_manifest(root)) == "manifest.unreadable"
+    path.unlink()
+    assert refused(lambda: read_manifest(root)) == "manifest.unreadable"
+
+
+def write_as_version_2(root: Path, tree: dict[str, Any]) -> None:
+    """With a checksum of the manifest in itself: the digest of its bytes with zeros in the checksum's place."""
+    blank = json.dumps({"checksum": "0" * 64, **tree, "schema_version": 2}, indent=1) + "\n"
+    digest = hashlib.sha256(blank.encode()).hexdigest()
+    (root / layout.MANIFEST).write_text(blank.replace("0" * 64, digest, 1))
+    (root / layout.SUMS).unlink(missing_ok=True)
+
+
+def test_folders_of_the_second_schema_are_read(root: Path) -> None:
+    path, new = root / layout.MANIFEST, read_manifest(root)
+    write_as_version_2(root, json.loads(path.read_text()))
+    old = read_manifest(root)
+    assert old.model_copy(update={"schema_version": 3, "checksum": ""}) == new
+    assert old.digest() == new.digest()
+    load_shard(root, 0, 1, "full")
+    path.write_bytes(flip(path.read_bytes()))
+    assert refused(lambda: read_manifest(root)) in ("manifest.changed", "manifest.unreadable")
 
 
 def test_folders_of_the_first_schema_are_read(root: Path) -> None:
     path = root / layout.MANIFEST
     tree = json.loads(path.read_text())
     tree["schema_version"] = 1
-    path.write_bytes(sealed(tree).replace(b'"checksum"', b'"check_sum"'))
-    assert "check_sum" in refused(lambda: layout.read_manifest(root))
-    for name in ("checksum", "digests"):
-        del tree[name]
+    del tree["digests"]
     for part in tree["parts"]:
         del part["bytes"]
     path.write_text(json.dumps(tree))
+    (root / layout.SUMS).unlink()
     load_shard(root, 0, 1, "full")
-    damage(layout.part_dir(root, 0) / "users.arrow", "shorter")
-    assert "users.arrow: its bytes changed" in refused(lambda: load_shard(root, 0, 1, "full"))
+    users = layout.part_dir(root, 0) / "users.arrow"
+    damage(users, "shorter")
+    assert refused(lambda: load_shard(root, 0, 1, "full"), users) == "prepared.changed"

@@ -36,9 +36,10 @@ from partition.folder.arrays import (
     write_similar,
 )
 from partition.folder.integrity import check_manifest
-from partition.folder.seal import sealed
+from partition.folder.manifest import Modality, read_manifest
 from partition.options import BuildOptions
 from tests.support.small import prepare_small
+from tests.support.tamper import accept_manifest
 
 # The same examples in every run, and many others under the marker `slow`, with a seed that is printed.
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -67,7 +68,7 @@ def test_pickles_in_arrays_stay_shut(tmp_path: Path) -> None:
     np.save(tmp_path / "bait.npy", bait, allow_pickle=True)
     (tmp_path / "plain.npy").write_bytes(pickle.dumps(Bait(proof)))
     np.savez(tmp_path / "bait.npz", indptr=bait, neighbour=bait, weight=bait, allow_pickle=True)
-    modality = layout.Modality(name="image", dim=1, dtype="float32", source_dim=1)
+    modality = Modality(name="image", dim=1, dtype="float32", source_dim=1)
     for name in ("bait.npy", "plain.npy"):
         refused_quietly(lambda name=name: open_features(tmp_path / name, modality, 1))
     for reader in (read_graph, read_similar):
@@ -112,7 +113,7 @@ def whole_or_nothing(change: Callable[[Path], object]) -> None:
         if not taken_or_refused(lambda: prepare(folder, place / "out")):
             assert sorted(path.name for path in place.iterdir()) == ["data"]
         else:
-            check_manifest(place / "out", layout.read_manifest(place / "out"))
+            check_manifest(place / "out", read_manifest(place / "out"))
 
 
 cells = st.one_of(
@@ -211,15 +212,15 @@ def taken_or_refused(read: Callable[[], object]) -> bool:
 
 
 def _manifest(place: float, tree: Any) -> None:
-    """A value somewhere in a manifest is another, and the seal is that of the changed one."""
+    """A value somewhere in a manifest is another, and its digest is that of the changed one."""
     content = json.loads(_manifest_text())
     spots = list(_spots(content))
     holder, name = spots[int(place * (len(spots) - 1))]
     holder[name] = tree
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        (root / layout.MANIFEST).write_bytes(sealed(content))
-        taken_or_refused(lambda: check_manifest(root, layout.read_manifest(root)))
+        accept_manifest(root, content)
+        taken_or_refused(lambda: check_manifest(root, read_manifest(root)))
 
 
 def _spots(tree: Any) -> Any:

@@ -22,12 +22,13 @@ from partition.folder.arrays import (
     write_similar,
     write_table,
 )
-from partition.folder.seal import sealed
+from partition.folder.manifest import read_manifest
 from partition.folder.verify import verify
 from tests.support.tamper import (
     PART,
     accept_bytes,
     accept_file,
+    accept_manifest,
     change_manifest,
     part_file,
     prepare_with_idle_nodes,
@@ -48,11 +49,11 @@ def root(original: Path, tmp_path: Path) -> Path:
 
 
 def features(root: Path) -> list[str]:
-    return [layout.features_file(modality.name) for modality in layout.read_manifest(root).modalities]
+    return [layout.features_file(modality.name) for modality in read_manifest(root).modalities]
 
 
 def test_what_was_written_is_whole(original: Path) -> None:
-    assert verify(original) == layout.read_manifest(original)
+    assert verify(original) == read_manifest(original)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
@@ -114,7 +115,7 @@ def test_every_number_of_the_manifest_is_checked(root: Path) -> None:
             for key in path[:-1]:
                 inner = inner[key]
             inner[path[-1]] += by
-            (root / layout.MANIFEST).write_bytes(sealed(tree))
+            accept_manifest(root, tree)
             with pytest.raises(InputError):
                 verify(root)
 
@@ -140,7 +141,7 @@ def test_a_changed_manifest(change: Callable[[dict[str, Any]], object], message:
 
 def change_nodes(root: Path, name: str, change: Callable[[list, np.ndarray], None]) -> None:
     path = part_file(root, name)
-    schema = node_schema(layout.read_manifest(root), "user" if name == "users.arrow" else "item")
+    schema = node_schema(read_manifest(root), "user" if name == "users.arrow" else "item")
     table = read_table(path, schema)
     ids, degree = table["id"].to_pylist(), table["train_degree"].to_numpy().copy()
     change(ids, degree)
@@ -165,7 +166,7 @@ def test_degrees_and_ids(name: str, original: Path, tmp_path: Path) -> None:
         ids[6] = ids[2]
 
     def id_of_another_part(ids: list, _: np.ndarray) -> None:
-        schema = node_schema(layout.read_manifest(original), name.removesuffix("s.arrow"))
+        schema = node_schema(read_manifest(original), name.removesuffix("s.arrow"))
         ids[1] = read_table(layout.part_dir(original, 0) / name, schema)["id"][5].as_py()
 
     kind = name.removesuffix("s.arrow")
@@ -227,7 +228,7 @@ def test_item_graph(change: Callable[[dict[str, np.ndarray]], object], message: 
 def test_an_item_that_is_not_its_own_neighbour(root: Path) -> None:
     path = part_file(root, layout.ITEM_GRAPH)
     similar = read_similar(path)
-    own = PART * layout.read_manifest(root).item_stride + 2
+    own = PART * read_manifest(root).item_stride + 2
     here = slice(similar.indptr[2], similar.indptr[3])
     others = np.setdiff1d(np.arange(50), similar.neighbour[here])
     row = np.where(similar.neighbour[here] == own, others[0], similar.neighbour[here])

@@ -25,6 +25,7 @@ from partition.folder.arrays import (
     write_table,
 )
 from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
+from partition.folder.manifest import Part, cut_statistics, read_manifest
 from tests.support.small import prepare_small, small_dataset
 from tests.support.tamper import (
     PART,
@@ -92,7 +93,7 @@ def test_edges(relation: tuple, kind: str, original: Path, tmp_path: Path) -> No
                 return with_edges(graph, relation, source[order], destination)
         raise AssertionError("no interaction to rewire")
 
-    manifest, name = layout.read_manifest(original), relation[1]
+    manifest, name = read_manifest(original), relation[1]
     cases = {
         removed: f"part-00002/graph.npz: {kind} node ",
         doubled: f"part-00002/graph.npz: {name} edge ",
@@ -107,7 +108,7 @@ def test_edges(relation: tuple, kind: str, original: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kind", "halo"), [("user", "halo_users"), ("item", "halo_items")])
 def test_halo(kind: str, halo: str, original: Path, tmp_path: Path) -> None:
-    manifest = layout.read_manifest(original)
+    manifest = read_manifest(original)
     stride = manifest.user_stride if kind == "user" else manifest.item_stride
     idle = {"user": lambda part: part.active_users < part.users, "item": lambda part: part.active_items < part.items}
 
@@ -163,7 +164,7 @@ def test_halo(kind: str, halo: str, original: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_held_out(split: str, original: Path, tmp_path: Path) -> None:
-    manifest = layout.read_manifest(original)
+    manifest = read_manifest(original)
     name = f"{split}.arrow"
     other = read_table(part_file(original, "test.arrow" if split == "validation" else "validation.arrow"), PAIR_SCHEMA)
     graph = read_graph(part_file(original, layout.GRAPH))
@@ -196,7 +197,7 @@ def test_held_out(split: str, original: Path, tmp_path: Path) -> None:
 
 def test_a_held_out_user_without_training_interaction(tmp_path: Path) -> None:
     root = prepare_with_idle_nodes(tmp_path)
-    manifest = layout.read_manifest(root)
+    manifest = read_manifest(root)
     part = next(number for number, part in enumerate(manifest.parts) if part.active_users < part.users)
     path = layout.part_dir(root, part) / "test.arrow"
     table = read_table(path, PAIR_SCHEMA)
@@ -218,7 +219,7 @@ def test_another_data_set_of_the_same_size_is_noticed(root: Path, tmp_path: Path
         for name in ("users", "items", "train", "validation", "test"):
             tree[name] += part[name] - tree["parts"][PART][name]
         tree["parts"][PART] = part
-        tree["statistics"].update(layout.cut([layout.Part.model_validate(p) for p in tree["parts"]]))
+        tree["statistics"].update(cut_statistics([Part.model_validate(p) for p in tree["parts"]]))
 
     change_manifest(root, change)
     assert "graph.npz: " in refused(root)
