@@ -12,7 +12,8 @@ import pyarrow as pa
 from cm3_dist.config.settings import Settings
 from partition.cut.assign import assign_parts
 from partition.folder.write import write_prepared
-from partition.item_graph.graph import build_item_graph, default_weights
+from partition.item_graph.graph import build_item_graph
+from partition.options import default_weights
 from partition.transform.dataset import Dataset, Features
 
 USERS, ITEMS = 120, 60
