@@ -9,6 +9,7 @@ import numpy as np
 
 from partition import columns_on_disk as blocks
 from partition import stage_results as stored
+from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
 from partition.errors import InputError
 from partition.folder import layout
@@ -17,7 +18,6 @@ from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.resume import Work, work_folder
 from partition.stages import Stages
-from partition.transform import steps
 from partition.transform.dataset import Dataset
 from partition.transform.reliability import reliability
 

@@ -208,7 +208,7 @@ def test_what_was_cut_off_goes_on(
         raise RuntimeError("out of luck")
 
     stages = [  # where it is cut off, and what an earlier try has done by then
-        ("partition.transform.steps.load", []),
+        ("partition.steps.load", []),
         ("partition.build.assign_parts", []),
         ("partition.build.build_item_graph", ["data set"]),
         ("partition.folder.write._write_item_graph", ["data set", "parts"]),
