@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 
 PR_SET_PDEATHSIG = 1  # Linux: signal to send when the parent ends
 # glibc sets every byte of new memory; tcache is off because its blocks would not be set.
@@ -109,7 +109,7 @@ def main() -> None:
         try:
             _cut(Path(task["folder"]), task["users"], task["items"], task["parts"])
         except Exception as error:  # reported by the asking process
-            failure = f"METIS failed: {' '.join(str(error).split())[:300] or type(error).__name__}"
+            failure = f"METIS failed: {one_line(error)[:300]}"
         os.chdir("/")
         answers.write(json.dumps(failure) + "\n")
         answers.flush()

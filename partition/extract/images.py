@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class Picture:
             raise UnreadableError(f"{self.path}: no such file") from None
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             place = "" if self.path is None else f"{self.path}: "
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise UnreadableError(reason if str(self.path) in reason else place + reason) from None
 
 

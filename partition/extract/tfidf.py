@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 from partition.extract.extra import needs_extra
 
 _TERMS = 100_000  # the most frequent ones
@@ -80,5 +80,5 @@ def load(path: Path) -> TfIdf:
     except FileNotFoundError:
         raise InputError(f"--tfidf {path}: neither a number of dimensions nor a file", "option.tfidf") from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        message = f"--tfidf {path}: not written by this command ({' '.join(str(error).split())})"
+        message = f"--tfidf {path}: not written by this command ({one_line(error)})"
         raise InputError(message, "option.tfidf") from None

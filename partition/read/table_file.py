@@ -15,7 +15,7 @@ import pyarrow.csv as csv
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 
 TEXT = frozenset({".csv", ".tsv", ".inter", ".txt"})
 PARQUET = frozenset({".parquet", ".pq"})
@@ -114,7 +114,7 @@ class TableFile:
             yield
         except _UNREADABLE as error:
             message = f"cannot be read: {_in_words(error, self.names)}"
-            raise self.error(message, code="table.unreadable") from None
+            raise self.error(message, code="file.unreadable") from None
 
     def _check_names(self, columns: Sequence[str]) -> None:
         for name in columns:
@@ -173,7 +173,7 @@ def open_table(path: Path) -> TableFile:
                 schema = reader.schema
     except _UNREADABLE as error:
         message = f"{path}: cannot be read as {path.suffix[1:]}: {_in_words(error)}"
-        raise InputError(message, "table.unreadable") from None
+        raise InputError(message, "file.unreadable") from None
     return TableFile(path, tuple(schema.names), schema)
 
 
@@ -200,7 +200,7 @@ def first_null(values: pa.Array) -> int:
 
 def _in_words(error: Exception, names: Sequence[str] = ()) -> str:
     """Arrow's message in one line, with the line of the file and the name of the column instead of their numbers."""
-    text = re.sub(r"\bRow #(\d+)", r"line \1", " ".join(str(error).split()))
+    text = re.sub(r"\bRow #(\d+)", r"line \1", one_line(error))
     return re.sub(r"\bCSV column #(\d+)", lambda match: _named(int(match[1]), names), text)[:300]
 
 

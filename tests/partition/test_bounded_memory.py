@@ -29,8 +29,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows in random order, a third of them twice, with other times."""
     folder = tmp_path_factory.mktemp("made") / "made"
-    sizes = {"users": 60, "items": 40, "interactions": 600, "clusters": 4}
-    log, _ = synthesise(SyntheticOptions(output=folder, **sizes, modalities={"image": Width(6)}))
+    options = SyntheticOptions(
+        output=folder, users=60, items=40, interactions=600, clusters=4, modalities={"image": Width(6)}
+    )
+    log, _ = synthesise(options)
     rng, rows = np.random.default_rng(0), pq.read_table(log)
     order = rng.permutation(np.concatenate([np.arange(600), rng.integers(0, 600, 200)]))
     times = pa.array(rng.random(len(order)))

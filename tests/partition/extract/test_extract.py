@@ -16,10 +16,10 @@ from partition import cli as command
 from partition.build import build
 from partition.errors import InputError
 from partition.extract import run as running
-from partition.extract.request import Request
+from partition.extract.request import Device, Request
 from partition.extract.run import extract
 from partition.folder.layout import read_manifest
-from partition.options import BuildOptions
+from partition.options import BuildOptions, CutMethod
 
 for package in ("sentence_transformers", "sklearn", "torchvision", "transformers"):
     pytest.importorskip(package, reason="no extra `extract`: make extract installs it")
@@ -57,7 +57,7 @@ def shop(tmp_path: Path) -> Path:
 
 def rows_of(shop: Path, **options: Any) -> tuple[np.ndarray, list[bool], dict[str, Any]]:
     output = shop / "out.parquet"
-    request = Request(items=shop / "items.parquet", output=output, overwrite=True, device="cpu", **options)
+    request = Request(items=shop / "items.parquet", output=output, overwrite=True, device=Device.CPU, **options)
     extract(request)
     table = pq.read_table(output)
     assert table["item"].to_pylist() == [f"sku-{number}" for number in range(len(TITLES))]
@@ -243,7 +243,11 @@ def test_the_rows_are_what_build_reads(shop: Path) -> None:
     (shop / "log").mkdir()
     pq.write_table(log, shop / "log" / "log.parquet")
     features = [f"image={shop / 'image.parquet'}", f"text={shop / 'text.parquet'}"]
-    build(BuildOptions(input=[shop / "log"], output=shop / "prepared", parts=2, features=features, method="random"))
+    build(
+        BuildOptions(
+            input=[shop / "log"], output=shop / "prepared", parts=2, features=features, method=CutMethod.RANDOM
+        )
+    )
     manifest = read_manifest(shop / "prepared")
     assert [(modality.name, modality.dim) for modality in manifest.modalities] == [("image", 8), ("text", 8)]
     assert manifest.items == len(TITLES)

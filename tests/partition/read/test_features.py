@@ -27,7 +27,7 @@ from tests.support.raw_tables import (
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_list_columns_of_any_precision(tmp_path: Path, dtype: type, fixed: bool, suffix: str) -> None:
-    values = np.random.default_rng(0).standard_normal((4, 5)).astype(dtype)
+    values: np.ndarray = np.random.default_rng(0).standard_normal((4, 5)).astype(dtype)
     flat = pa.array(values.ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, 5) if fixed else pa.ListArray.from_arrays(np.arange(0, 21, 5), flat)
     items = write(tmp_path / f"items.{suffix}", pa.table({"sku": list("dbca"), "image": lists, "title": list("wxyz")}))
@@ -83,9 +83,9 @@ REFUSED = {
     "not a matrix": Refused(features(np.zeros(4, np.float32)), "features.shape", TEXT),
     "no columns": Refused(features(np.zeros((4, 0), np.float32)), "features.shape", TEXT),
     "not floats": Refused(features(np.zeros((4, 3), np.int64)), "features.dtype", TEXT),
-    "pickled": Refused(folder(pickled), "features.unreadable", TEXT),
-    "torn npy": Refused(folder(cut("text_feat.npy")), "features.unreadable", TEXT),
-    "empty npy": Refused(folder(cut("text_feat.npy", 0)), "features.unreadable", TEXT),
+    "pickled": Refused(folder(pickled), "file.unreadable", TEXT),
+    "torn npy": Refused(folder(cut("text_feat.npy")), "file.unreadable", TEXT),
+    "empty npy": Refused(folder(cut("text_feat.npy", 0)), "file.unreadable", TEXT),
     "unequal lists": Refused(
         items(listed([[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]])), "features.shape", f"{IMAGE}row 2: "
     ),

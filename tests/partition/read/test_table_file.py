@@ -37,16 +37,16 @@ def test_bom_crlf_quotes_and_blank_lines(tmp_path: Path) -> None:
 
 REFUSED = {
     "unknown extension": Refused(text("x", "log.xlsx"), "table.format", "log.xlsx: "),
-    "empty file": Refused(text(""), "table.unreadable", "log.csv: "),
+    "empty file": Refused(text(""), "file.unreadable", "log.csv: "),
     "header only": Refused(text("user,item\n"), "table.empty", "log.csv: "),
     "column twice": Refused(
         text("user,item,item\nu,a,a\n"), "column.duplicate", "log.csv: column 'item': ", {"item_column": "item"}
     ),
-    "ragged row": Refused(text("user,item\nu,a\nu\n"), "table.unreadable", "log.csv: "),
-    "not UTF-8": Refused(text(b"user,item\nu,a\n\xff,a\n"), "table.unreadable", "log.csv: "),
-    "torn Parquet": Refused(torn("parquet"), "table.unreadable", "log.parquet: "),
-    "torn Arrow": Refused(torn("arrow"), "table.unreadable", "log.arrow: "),
-    "Parquet in name only": Refused(text("user,item\n", "log.parquet"), "table.unreadable", "log.parquet: "),
+    "ragged row": Refused(text("user,item\nu,a\nu\n"), "file.unreadable", "log.csv: "),
+    "not UTF-8": Refused(text(b"user,item\nu,a\n\xff,a\n"), "file.unreadable", "log.csv: "),
+    "torn Parquet": Refused(torn("parquet"), "file.unreadable", "log.parquet: "),
+    "torn Arrow": Refused(torn("arrow"), "file.unreadable", "log.arrow: "),
+    "Parquet in name only": Refused(text("user,item\n", "log.parquet"), "file.unreadable", "log.parquet: "),
 }
 
 

@@ -23,8 +23,16 @@ USERS, ITEMS, EDGES = 1000, 300, 12_345
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    sizes = {"users": REAL_USERS, "items": REAL_ITEMS, "interactions": REAL_EDGES, "clusters": 4}
-    synthesise(SyntheticOptions(output=folder, **sizes, modalities="image:12,text:6", seed=1))
+    options = SyntheticOptions(
+        output=folder,
+        users=REAL_USERS,
+        items=REAL_ITEMS,
+        interactions=REAL_EDGES,
+        clusters=4,
+        modalities={"image": Width(12), "text": Width(6)},
+        seed=1,
+    )
+    synthesise(options)
     return folder
 
 

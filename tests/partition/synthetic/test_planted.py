@@ -14,12 +14,12 @@ from partition.synthetic.planted import synthesise
 from partition.transform.dataset import TEST, TRAIN
 from tests.support.raw_tables import read
 
-SIZES: dict[str, Any] = {"users": 400, "items": 200, "interactions": 4000, "clusters": 8}
+SIZES: dict[str, Any] = {"users": 400, "items": 200, "interactions": 4000, "clusters": 8, "seed": 1}
 
 
 def test_synthetic_data(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        synthesise(SyntheticOptions(output=tmp_path / name, **SIZES, modalities="image:12,text:6", seed=1))
+        synthesise(SyntheticOptions(output=tmp_path / name, **SIZES, modalities={"image": Width(12), "text": Width(6)}))
     for name in ("interactions.parquet", "items.parquet"):
         assert pq.read_table(tmp_path / "a" / name).equals(pq.read_table(tmp_path / "b" / name))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["interactions.parquet", "items.parquet"]
@@ -46,8 +46,12 @@ def test_synthetic_data(tmp_path: Path) -> None:
 def test_synthetic_data_in_blocks_and_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("partition.synthetic.tables.ROW_GROUP", 100)
     monkeypatch.setattr("partition.synthetic.tables.ITEM_GROUP", 7)
-    sizes = {"users": 50, "items": 20, "interactions": 500, "clusters": 3}
-    log, items = synthesise(SyntheticOptions(output=tmp_path, **sizes, modalities="image:4:float16", seed=1))
+    modalities = {"image": Width(4, "float16")}
+    log, items = synthesise(
+        SyntheticOptions(
+            output=tmp_path, users=50, items=20, interactions=500, clusters=3, modalities=modalities, seed=1
+        )
+    )
     assert pq.ParquetFile(log).num_row_groups == pq.ParquetFile(items).num_row_groups + 2 == 5
     rows = pq.read_table(log)
     assert len(set(zip(rows["user"].to_pylist(), rows["item"].to_pylist(), strict=True))) == 500  # half of all pairs

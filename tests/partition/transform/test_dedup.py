@@ -14,6 +14,10 @@ from tests.support.raw_tables import Refused, items_table, logged, mmrec, pairs,
 def test_duplicates_keep_the_lowest_label_and_the_earliest_time() -> None:
     raw = random_interactions()
     merged, count = merge_duplicates(raw, 80)
+    assert raw.split is not None
+    assert raw.time is not None
+    assert merged.split is not None
+    assert merged.time is not None
     expected: dict[tuple[int, int], tuple[int, int]] = {}
     for user, item, label, time in zip(raw.user, raw.item, raw.split, raw.time, strict=True):
         best = expected.get((user, item), (label, time))

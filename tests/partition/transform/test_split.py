@@ -70,15 +70,10 @@ def test_cold_items_have_no_training_interaction() -> None:
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    options = {
-        "users": 40,
-        "items": 30,
-        "interactions": 300,
-        "clusters": 5,
-        "modalities": {"image": Width(4)},
-        "seed": 1,
-    }
-    log, _ = synthesise(SyntheticOptions(output=folder, **options))
+    modalities = {"image": Width(4)}
+    log, _ = synthesise(
+        SyntheticOptions(output=folder, users=40, items=30, interactions=300, clusters=5, modalities=modalities, seed=1)
+    )
     once = read(tmp_path, folder)
     rows = pq.read_table(log)
     pq.write_table(rows.take(pa.array(np.random.default_rng(0).permutation(rows.num_rows))), log)
