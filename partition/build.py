@@ -1,4 +1,4 @@
-"""The way from raw files to a prepared folder: data set, parts, item graph, write; each stage done once."""
+"""`python -m partition build`: from raw files to a prepared folder."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import numpy as np
 
 from partition import columns_on_disk as blocks
 from partition import stage_results as stored
+from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
 from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
-from partition.options import BuildOptions, item_graph_weights
+from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.resume import Work, work_folder
 from partition.stages import Stages
-from partition.transform.dataset import SPECTRAL, Dataset
-from partition.transform.ingest import read_dataset
+from partition.transform.dataset import Dataset
 from partition.transform.reliability import reliability
 
 
 def build(options: BuildOptions, stages: Stages | None = None) -> Path:
-    """Prepares a data set.
-
-    Stages that an earlier run of the same command finished before it was cut off are not done again.
+    """Prepares a data set. The same command resumes after the last finished stage if an earlier run was interrupted.
 
     Args:
         options: the command.
-        stages: where to report; by default to stdout.
+        stages: for progress; by default they are printed.
 
     Returns:
         The folder written, `options.output`.
@@ -37,115 +35,160 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     Raises:
         InputError: anything wrong with the options, the input or the output folder; nothing is written then.
     """
-    check_output(options.output, options.overwrite)
     stages = stages or Stages()
+    check_output(options.output, options.overwrite)
     for path in options.input:
         if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{path}: no such file or folder", "file.missing")
     command = options.model_dump(mode="json", exclude={"output", "overwrite"})
     with work_folder(options.output, command, options.input) as work:
-        check_output(options.output, options.overwrite)  # again: the folder may have been put back meanwhile
+        check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
-        dataset = _dataset(options, work, stages)
+        build = _Build(options, work, stages)
+        dataset = build.dataset()  # read, clean, split, features: in the order of `read_dataset`
         weights = item_graph_weights(options.item_graph_weight, list(dataset.features))
-        user, item = dataset.train(work.folder)
-        assignment = _assignment(options, dataset, user, item, work, stages)
-        graph = _item_graph(options, dataset, weights, user, item, work, stages)
-        _reliability(options, dataset, user, item, work, stages)
-        work.note(stages.statistics)
-        with stages("write") as say:
-            settings = options.model_dump(mode="json")
-            write_prepared(dataset, graph, assignment, options.output, settings, stages.statistics, work)
-            say(str(options.output))
+        training = dataset.train(work.folder)
+        assignment = build.assignment(dataset, training)  # the part of every user and item
+        graph = build.item_graph(dataset, weights, training)  # the nearest items by features
+        build.reliability(dataset, training)  # how well features agree with interactions
+        build.write(dataset, graph, assignment)
     return options.output
 
 
-def _dataset(options: BuildOptions, work: Work, stages: Stages) -> Dataset:
-    """Read, cleaned, split; memory-mapped."""
-    if work.has("dataset"):
-        with stages("data set", kept=True) as say:
-            dataset = stored.read_dataset(work.folder / "dataset")
-            say(f"{len(dataset.user):,} interactions, {len(dataset.user_ids):,} users, {len(dataset.item_ids):,} items")
-        return dataset
+def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset:
+    """Everything before the cut: interactions read, cleaned and split, with their features.
 
-    def read(folder: Path) -> None:
-        folder.mkdir()
-        stored.write_dataset(read_dataset(options, folder, stages), folder)
+    Args:
+        options: the command.
+        folder: for columns and intermediate matrices, needed as long as the data set is used.
+        stages: for progress.
 
-    place = work.result("dataset", read)
-    work.note(stages.statistics)
-    return stored.read_dataset(place)
+    Raises:
+        InputError: anything wrong with the input.
+    """
+    counts: dict[str, int] = {}  # dropped or merged, by reason
+    inputs = steps.read(options, folder, stages)  # tables, ids, and where features are
+    cleaned = steps.clean(inputs, options.kcore, folder, stages, counts)  # repeated pairs merged, k-core
+    labelled = steps.label(inputs, cleaned, options, folder, stages, counts)  # training, validation, test
+    features = steps.load_features(inputs, cleaned, options, folder, stages, counts)  # checked, PCA
+    if options.spectral:
+        if SPECTRAL in features:
+            message = (
+                f"--spectral {options.spectral}: there is a modality {SPECTRAL!r} already; leave it out with --features"
+            )
+            raise InputError(message, "features.duplicate")
+        features[SPECTRAL] = steps.spectral(labelled, cleaned.sizes, options.spectral, folder, stages)
+    return Dataset(
+        name=inputs.name,
+        user_ids=cleaned.user_ids,
+        item_ids=cleaned.item_ids,
+        user=labelled.user,
+        item=labelled.item,
+        split=labelled.label,
+        split_method=labelled.method.recorded,
+        features=features,
+        counts=counts,
+        inputs=steps.digests(inputs.files, stages),
+    )
 
 
-def _assignment(
-    options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, work: Work, stages: Stages
-) -> Assignment:
-    sizes = len(dataset.user_ids), len(dataset.item_ids)
+class _Build:
+    """The stages of one preparation. Results of finished stages are kept in the work folder and used again."""
 
-    def cut(path: Path) -> None:
-        parts = assign_parts(user, item, *sizes, options.parts, options.method, options.seed, work.folder)
-        stored.write_assignment(parts, path)
+    def __init__(self, options: BuildOptions, work: Work, stages: Stages) -> None:
+        self._options, self._work, self._stages = options, work, stages
 
-    with stages("parts", kept=work.has("parts.npz")) as say:
-        assignment = stored.read_assignment(work.result("parts.npz", cut))
-        inside = _inside(assignment, user, item)
+    def dataset(self) -> Dataset:
+        """The data set, memory-mapped."""
+        work, stages = self._work, self._stages
+        if work.has("dataset"):
+            with stages("data set", kept=True) as say:
+                found = stored.read_dataset(work.folder / "dataset")
+                say(f"{len(found.user):,} interactions, {len(found.user_ids):,} users, {len(found.item_ids):,} items")
+            return found
+
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            stored.write_dataset(read_dataset(self._options, folder, stages), folder)
+
+        path = work.result("dataset", make)
+        work.note(stages.statistics)
+        return stored.read_dataset(path)
+
+    def assignment(self, dataset: Dataset, training: tuple[np.ndarray, np.ndarray]) -> Assignment:
+        """Part of every user and item."""
+        options, work, (user, item) = self._options, self._work, training
         method = chosen_method(options.method, len(user))
-        say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
-    work.note(stages.statistics)
-    return assignment
+
+        def make(path: Path) -> None:
+            sizes = len(dataset.user_ids), len(dataset.item_ids)
+            parts = assign_parts(user, item, *sizes, options.parts, method, options.seed, work.folder)
+            stored.write_assignment(parts, path)
+
+        with self._stages("parts", kept=work.has("parts.npz")) as say:
+            found = stored.read_assignment(work.result("parts.npz", make))
+            inside = _share_inside(found, user, item)
+            say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
+        work.note(self._stages.statistics)
+        return found
+
+    def item_graph(
+        self, dataset: Dataset, weights: dict[str, float], training: tuple[np.ndarray, np.ndarray]
+    ) -> ItemGraph:
+        """The item graph; the neighbours of each modality are kept."""
+        options, work = self._options, self._work
+
+        def keep(name: str, find: Callable[[], Nearest]) -> Nearest:
+            file = f"neighbours-{name}.npz"
+            return stored.read_neighbours(work.result(file, lambda path: stored.write_neighbours(find(), path)))
+
+        kept = all(work.has(f"neighbours-{name}.npz") for name, weight in weights.items() if weight)
+        with self._stages("item graph", kept=kept) as say:
+            graph = build_item_graph(
+                {name: features.values for name, features in dataset.features.items()},
+                weights,
+                options.item_graph_k,
+                approximate_above=options.approximate_above,
+                cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
+                cooccurrence_weight=options.cooccurrence_weight,
+                seed=options.seed,
+                keep=keep,
+            )
+            exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"
+            say(f"{len(graph.neighbour):,} edges, {exactness}")
+        return graph
+
+    def reliability(self, dataset: Dataset, training: tuple[np.ndarray, np.ndarray]) -> None:
+        """Measures the reliability of the features, for the manifest."""
+        # The spectral modality is made from the interactions, so they cannot judge it.
+        values = {name: features.values for name, features in dataset.features.items() if name != SPECTRAL}
+        statistics = self._stages.statistics
+        if not values or "reliability" in statistics:  # from an earlier run
+            return
+        with self._stages("similarity") as say:
+            found = reliability(values, *training, self._options.seed, self._work.folder)
+            statistics.update(found)
+            alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
+            say(f"reliability {found['reliability']:.2f} ({alone})")
+
+    def write(self, dataset: Dataset, graph: ItemGraph, assignment: Assignment) -> None:
+        """Writes the prepared folder."""
+        options, work, statistics = self._options, self._work, self._stages.statistics
+        work.note(statistics)
+        with self._stages("write") as say:
+            settings = options.model_dump(mode="json")
+            write_prepared(dataset, graph, assignment, options.output, settings, statistics, work)
+            say(str(options.output))
 
 
-def _inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
+def _share_inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
+    """Share of the training interactions whose user and item are in the same part."""
     same = (assignment.user_part[user[rows]] == assignment.item_part[item[rows]] for rows in blocks.slices(len(user)))
     return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
-def _item_graph(
-    options: BuildOptions,
-    dataset: Dataset,
-    weights: dict[str, float],
-    user: np.ndarray,
-    item: np.ndarray,
-    work: Work,
-    stages: Stages,
-) -> ItemGraph:
-    def keep(name: str, find: Callable[[], Nearest]) -> Nearest:
-        file = f"neighbours-{name}.npz"
-        return stored.read_neighbours(work.result(file, lambda path: stored.write_neighbours(find(), path)))
-
-    kept = all(work.has(f"neighbours-{name}.npz") for name, weight in weights.items() if weight)
-    with stages("item graph", kept=kept) as say:
-        graph = build_item_graph(
-            {name: features.values for name, features in dataset.features.items()},
-            weights,
-            options.item_graph_k,
-            approximate_above=options.approximate_above,
-            cooccurrence=(user, item, len(dataset.user_ids)) if options.cooccurrence_weight else None,
-            cooccurrence_weight=options.cooccurrence_weight,
-            seed=options.seed,
-            keep=keep,
-        )
-        exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"
-        say(f"{len(graph.neighbour):,} edges, {exactness}")
-    return graph
-
-
-def _reliability(
-    options: BuildOptions, dataset: Dataset, user: np.ndarray, item: np.ndarray, work: Work, stages: Stages
-) -> None:
-    # What is made of the interactions cannot be judged by them.
-    values = {name: features.values for name, features in dataset.features.items() if name != SPECTRAL}
-    if not values or "reliability" in stages.statistics:  # of an earlier run
-        return
-    with stages("similarity") as say:
-        found = reliability(values, user, item, options.seed, work.folder)
-        stages.statistics.update(found)
-        alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
-        say(f"reliability {found['reliability']:.2f} ({alone})")
-
-
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuses a place where something lies that is not to be replaced.
+    """Refuses an output folder whose content must not be replaced.
 
     Raises:
         InputError: a prepared folder without `overwrite`, or anything else that is not an empty folder.
@@ -153,6 +196,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / layout.MANIFEST).is_file():
-        raise InputError(f"{output}: exists and is not a prepared folder; choose another --output")
+        message = f"{output}: exists and is not a prepared folder; choose another --output"
+        raise InputError(message, "output.not_prepared")
     if not overwrite:
-        raise InputError(f"{output}: exists already; add --overwrite to replace it")
+        raise InputError(f"{output}: exists already; add --overwrite to replace it", "output.exists")

@@ -1,49 +1,170 @@
-"""What a preparation is asked for: the options of `python -m partition build`, and how those that are text are read."""
+"""The options of `python -m partition build`, typed once: the command line is made from them (`partition.cli`)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from partition.cut.assign import Method
 from partition.errors import InputError
-from partition.item_graph.graph import default_weights
+
+SEED = 2025
+SPECTRAL = "spectral"  # name of the modality made from training interactions (partition.transform.spectral)
+COLUMNS, CLEANING, FEATURES, GRAPH = "Columns", "Cleaning and split", "Features", "Item graph and parts"
+EXPERIMENTS = "Experiments"
+
+# A split as a manifest records it.
+RecordedSplit = Literal["column", "random", "leave_last_out", "cold_items"]
 
 
-class BuildOptions(BaseModel):
-    """The command line of `python -m partition build`; docs/data.md says what each option does."""
+def option(
+    default: Any = ...,
+    help: str = "",
+    *,
+    panel: str | None = None,
+    metavar: str | None = None,
+    as_text: bool = False,
+    **limits: Any,
+) -> Any:
+    """A field of an options model that is also an option of the command line.
+
+    Args:
+        default: its default; `...` if it is required.
+        help: one line for `--help`.
+        panel: heading in `--help` under which the option is listed.
+        metavar: placeholder of the value in `--help`.
+        as_text: the command line takes plain text, which the model parses.
+        **limits: bounds as of `pydantic.Field`: `ge`, `le`, `min_length`, ...
+    """
+    command_line: Any = {"panel": panel, "metavar": metavar, "as_text": as_text}
+    return Field(default, description=help, json_schema_extra=command_line, **limits)
+
+
+class Choice(str, Enum):
+    """An option with a fixed set of values; equal to its text and printed as it."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class SplitMethod(Choice):
+    """How interactions are divided into training, validation and test."""
+
+    AUTO = "auto"
+    COLUMN = "column"
+    RANDOM = "random"
+    LEAVE_LAST_OUT = "leave-last-out"
+    COLD_ITEMS = "cold-items"
+
+    @property
+    def recorded(self) -> RecordedSplit:
+        """Its name in a manifest, with underscores."""
+        return cast(RecordedSplit, self.value.replace("-", "_"))
+
+
+class CutMethod(Choice):
+    """How users and items are assigned to parts."""
+
+    AUTO = "auto"
+    METIS = "metis"
+    STREAM = "stream"
+    RANDOM = "random"
+
+
+class Options(BaseModel):
+    """Base of the options of a command: unknown names are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input: list[Path] = Field(min_length=1)
-    output: Path
-    parts: int = Field(gt=0)
-    name: str | None = None
-    user_column: str | None = None
-    item_column: str | None = None
-    time_column: str | None = None
-    split_column: str | None = None
-    split: Literal["auto", "column", "random", "leave-last-out", "cold-items"] = "auto"
-    seed: int = Field(default=2025, ge=0)
-    kcore: int = Field(default=0, ge=0)
-    features: list[str] = []  # NAME, or NAME=FILE[:column]
-    pca: list[str] = []  # DIM, or NAME=DIM
-    spectral: int = Field(default=0, ge=0)
-    item_graph_k: int = Field(default=10, gt=0)
-    item_graph_weight: list[str] = []  # NAME=W
-    cooccurrence_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    noise: float = Field(default=0.0, ge=0, le=1)
-    approximate_above: int = Field(default=200_000, ge=0)
-    method: Method = "auto"
-    overwrite: bool = False
+
+class BuildOptions(Options):
+    """Options of `python -m partition build`; docs/data.md explains them."""
+
+    input: list[Path] = option(
+        help="Folder (an MMRec folder, or a folder of tables) or file; repeatable.", metavar="DIR_OR_FILE", min_length=1
+    )
+    output: Path = option(help="Folder to write.", metavar="PREPARED")
+    parts: int = option(help="Parts to cut the graph into; any number of ranks that divides it can train.", ge=1)
+    name: str | None = option(None, "Name of the data set; by default that of the input.")
+    user_column: str | None = option(None, "Its name, if not user, user_id, userID or uid.", panel=COLUMNS)
+    item_column: str | None = option(None, "Its name, if not item, item_id, itemID, asin or iid.", panel=COLUMNS)
+    time_column: str | None = option(None, "Its name, if not timestamp, time or ts.", panel=COLUMNS)
+    split_column: str | None = option(None, "Its name, if not x_label or split.", panel=COLUMNS)
+    split: SplitMethod = option(
+        SplitMethod.AUTO, "auto: the split column if there is one, else random 8:1:1.", panel=CLEANING
+    )
+    seed: int = option(SEED, "Seed of every random choice.", panel=CLEANING, ge=0)
+    kcore: int = option(0, "Keep users and items with at least this many interactions.", panel=CLEANING, ge=0)
+    features: list[str] = option(
+        [],
+        "A modality: the name of one in the input, or a file with its rows; repeatable, in the order of the curve.",
+        panel=FEATURES,
+        metavar="NAME[=FILE[:COLUMN]]",
+    )
+    pca: list[str] = option(
+        [],
+        "Reduce the width of all modalities, or of one; repeatable.",
+        panel=FEATURES,
+        metavar="[NAME=]DIM",
+    )
+    item_graph_k: int = option(10, "Neighbours per item and modality, itself included.", panel=GRAPH, ge=1)
+    item_graph_weight: list[str] = option(
+        [],
+        "Weight of a modality; repeatable. Default for image and one other: 0.1, 0.9.",
+        panel=GRAPH,
+        metavar="NAME=W",
+    )
+    approximate_above: int = option(
+        200_000, "Number of items above which the search for neighbours is approximate.", panel=GRAPH, ge=0
+    )
+    method: CutMethod = option(
+        CutMethod.AUTO,
+        "How parts are cut. auto: metis up to 20 million training interactions, stream above.",
+        panel=GRAPH,
+    )
+    spectral: int = option(
+        0,
+        "Add a modality `spectral` of this width, made from the training interactions.",
+        panel=EXPERIMENTS,
+        metavar="DIM",
+        ge=0,
+    )
+    cooccurrence_weight: float = option(
+        0.0,
+        "Weight of item-graph neighbours that share users in training.",
+        panel=EXPERIMENTS,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    noise: float = option(
+        0.0,
+        "Exchange the feature rows of this share of the items, also in the item graph.",
+        panel=EXPERIMENTS,
+        metavar="SHARE",
+        ge=0,
+        le=1,
+    )
+    overwrite: bool = option(False, "Replace a prepared folder.")
+
+
+def default_weights(modalities: Sequence[str]) -> dict[str, float]:
+    """Weights of the modalities in the item graph: 0.1 for the image and 0.9 for the other of two, else equal.
+
+    The spectral modality has no part unless it is the only one.
+    """
+    if len(modalities) > 1 and SPECTRAL in modalities:
+        return {**default_weights([name for name in modalities if name != SPECTRAL]), SPECTRAL: 0.0}
+    if len(modalities) == 2 and "image" in modalities:
+        return {name: 0.1 if name == "image" else 0.9 for name in modalities}
+    return {name: 1 / len(modalities) for name in modalities}
 
 
 def item_graph_weights(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, float]:
-    """Reads `NAME=W` for every modality; without any, the defaults of the item graph.
+    """Parses `NAME=W` for every modality; without any, the default weights.
 
     Raises:
         InputError: an unknown or missing modality, a weight that is not a number of at least 0, or no weight above 0.
@@ -53,19 +174,21 @@ def item_graph_weights(texts: Sequence[str], modalities: Sequence[str]) -> dict[
     weights = {}
     for text in texts:
         name, weight = _named_number(text, "--item-graph-weight", modalities)
-        if name is None or not 0 <= weight < np.inf:
-            raise InputError(f"--item-graph-weight {text}: expected NAME=W with W >= 0")
+        if name is None or not 0 <= weight < math.inf:
+            raise InputError(f"--item-graph-weight {text}: expected NAME=W with W >= 0", "option.item_graph_weight")
         weights[name] = weight
     missing = [name for name in modalities if name not in weights]
     if missing:
-        raise InputError(f"--item-graph-weight: give one for every modality; {missing[0]!r} is missing")
+        raise InputError(
+            f"--item-graph-weight: give one for every modality; {missing[0]!r} is missing", "option.item_graph_weight"
+        )
     if not any(weights.values()):
-        raise InputError("--item-graph-weight: at least one weight must be above 0")
+        raise InputError("--item-graph-weight: at least one weight must be above 0", "option.item_graph_weight")
     return weights
 
 
 def pca_dims(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
-    """Reads `DIM`, for all modalities that are wider (under the name "*"), and `NAME=DIM`, for one.
+    """Parses `DIM` (under the name "*": for all modalities that are wider) and `NAME=DIM` (for one).
 
     Raises:
         InputError: an unknown modality, or a number of dimensions that is not whole and positive.
@@ -74,7 +197,7 @@ def pca_dims(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
     for text in texts:
         name, dim = _named_number(text, "--pca", modalities)
         if dim < 1 or dim != int(dim):
-            raise InputError(f"--pca {text}: expected DIM or NAME=DIM, a whole number of at least 1")
+            raise InputError(f"--pca {text}: expected DIM or NAME=DIM, a whole number of at least 1", "option.pca")
         dims["*" if name is None else name] = int(dim)
     return dims
 
@@ -82,8 +205,9 @@ def pca_dims(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
 def _named_number(text: str, option: str, modalities: Sequence[str]) -> tuple[str | None, float]:
     name, equals, number = text.rpartition("=")
     if equals and name not in modalities:
-        raise InputError(f"{option} {text}: no modality {name!r}; there are {', '.join(modalities)}")
+        known = ", ".join(modalities)
+        raise InputError(f"{option} {text}: no modality {name!r}; there are {known}", "features.unknown")
     try:
         return name if equals else None, float(number)
     except ValueError:
-        raise InputError(f"{option} {text}: {number!r} is not a number") from None
+        raise InputError(f"{option} {text}: {number!r} is not a number", "option.number") from None

@@ -1,4 +1,4 @@
-"""Reports the stages of a preparation: a line each, and their times for the manifest."""
+"""Reports the stages of a preparation: one line per stage, and their times for the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 
 
 class Stages:
-    """One line per stage, and the seconds each took."""
+    """Prints one line per stage; `statistics` collects the seconds per stage and other figures for the manifest."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.statistics: dict[str, float] = {}
@@ -19,15 +19,17 @@ class Stages:
 
     @contextmanager
     def __call__(self, stage: str, kept: bool = False) -> Iterator[Callable[[str], None]]:
-        """Times a stage, whose line is what the caller hands to the function it gets.
+        """Times a stage. The caller passes what the line says to the function it gets.
 
-        `kept`: its result is there from an earlier run, whose time stands.
+        Args:
+            stage: name.
+            kept: the result is from an earlier run, whose time is not overwritten.
         """
-        said: list[str] = []
+        texts: list[str] = []
         began = time.perf_counter()
-        yield said.append
+        yield texts.append
         seconds = time.perf_counter() - began
         if not kept:
             self.statistics[f"seconds_{stage.replace(' ', '_')}"] = round(seconds, 3)
-        time_of = "from an earlier run" if kept else f"{seconds:.1f} s"
-        self._console.print(f"{stage:<10}  {escape('; '.join(said))}  [dim]{time_of}[/dim]", soft_wrap=True)
+        duration = "from an earlier run" if kept else f"{seconds:.1f} s"
+        self._console.print(f"{stage:<10}  {escape('; '.join(texts))}  [dim]{duration}[/dim]", soft_wrap=True)

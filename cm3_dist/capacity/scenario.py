@@ -25,7 +25,7 @@ from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.propagation_mode import resolve_mode
 from partition.folder import layout
 from partition.folder.manifest import Manifest, Modality, read_manifest
-from partition.synthetic.tables import parse_modalities
+from partition.synthetic.options import parse_modalities
 
 INSIDE = 0.5  # share of interactions that METIS leaves on one rank, where nobody knows better
 

@@ -39,10 +39,18 @@ def partition(folder: Path, device: str, parts: int) -> str:
     from partition.build import build
     from partition.folder.verify import verify
     from partition.options import BuildOptions
-    from partition.synthetic.planted import SyntheticOptions, synthesise
-    from partition.synthetic.tables import parse_modalities
+    from partition.synthetic.options import SyntheticOptions, Width
+    from partition.synthetic.planted import synthesise
 
-    synthesise(SyntheticOptions(folder / "data", USERS, ITEMS, INTERACTIONS, 4, parse_modalities("image:8,text:4")))
+    options = SyntheticOptions(
+        output=folder / "data",
+        users=USERS,
+        items=ITEMS,
+        interactions=INTERACTIONS,
+        clusters=4,
+        modalities={"image": Width(8), "text": Width(4)},
+    )
+    synthesise(options)
     build(BuildOptions(input=[folder / "data"], output=folder / "prepared", parts=parts))
     manifest = verify(folder / "prepared")
     return f"{manifest.train:,} interactions cut into {manifest.num_parts} parts by METIS, and verified"

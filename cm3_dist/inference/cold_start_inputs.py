@@ -16,9 +16,9 @@ from cm3_dist.inference.trained_model import FinishedRun
 from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
+from partition.options import SPECTRAL
 from partition.read.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
 from partition.read.table_file import SUFFIXES, TableFile, open_table
-from partition.transform.dataset import SPECTRAL
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""METIS, by DGL, in a process of its own: there it gives the same parts every time.
+"""Runs DGL's METIS in a separate process, where it returns the same parts every time.
 
-As DGL runs it, METIS drops edges by memory that nothing has set, and takes its random numbers from the C library's
-`rand`, which all threads of a process share: parts would depend on what the process did before (of 300 calls in one
-process 179 agreed; over fresh processes hardly two). Here no other thread draws, and glibc fills memory with one byte.
-Memory, printed lines and working directory are apart as well, and torch is not imported where it is not needed.
+As DGL calls it, METIS reads uninitialised memory to drop edges, and takes random numbers from the C library's `rand`,
+which all threads of a process share. The parts would depend on what the process did before: of 300 calls in one process
+179 agreed; over fresh processes hardly two. In this process no other thread draws random numbers, and glibc fills new
+memory with one byte. Memory, output and working directory are separate too, and the caller does not import torch.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ from pathlib import Path
 
 import numpy as np
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 
-PR_SET_PDEATHSIG = 1  # of Linux: the signal that comes when the parent ends
-# glibc's: every byte of new memory is set. A block that tcache kept at hand would not be.
+PR_SET_PDEATHSIG = 1  # Linux: signal to send when the parent ends
+# glibc sets every byte of new memory; tcache is off because its blocks would not be set.
 FILLED = "glibc.malloc.perturb=85:glibc.malloc.tcache_count=0"
 
 
 def metis_parts(
     user: np.ndarray, item: np.ndarray, users: int, items: int, parts: int, scratch: Path | None = None
 ) -> np.ndarray:
-    """Part of every node of the graph with edges both ways, users first: [users + items] int32.
+    """[users + items] int32 part of every node of the graph with edges in both directions, users first.
 
     Args:
         user, item: [E] int64 ends of the interactions, unique pairs; every node has one.
-        users, items: how many there are.
+        users, items: number of users and items.
         parts: P.
-        scratch: folder for the graph's files and METIS's own; the system's temporary folder by default.
+        scratch: folder for temporary files; by default that of the system.
 
     Raises:
-        InputError: METIS failed, or its process ended, most likely for want of memory.
+        InputError: METIS failed, or its process ended, most likely for lack of memory.
     """
     with tempfile.TemporaryDirectory(prefix="metis.", dir=scratch) as name:
         folder = Path(name).resolve()  # the other process works in it
         np.save(folder / "user.npy", user)
         np.save(folder / "item.npy", item)
-        if said := _ask({"folder": str(folder), "users": users, "items": items, "parts": parts}):
-            raise InputError(f"--method metis: {said}; use --method stream, which holds less")
+        if failure := _ask({"folder": str(folder), "users": users, "items": items, "parts": parts}):
+            raise InputError(f"--method metis: {failure}; use --method stream, which holds less", "parts.metis")
         part: np.ndarray = np.load(folder / "parts.npy", allow_pickle=False)
         return part
 
 
 @cache
 def _server(asking: int) -> subprocess.Popen[str]:
-    """The other process, which serves until this one ends: importing DGL takes longer than cutting a small graph.
+    """The METIS process, which serves until this one ends: importing DGL takes longer than cutting a small graph.
 
-    `asking`: this process; one that is forked off it gets a server of its own.
+    Args:
+        asking: id of this process; a forked child gets a server of its own.
     """
     tunables, paths = os.environ.get("GLIBC_TUNABLES", ""), os.environ.get("PYTHONPATH", "")
     environment = {
         **os.environ,
         "GLIBC_TUNABLES": ":".join(filter(None, [tunables, FILLED])),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), paths])),
-        "OMP_NUM_THREADS": "1",  # more of them would order the graph's edges by chance
-        "DGLBACKEND": "pytorch",  # else the import of dgl writes a file into the home folder
+        "OMP_NUM_THREADS": "1",  # more threads would order the edges of the graph at random
+        "DGLBACKEND": "pytorch",  # otherwise the import of dgl writes a file into the home folder
     }
     command = [sys.executable, "-m", "partition.cut.metis", str(asking)]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
@@ -71,8 +72,8 @@ def _server(asking: int) -> subprocess.Popen[str]:
 
 
 def _ask(task: dict[str, object]) -> str:
-    """Has a graph cut; returns what went wrong, if anything did."""
-    if _server(os.getpid()).poll() is not None:  # killed while it had nothing to do
+    """Has a graph cut by the METIS process; returns why it failed, or an empty string."""
+    if _server(os.getpid()).poll() is not None:  # killed while it was idle
         _server.cache_clear()
     server = _server(os.getpid())
     assert server.stdin is not None
@@ -81,7 +82,7 @@ def _ask(task: dict[str, object]) -> str:
         server.stdin.write(json.dumps(task) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
-    except BaseException as error:  # Ctrl-C, too: what it still says must not answer the next question
+    except BaseException as error:  # including Ctrl-C: a late answer must not be taken for the next one
         server.kill()
         _server.cache_clear()
         if not isinstance(error, BrokenPipeError):
@@ -95,8 +96,8 @@ def _ask(task: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """In the other process: cuts the graphs that standard input names, until it closes."""
-    if sys.platform == "linux":  # a kill of the process that asks shall end this one, too
+    """Runs in the METIS process: cuts the graphs named on standard input until it closes."""
+    if sys.platform == "linux":  # when the asking process is killed, this one ends too
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(sys.argv[1]):
             return
@@ -104,13 +105,13 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # METIS and DGL print
     for line in sys.stdin:
         task = json.loads(line)
-        said = ""
+        failure = ""
         try:
             _cut(Path(task["folder"]), task["users"], task["items"], task["parts"])
-        except Exception as error:  # the other side says it
-            said = f"METIS failed: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        except Exception as error:  # reported by the asking process
+            failure = f"METIS failed: {one_line(error)[:300]}"
         os.chdir("/")
-        answers.write(json.dumps(said) + "\n")
+        answers.write(json.dumps(failure) + "\n")
         answers.flush()
 
 

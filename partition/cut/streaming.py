@@ -1,11 +1,11 @@
-"""Cuts a graph that METIS cannot hold: a streaming partitioner, which takes a block of nodes at a time, and again.
+"""Cuts a graph that METIS cannot hold: a streaming partitioner, which places one block of nodes at a time.
 
-A node goes to the part where most of its neighbours are, less a price for how full that part is, as in LDG (Stanton and
-Kliot, KDD 2012) and Fennel (Tsourakakis et al., WSDM 2014); passes over the placed graph mend the early choices, as in
-Nishimura and Ugander's restreaming (KDD 2013). Three things differ. Users and items are balanced separately, and so
-are the interactions at either side. A node pays for what it adds: one with few interactions for the number of nodes,
-one with many for the number of interactions; with one price for both, parts fill up with either kind. And a whole block
-is placed at once, in NumPy, with the loads of its beginning.
+A node goes to the part with most of its neighbours, minus a price for the load of that part, as in LDG (Stanton and
+Kliot, KDD 2012) and Fennel (Tsourakakis et al., WSDM 2014). Further passes correct the early choices, as in restreaming
+(Nishimura and Ugander, KDD 2013). Three things differ. Users and items are balanced separately, and so are the
+interactions on either side. The price depends on what a node adds: for one with few interactions on the number of
+nodes, for one with many on the number of interactions; with a single price, parts fill up with one kind. And a whole
+block is placed at once, in NumPy, with the loads at its start.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tqdm import tqdm
 
 from partition import columns_on_disk as blocks
 
-METIS_EDGES = 20_000_000  # interactions up to which `auto` takes METIS: some 5 GiB and 5 minutes there
-SLACK = 1.03  # of the mean load; beyond it a part gets dear
-PRICE, OVERPRICE = 2.0, 30.0  # of a full part, of every part above it, against a share of neighbours of 0 to 1
-BLOCKS = 50  # that a part's share of a side is placed in, at least
-PASSES, LEAST_GAIN = 20, 0.001  # stops when a pass keeps no more than this share of the edges in addition
+METIS_EDGES = 20_000_000  # interactions up to which AUTO takes METIS: about 5 GiB and 5 minutes
+SLACK = 1.03  # load at which a part counts as full, per mean load
+PRICE, OVERPRICE = 2.0, 30.0  # of the load up to full and above it, against a share of neighbours of 0 to 1
+BLOCKS = 50  # least number of blocks per part in which a side is placed
+PASSES, LEAST_GAIN = 20, 0.001  # stops when a pass gains at most this share of the edges
 
 
 @dataclass
 class _Side:
-    """Users or items: CSR of their interactions, the part of each, and what every part holds."""
+    """Users or items: CSR of their interactions, the part of each, and the load of every part."""
 
     indptr: np.ndarray  # [nodes + 1] int64
-    other: np.ndarray  # [E] int32 or int64 nodes of the other side
+    other: np.ndarray  # [E] int32 or int64 node on the other side
     part: np.ndarray  # [nodes] int32, -1 before it is placed
-    nodes: np.ndarray  # int64 those that have an interaction
+    nodes: np.ndarray  # int64 nodes that have an interaction
     load: np.ndarray  # [2, P] nodes and interactions
     full: np.ndarray  # [2, 1] load at which a part is full
 
@@ -46,13 +46,13 @@ class _Side:
         return cls(indptr, sorted_other, part, nodes, np.zeros((2, parts)), full)
 
     def neighbours(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of `nodes` [n]: the lengths of their lists [n], and the lists one after another."""
+        """Neighbours of `nodes` [n]: the lengths of their lists [n], and the lists concatenated."""
         length = self.indptr[nodes + 1] - self.indptr[nodes]
         start = np.repeat(self.indptr[nodes] - np.cumsum(length) + length, length)
         return length, self.other[start + np.arange(len(start))]
 
     def place(self, nodes: np.ndarray, others: np.ndarray) -> None:
-        """(Re)places `nodes` [n] with the loads as they are without them; `others`: parts of the other side."""
+        """Places `nodes` [n] again, by the loads without them; `others` are the parts of the other side."""
         parts = self.load.shape[1]
         length, neighbour = self.neighbours(nodes)
         part = others[neighbour]

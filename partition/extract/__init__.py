@@ -1,1 +1,1 @@
-"""From a raw catalogue, its texts and pictures, to feature rows: `python -m partition extract`."""
+"""Encodes the texts and images of a raw catalogue into feature rows: `python -m partition extract`."""

@@ -1,4 +1,7 @@
-"""Pretrained encoders, one class for every way a model is called: one call takes items and gives rows."""
+"""Pretrained encoders, one class per type of model: a call takes items and returns rows.
+
+Shapes: n items, d width of a row.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,34 @@ import numpy as np
 
 from partition.errors import InputError
 from partition.extract.extra import needs_extra
-from partition.extract.request import Request
+from partition.extract.request import Pooling, Request
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_MAX_TOKENS = 512  # of a text, where neither --max-tokens nor a smaller limit of the model says otherwise
+_MAX_TOKENS = 512  # of a text, unless --max-tokens or the limit of the model is smaller
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One item as an encoder takes it; at least one of the two."""
+    """One item for an encoder, with at least one of the two."""
 
     text: str | None = None
     image: Image | None = None
 
 
 class Encoder(Protocol):
-    """Gives rows for items."""
+    """Computes rows of items."""
 
-    kind: str  # what the model was taken for, in words
+    kind: str  # the type of the model, in words
 
     def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
         """[len(pieces), d] float32."""
 
 
 class SentenceTransformerEncoder:
-    """Of texts, of pictures, or of both, by the model's own `encode`."""
+    """Encodes texts, images or both by the model's own `encode`."""
 
     def __init__(self, request: Request, device: str, dtype: Any) -> None:
         try:
@@ -47,37 +50,36 @@ class SentenceTransformerEncoder:
         self._model = SentenceTransformer(request.model, device=device, model_kwargs={"dtype": dtype}, **request.source)
         self._takes_images, self._batch = self._model.supports("image"), request.batch_size
         if request.images is not None and not self._takes_images:
-            raise _refused(request, "sentence-transformers model of texts", "pictures")
+            raise _refused(request, "sentence-transformers model of texts", "images")
         if request.text and request.images is not None and not self._model.supports(("image", "text")):
             raise _one_at_a_time(request)
-        if request.pooling != "auto":
-            raise InputError(f"--pooling {request.pooling}: a sentence-transformers model pools in its own way")
+        if request.pooling != Pooling.AUTO:
+            message = f"--pooling {request.pooling}: a sentence-transformers model pools in its own way"
+            raise InputError(message, "extract.pooling")
         if request.max_tokens is not None:
             self._model.max_seq_length = request.max_tokens
         self.kind = "sentence-transformers"
 
     def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
         """[len(pieces), d] float32."""
-        # A bare string could be taken for the path of a picture where the model takes both.
-        inputs: list[Any] = [
-            {key: value for key, value in (("text", piece.text), ("image", piece.image)) if value is not None}
-            if self._takes_images
-            else piece.text
-            for piece in pieces
-        ]
+        inputs: list[Any] = [piece.text for piece in pieces]
+        if self._takes_images:  # such a model could take a bare string for the path of an image
+            both = [(("text", piece.text), ("image", piece.image)) for piece in pieces]
+            inputs = [{key: value for key, value in given if value is not None} for given in both]
         rows: np.ndarray = self._model.encode(inputs, batch_size=self._batch, show_progress_bar=False)
         return np.asarray(rows, np.float32)
 
 
 class _Module:
-    """A transformers model and what turns items into its tensors."""
+    """A transformers model and its preprocessing."""
 
     kind = ""
 
     def __init__(self, request: Request, module: Any, missing: list[str], unused: str | None) -> None:
         needed = sorted(name for name in missing if unused is None or unused not in name)
         if needed:
-            raise InputError(f"--model {request.model}: the weights of {needed[0]} are not in it, {len(needed)} in all")
+            message = f"--model {request.model}: the weights of {needed[0]} are not in it, {len(needed)} in all"
+            raise InputError(message, "extract.weights")
         self._request, self._module = request, module
 
     def encode(self, pieces: Sequence[Piece]) -> np.ndarray:
@@ -109,7 +111,7 @@ class _Module:
 
 
 class TwoTowerEncoder(_Module):
-    """CLIP, SigLIP and the like: the tower that is asked for, projected."""
+    """CLIP, SigLIP and similar models: the projected text or image tower."""
 
     kind = "two towers, projected"
 
@@ -119,11 +121,12 @@ class TwoTowerEncoder(_Module):
         super().__init__(request, module, missing, None)
         if request.text and request.images is not None:
             raise _one_at_a_time(request)
-        if request.pooling != "auto":
-            raise InputError(f"--pooling {request.pooling}: {type(module).__name__} projects in its own way")
+        if request.pooling != Pooling.AUTO:
+            message = f"--pooling {request.pooling}: {type(module).__name__} projects in its own way"
+            raise InputError(message, "extract.pooling")
         kind = transformers.AutoImageProcessor if request.images is not None else transformers.AutoTokenizer
         self._prepare = kind.from_pretrained(request.model, **request.source)
-        # SigLIP was trained on texts padded to their full length.
+        # SigLIP was trained on texts padded to full length.
         self._padding = "max_length" if module.config.model_type.startswith("siglip") else True
 
     def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -138,20 +141,20 @@ class TwoTowerEncoder(_Module):
 
 
 class TextEncoder(_Module):
-    """Texts, by the last hidden states."""
+    """Encodes texts by their last hidden states."""
 
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
 
         super().__init__(request, module, missing, "pooler")
         if request.images is not None:
-            raise _refused(request, f"text encoder ({type(module).__name__})", "pictures")
+            raise _refused(request, f"text encoder ({type(module).__name__})", "images")
         self._tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(request.model, **request.source))
         if module.config.is_encoder_decoder:
             self._module = module.get_encoder()
         self._pooling = request.pooling
-        if self._pooling == "auto":
-            self._pooling = "last" if _decoder_only(module.config) else "mean"
+        if self._pooling == Pooling.AUTO:
+            self._pooling = Pooling.LAST if _decoder_only(module.config) else Pooling.MEAN
         self.kind = f"text encoder, {self._pooling} of the last hidden states"
 
     def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -161,7 +164,7 @@ class TextEncoder(_Module):
 
 
 class ImageEncoder(_Module):
-    """Pictures, by the last hidden states of a transformer or a convolutional network."""
+    """Encodes images by the last hidden states of a transformer or a convolutional network."""
 
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
@@ -170,21 +173,22 @@ class ImageEncoder(_Module):
         if request.text:
             raise _refused(request, f"image encoder ({type(module).__name__})", "texts")
         self._processor = transformers.AutoImageProcessor.from_pretrained(request.model, **request.source)
-        self._pooling = "mean" if request.pooling == "auto" else request.pooling
+        self._pooling = Pooling.MEAN if request.pooling == Pooling.AUTO else request.pooling
         self.kind = f"image encoder, {self._pooling} of the last hidden states"
 
     def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
         inputs = self._moved(self._processor([piece.image for piece in pieces], return_tensors="pt"))
         hidden = self._module(pixel_values=inputs["pixel_values"]).last_hidden_state
-        if hidden.ndim == 4:  # a convolutional network: [pictures, d, height, width]
+        if hidden.ndim == 4:  # a convolutional network: [n, d, height, width]
             hidden = hidden.flatten(2).transpose(1, 2)
-            if self._pooling != "mean":
-                raise InputError(f"--pooling {self._pooling}: a convolutional network has no tokens; use mean")
+            if self._pooling != Pooling.MEAN:
+                message = f"--pooling {self._pooling}: a convolutional network has no tokens; use mean"
+                raise InputError(message, "extract.pooling")
         return _pooled(hidden, hidden.new_ones(hidden.shape[:2]), self._pooling)
 
 
 class MultimodalEncoder(_Module):
-    """Texts with their pictures, by the last hidden states of a prompt to a language model."""
+    """Encodes texts with their images by the last hidden states of a prompt to a language model."""
 
     def __init__(self, request: Request, module: Any, missing: list[str]) -> None:
         import transformers
@@ -192,11 +196,11 @@ class MultimodalEncoder(_Module):
         super().__init__(request, module, missing, None)
         self._processor = transformers.AutoProcessor.from_pretrained(request.model, **request.source)
         self._tokenizer = _with_padding(self._processor.tokenizer)
-        self._pooling = "last" if request.pooling == "auto" else request.pooling
+        self._pooling = Pooling.LAST if request.pooling == Pooling.AUTO else request.pooling
         self.kind = f"multimodal language model, {self._pooling} of the last hidden states"
 
     def _rows(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        # A batch is all with pictures or all without: processors take one picture a prompt, or none at all.
+        # A processor takes one image per prompt, or none at all: items with and without images go separately.
         import torch
 
         rows: list[torch.Tensor | None] = [None] * len(pieces)
@@ -246,26 +250,26 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _pooled(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """[n, tokens, d], [n, tokens] -> [n, d]."""
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """[n, d] rows of hidden states [n, tokens, d] with mask [n, tokens]."""
     import torch
 
-    if how == "mean":
+    if pooling == Pooling.MEAN:
         weights = mask.to(hidden.dtype)[..., None]
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     inside = mask.bool()
-    chosen = (
-        places.masked_fill(~inside, mask.shape[1]).amin(1)
-        if how == "first"
-        else places.masked_fill(~inside, -1).amax(1)
-    )
+    if pooling == Pooling.FIRST:
+        chosen = places.masked_fill(~inside, mask.shape[1]).amin(1)
+    else:
+        chosen = places.masked_fill(~inside, -1).amax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
 
 
-def _refused(request: Request, what: str, given: str) -> InputError:
-    return InputError(f"--model {request.model}: a {what}; it takes no {given}")
+def _refused(request: Request, model: str, given: str) -> InputError:
+    return InputError(f"--model {request.model}: a {model}; it takes no {given}", "extract.input")
 
 
 def _one_at_a_time(request: Request) -> InputError:
-    return InputError(f"--model {request.model}: has one row for a text and one for a picture; give --text or --images")
+    message = f"--model {request.model}: has one row for a text and one for an image; give --text or --images"
+    return InputError(message, "extract.input")

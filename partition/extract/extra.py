@@ -1,4 +1,4 @@
-"""The packages that only extraction needs."""
+"""The optional packages that only extraction needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from partition.errors import InputError
 
 
 def needs_extra(error: ImportError) -> InputError:
-    """What to do where a package of the extra is not installed."""
+    """The error for a package of the extra that is not installed."""
     return InputError(
         f"{error.name} is not installed; `make extract`, or the package's extra of that name, adds what this command "
-        "needs"
+        "needs",
+        "extract.packages",
     )

@@ -1,4 +1,4 @@
-"""Pictures: files of a folder by their names, and one picture as RGB, or why it cannot be read."""
+"""Images: the files of a folder by item id, and loading one as RGB."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,21 +16,21 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 
 
 class UnreadableError(Exception):
-    """A picture that is no picture, is cut off, or is not there."""
+    """A file that is not an image, is truncated, or does not exist."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, or its bytes."""
+    """An image: a file, or the bytes of one."""
 
     path: Path | None = None
     data: bytes = b""
 
     def load(self) -> Image:
-        """As RGB, turned as its EXIF data say.
+        """The image as RGB, rotated as its EXIF data say.
 
         Raises:
-            UnreadableError: with the reason, one line.
+            UnreadableError: the reason, in one line.
         """
         from PIL import Image, ImageOps
 
@@ -41,23 +41,24 @@ class Picture:
             raise UnreadableError(f"{self.path}: no such file") from None
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             place = "" if self.path is None else f"{self.path}: "
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise UnreadableError(reason if str(self.path) in reason else place + reason) from None
 
 
 def folder_index(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder (not searched deeper) by their names without the suffix, which are items' ids.
+    """The images of a folder (without sub-folders) by their names without suffix, which are item ids.
 
     Raises:
-        InputError: no picture, or two of one name.
+        InputError: no image, or two of one name.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in found:
-            raise InputError(f"{path}: a second picture of item {path.stem!r}, after {found[path.stem].name}")
+            message = f"{path}: a second image of item {path.stem!r}, after {found[path.stem].name}"
+            raise InputError(message, "extract.image")
         found[path.stem] = path
     if not found:
-        raise InputError(f"{folder}: no picture in it; looked for ID{', ID'.join(sorted(SUFFIXES))}")
+        raise InputError(f"{folder}: no image in it; looked for ID{', ID'.join(sorted(SUFFIXES))}", "extract.image")
     return found

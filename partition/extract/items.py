@@ -1,4 +1,4 @@
-"""The items table: ids, texts, and where each item's picture lies, in blocks of rows."""
+"""The items table in blocks of rows: ids, texts, and the image of each item."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from partition.errors import InputError
 from partition.extract.images import Picture, folder_index
-from partition.read.ids import IdColumn, encode
-from partition.read.sources import item_column, missing_column
+from partition.read.ids import IdColumn, check_unique, encode
+from partition.read.sources import Role, item_column, missing_column
 from partition.read.table_file import TableFile, open_table
 
 
 @dataclass(frozen=True)
 class Item:
-    """What there is of one item."""
+    """The text and the image of one item, if any."""
 
     text: str | None
     picture: Picture | None
 
 
 class Items:
-    """A catalogue to be read.
+    """A catalogue to encode.
 
     Args:
         path: table with an item column.
-        column: the item column's name, if it is not a usual one.
+        column: name of the item column, if it is not a usual one.
         text: columns whose texts are joined.
-        images: a column of the table, or a folder with a file ID.jpg (or another picture format) an item.
+        images: a column of the table, or a folder with one file ID.jpg (or another image format) per item.
 
     Raises:
         InputError: no such file, column or folder, no rows, an id that is missing or listed twice.
@@ -40,20 +39,21 @@ class Items:
 
     def __init__(self, path: Path, column: str | None, text: list[str], images: str | None) -> None:
         self._table = open_table(path)
-        given = {"item": column}
-        name = item_column(self._table, given)  # type: ignore[arg-type]
+        given: dict[Role, str | None] = {"item": column}
+        name = item_column(self._table, given)
         if name is None:
-            raise missing_column(self._table, "item", given)  # type: ignore[arg-type]
+            raise missing_column(self._table, "item", given)
         for wanted in text:
             if wanted not in self._table.names:
-                raise self._table.error(f"no such column; the columns are {', '.join(self._table.names)}", wanted)
+                message = f"no such column; the columns are {', '.join(self._table.names)}"
+                raise self._table.error(message, wanted, code="column.missing")
         self.ids = _unique_ids(self._table, name)
         self._text, self._images, self._folder = text, None, None
         if images is not None:
             self._images, self._folder = self._picture_source(images)
 
     def blocks(self, rows: int) -> Iterator[list[Item]]:
-        """All items in the table's order, at most `rows` at a time; the same blocks every time."""
+        """All items in the order of the table, at most `rows` at a time; the same blocks in every call."""
         columns = [*self._text, *([self._images] if self._images else [])]
         start = 0
         for batch in self._batches(columns, rows):
@@ -63,7 +63,7 @@ class Items:
             start += batch.num_rows
 
     def _batches(self, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-        if not columns:  # pictures in a folder need no column
+        if not columns:  # images in a folder need no column
             for begin in range(0, len(self.ids), rows):
                 yield pa.record_batch({"id": self.ids.slice(begin, rows)})
         elif self._table.is_text:
@@ -88,16 +88,20 @@ class Items:
             return values.to_pylist()
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
             return pc.cast(values, pa.string()).to_pylist()
-        raise self._table.error(f"has type {kind}; texts are text, lists of text, or numbers", name)
+        raise self._table.error(
+            f"has type {kind}; texts are text, lists of text, or numbers", name, code="extract.text"
+        )
 
     def _picture_source(self, images: str) -> tuple[str | None, dict[str, Path] | None]:
         is_column, folder = images in self._table.names, Path(images)
         if is_column and folder.is_dir():
-            raise self._table.error(f"is a column, and there is a folder {images} too; write ./{images} for it", images)
+            message = f"is a column, and there is a folder {images} too; write ./{images} for the folder"
+            raise self._table.error(message, images, code="extract.ambiguous")
         if is_column:
             return images, None
         if not folder.is_dir():
-            raise InputError(f"--images {images}: neither a column of {self._table.path} nor a folder")
+            message = f"--images {images}: neither a column of {self._table.path} nor a folder"
+            raise InputError(message, "extract.image")
         return None, folder_index(folder)
 
     def _pictures(self, batch: pa.RecordBatch, start: int) -> list[Picture | None]:
@@ -113,7 +117,7 @@ class Items:
         return [self._picture(value, row) for row, value in enumerate(values.to_pylist(), start)]
 
     def _picture(self, value: object, row: int) -> Picture | None:
-        """From a path, the file's bytes, or the record {bytes, path} of Hugging Face data sets."""
+        """The image of a path, of the bytes of a file, or of a record {bytes, path} as in Hugging Face data sets."""
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if not value:
@@ -121,9 +125,11 @@ class Items:
         if isinstance(value, bytes):
             return Picture(data=value)
         if not isinstance(value, str):
-            raise self._table.error(f"{type(value).__name__} is neither a path nor a picture", self._images, row)
+            message = f"{type(value).__name__} is neither a path nor an image"
+            raise self._table.error(message, self._images, row, code="extract.image")
         if "://" in value:
-            raise self._table.error(f"{value}: pictures are not downloaded; give files", self._images, row)
+            message = f"{value}: images are not downloaded; give files"
+            raise self._table.error(message, self._images, row, code="extract.image")
         return Picture(path=self._table.path.parent / value)
 
 
@@ -132,11 +138,9 @@ def _cleaned(text: str | None) -> str | None:
 
 
 def _unique_ids(table: TableFile, column: str) -> pa.Array:
-    ids, (code,) = encode([IdColumn.read(table, column)])
+    read = IdColumn.read(table, column)
+    ids, (code,) = encode([read])
     if not len(code):
-        raise table.error("has no rows")
-    _, first = np.unique(code, return_index=True)
-    if len(first) < len(code):
-        row = int(np.setdiff1d(np.arange(len(code)), first)[0])
-        raise table.error(f"{ids[int(code[row])].as_py()!r} a second time; this table lists an id once", column, row)
+        raise table.error("has no rows", code="table.empty")
+    check_unique(read, ids, code)
     return ids.take(pa.array(code))

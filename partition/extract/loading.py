@@ -1,8 +1,8 @@
-"""Which encoder a model is, from a local folder or the Hugging Face hub.
+"""Loads a model from a local folder or the Hugging Face hub, as the encoder of its type.
 
-What the model is decides how it is called: a sentence-transformers model by its own `encode`; of a model with two
-towers (CLIP, SigLIP) the tower that is asked for, projected; a text or an image encoder by its last hidden states; a
-multimodal language model by those of a prompt with the picture and the text.
+The type of the model determines how a row is computed: a sentence-transformers model by its own `encode`; a two-tower
+model (CLIP, SigLIP) by the projection of one tower; a text or an image encoder by its last hidden states; a multimodal
+language model by the last hidden states of a prompt with image and text.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from partition.extract.encoders import (
     TwoTowerEncoder,
 )
 from partition.extract.extra import needs_extra
-from partition.extract.request import Request
+from partition.extract.request import Device, Request
 
 
 def load_encoder(request: Request) -> Encoder:
-    """Loads `request.model`, in the precision it is stored in on a GPU, in float32 on a CPU.
+    """Loads `request.model`: on a GPU in the precision in which it is stored, on a CPU in float32.
 
     Raises:
-        InputError: the extra is not installed, the model cannot be found or read, lacks weights, or does not take what
-            it is to encode.
+        InputError: the extra is not installed, or the model cannot be found or read, lacks weights, or does not take
+            the requested kind of input.
     """
     model = str(request.model)
     if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).is_dir():
-        raise InputError(f"--model {model}: no such folder")
+        raise InputError(f"--model {model}: no such folder", "extract.model")
     try:
         import torch
         import transformers
@@ -45,11 +45,12 @@ def load_encoder(request: Request) -> Encoder:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-    if request.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why")
-    device = "cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if request.device == Device.CUDA and not torch.cuda.is_available():
+        message = "--device cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why"
+        raise InputError(message, "extract.device")
+    device = "cuda" if request.device != Device.CPU and torch.cuda.is_available() else "cpu"
     dtype: Any = torch.float32 if device == "cpu" else "auto"
-    with _one_line(model):
+    with _loading(model):
         if _has_file(request, "modules.json"):
             return SentenceTransformerEncoder(request, device, dtype)
         config = transformers.AutoConfig.from_pretrained(model, **request.source)
@@ -62,11 +63,12 @@ def load_encoder(request: Request) -> Encoder:
             return ImageEncoder(request, module, missing)
         if module.main_input_name == "input_ids":
             return TextEncoder(request, module, missing)
-    raise InputError(f"--model {model}: {type(module).__name__} takes {module.main_input_name}, not text or pictures")
+    message = f"--model {model}: {type(module).__name__} takes {module.main_input_name}, not text or images"
+    raise InputError(message, "extract.model")
 
 
 def _load(request: Request, device: str, dtype: Any) -> tuple[Any, list[str]]:
-    """The model, and the names of weights that were not in it and now are random."""
+    """The model, and the names of weights that were missing and are now random."""
     import transformers
 
     module, info = transformers.AutoModel.from_pretrained(
@@ -97,9 +99,9 @@ def _multimodal_types() -> set[str]:
 
 
 @contextmanager
-def _one_line(model: str) -> Iterator[None]:
+def _loading(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"--model {model}: {text}") from None
+        raise InputError(f"--model {model}: {text}", "extract.model") from None

@@ -1,42 +1,94 @@
-"""What `python -m partition extract` is asked for."""
+"""The options of `python -m partition extract`, typed once: the command line is made from them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator
 
 from partition.errors import InputError
+from partition.options import SEED, Choice, Options, option
 
-BLOCK = 512  # items whose rows are saved together: what an interruption costs at most
-Pooling = Literal["auto", "mean", "first", "last"]
+BLOCK = 512  # items whose rows are saved together: the most that an interruption costs
+MODEL, OUTPUT = "Encoder", "Output"
 
 
-class Request(BaseModel):
-    """The command line; docs/data.md says what each option does."""
+class Pooling(Choice):
+    """How the last hidden states of an item become one row."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    AUTO = "auto"
+    MEAN = "mean"
+    FIRST = "first"
+    LAST = "last"
 
-    items: Path
-    output: Path
-    item_column: str | None = None
-    text: list[str] = []  # columns, joined in this order
-    images: str | None = None  # a column of the items table, or a folder
-    model: str | None = None  # folder or name on the hub
-    tfidf: str | None = None  # dimensions, or a file of an earlier call
-    name: str | None = None
-    revision: str | None = None
-    pooling: Pooling = "auto"
-    max_tokens: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "float16"] = "float32"
-    fill: Literal["zeros", "mean"] = "zeros"
-    trust_remote_code: bool = False
-    seed: int = Field(default=2025, ge=0)
-    overwrite: bool = False
+
+class Device(Choice):
+    """Where a model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(Choice):
+    """Precision of the rows."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class Fill(Choice):
+    """Row of an item with nothing to encode."""
+
+    ZEROS = "zeros"
+    MEAN = "mean"
+
+
+def _columns(value: Any) -> Any:
+    return [column.strip() for column in value.split(",")] if isinstance(value, str) else value
+
+
+class Request(Options):
+    """Options of `python -m partition extract`; docs/data.md explains them."""
+
+    items: Path = option(help="Table with an item column, one item per row.", metavar="FILE")
+    output: Path = option(
+        help="File to write, rows in the order of the table; .parquet includes the ids.", metavar="FILE.parquet|.npy"
+    )
+    text: Annotated[list[str], BeforeValidator(_columns)] = option(
+        [], "Columns of text (or lists of text), joined in this order.", metavar="COLUMN,...", as_text=True
+    )
+    images: str | None = option(
+        None, "Column of paths or image bytes, or a folder with ID.jpg, ID.png, ...", metavar="COLUMN|FOLDER"
+    )
+    item_column: str | None = option(None, "Its name, if not item, item_id, itemID, asin or iid.")
+    model: str | None = option(
+        None,
+        "sentence-transformers or transformers model: of text, of images, CLIP or SigLIP, multimodal LM.",
+        panel=MODEL,
+        metavar="FOLDER|NAME",
+    )
+    tfidf: str | None = option(
+        None,
+        "Texts without a model: TF-IDF reduced to DIM by SVD, or as in FILE.tfidf.npz of an earlier run.",
+        panel=MODEL,
+        metavar="DIM|FILE",
+    )
+    revision: str | None = option(None, "Commit or branch on the hub.", panel=MODEL)
+    pooling: Pooling = option(
+        Pooling.AUTO, "Pooling of the last hidden states. auto: last for decoders, mean for all others.", panel=MODEL
+    )
+    max_tokens: int | None = option(None, "Texts are cut here; by default at 512 or fewer.", panel=MODEL, ge=1)
+    batch_size: int = option(32, "Items encoded at a time.", panel=MODEL, ge=1)
+    device: Device = option(Device.AUTO, "auto: a GPU if there is one.", panel=MODEL)
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.", panel=MODEL)
+    seed: int = option(SEED, "Seed of the SVD.", panel=MODEL, ge=0)
+    name: str | None = option(None, "Name of the modality; by default text, image or multimodal.", panel=OUTPUT)
+    dtype: Dtype = option(Dtype.FLOAT32, "Precision of the rows.", panel=OUTPUT)
+    fill: Fill = option(Fill.ZEROS, "Row of an item without text or image; it is also marked as missing.", panel=OUTPUT)
+    overwrite: bool = option(False, "Replace the output.", panel=OUTPUT)
 
     @property
     def modality(self) -> str:
@@ -46,30 +98,31 @@ class Request(BaseModel):
 
     @property
     def beside(self) -> Path:
-        """The JSON file that says what the rows are."""
+        """The JSON file that describes the rows."""
         return self.output.with_name(f"{self.output.name}.json")
 
     @property
     def source(self) -> dict[str, Any]:
-        """How transformers is to take the model from the hub."""
+        """Arguments of transformers for loading the model from the hub."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def check(self) -> None:
-        """Raises InputError where options do not go together."""
+        """Raises InputError if options do not go together or the output exists."""
         if not self.text and self.images is None:
-            raise InputError("give --text COLUMN,... or --images COLUMN_OR_FOLDER")
+            raise InputError("give --text COLUMN,... or --images COLUMN_OR_FOLDER", "extract.source")
         if (self.model is None) == (self.tfidf is None):
-            raise InputError("give --model NAME_OR_FOLDER, or --tfidf DIM for texts without a model")
+            raise InputError("give --model NAME_OR_FOLDER, or --tfidf DIM for texts without a model", "extract.encoder")
         if self.tfidf is not None and self.images is not None:
-            raise InputError("--tfidf: is for texts; --images needs --model")
+            raise InputError("--tfidf: is for texts; --images needs --model", "extract.encoder")
         if self.output.suffix not in (".parquet", ".npy"):
-            raise InputError(f"--output {self.output}: expected a name that ends with .parquet or .npy")
+            message = f"--output {self.output}: expected a name that ends with .parquet or .npy"
+            raise InputError(message, "extract.output")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.modality):
-            raise InputError(f"--name {self.modality}: use letters, digits, _ and -")
+            raise InputError(f"--name {self.modality}: use letters, digits, _ and -", "features.name")
         if self.output.exists() and not self.overwrite:
-            raise InputError(f"{self.output}: exists already; add --overwrite to replace it")
+            raise InputError(f"{self.output}: exists already; add --overwrite to replace it", "output.exists")
 
     def decides(self) -> dict[str, Any]:
-        """The options that the rows depend on, JSON; not the batch size, which may be lowered when memory ran out."""
+        """The options on which the rows depend, JSON; not the batch size, which may be reduced when memory runs out."""
         left_out = {"output", "overwrite", "batch_size", "device", "dtype", "fill", "name"}
         return {"extract": self.model_dump(mode="json", exclude=left_out), "block": BLOCK}

@@ -1,4 +1,4 @@
-"""From the items table to feature rows on disk: block by block, so that an interrupted call goes on where it was."""
+"""Encodes the items table into feature rows on disk, block by block, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from partition.extract.encoders import Encoder, Piece
 from partition.extract.images import Picture, UnreadableError
 from partition.extract.items import Item, Items
 from partition.extract.loading import load_encoder
-from partition.extract.request import BLOCK, Request
+from partition.extract.request import BLOCK, Fill, Request
 from partition.files import atomic_file
 from partition.resume import work_folder
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _GIVEN, _MISSING, _UNREADABLE = 0, 1, 2
-_READERS = 8  # threads that open pictures while the encoder works
+_READERS = 8  # threads that load images while the encoder works
 
 
 class _MemoryFullError(Exception):
@@ -41,12 +41,24 @@ class Extracted:
 
     items: int
     dim: int
-    missing: int  # items with no text or picture
-    unreadable: list[str]  # why pictures could not be read, one line each
+    missing: int  # items without text or image
+    unreadable: list[str]  # why images could not be read, one line each
+
+    def report(self, request: Request) -> list[str]:
+        """Lines for the user."""
+        missing = "none missing"
+        if self.missing:
+            missing = f"{self.missing:,} with nothing to encode, filled with {request.fill}"
+        lines = [f"{request.output}: {self.items:,} items, {self.dim} wide; {missing}"]
+        lines += [f"  unreadable: {reason}" for reason in self.unreadable[:3]]
+        if len(self.unreadable) > 3:
+            lines.append(f"  and {len(self.unreadable) - 3:,} more, listed in {request.beside}")
+        features = f"--features {request.modality}={request.output}"
+        return [*lines, f"Next: python -m partition build --input LOG {features} --parts 4 --output PREPARED"]
 
 
 def extract(request: Request) -> Extracted:
-    """Writes the rows, and a JSON file beside them that says what they are.
+    """Writes the rows, and a JSON file beside them that describes them.
 
     Raises:
         InputError: anything wrong with the options, the items or the model; nothing is written then.
@@ -66,7 +78,8 @@ def extract(request: Request) -> Extracted:
     except _MemoryFullError:
         raise InputError(
             f"the GPU has not enough memory for {request.batch_size} items at a time; the same command with a smaller "
-            "--batch-size goes on where this one was"
+            "--batch-size resumes this one",
+            "extract.memory",
         ) from None
 
 
@@ -100,11 +113,11 @@ def _by_model(
 
 
 def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path], dict[str, Any]]:
-    """All texts at once: the terms' weights are those of the whole catalogue."""
+    """Encodes all texts at once, because the weights of the terms depend on the whole catalogue."""
     texts = [[item.text for item in block] for block in items.blocks(BLOCK)]
     given = [text for block in texts for text in block if text is not None]
     if not given:
-        raise InputError(f"{request.items}: no item has a text in {', '.join(request.text)}")
+        raise InputError(f"{request.items}: no item has a text in {', '.join(request.text)}", "extract.nothing")
     number = str(request.tfidf)
     if number.isdecimal() and int(number):
         fitted = tfidf.fit(given, int(number), request.seed)
@@ -123,11 +136,11 @@ def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path],
 
 
 def _encode(encoder: Encoder, block: list[Item], request: Request) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of the items that have something to encode, [rows] states of all, and reasons of the unreadable ones."""
+    """Rows [n, d] of the items with something to encode, the states of all [items], and why images are unreadable."""
     state = np.full(len(block), _MISSING, np.int8)
-    there = [number for number, item in enumerate(block) if item.text is not None or item.picture is not None]
-    there.sort(key=lambda number: len(block[number].text or ""))  # texts of like length share a batch
-    batches = [there[begin : begin + request.batch_size] for begin in range(0, len(there), request.batch_size)]
+    filled = [number for number, item in enumerate(block) if item.text is not None or item.picture is not None]
+    filled.sort(key=lambda number: len(block[number].text or ""))  # texts of similar length share a batch
+    batches = [filled[begin : begin + request.batch_size] for begin in range(0, len(filled), request.batch_size)]
     rows: dict[int, np.ndarray] = {}
     reasons: list[str] = []
     for numbers, images in _ahead(batches, block):
@@ -157,13 +170,13 @@ def _rows(encoder: Encoder, pieces: list[Piece]) -> np.ndarray:
 def _ahead(
     batches: list[list[int]], block: Sequence[Item]
 ) -> Iterator[tuple[list[int], list[Image | UnreadableError | None]]]:
-    """Batches with their pictures, the next one's being opened meanwhile."""
+    """Batches with their images; those of the next batch are loaded in the background."""
     with ThreadPoolExecutor(_READERS) as readers:
-        coming = [readers.submit(_open, block[number].picture) for number in batches[0]] if batches else []
+        loading = [readers.submit(_open, block[number].picture) for number in batches[0]] if batches else []
         for numbers, following in zip(batches, [*batches[1:], []], strict=True):
-            current = coming
-            coming = [readers.submit(_open, block[number].picture) for number in following]
-            yield numbers, [one.result() for one in current]
+            current = loading
+            loading = [readers.submit(_open, block[number].picture) for number in following]
+            yield numbers, [future.result() for future in current]
 
 
 def _open(picture: Picture | None) -> Image | UnreadableError | None:
@@ -174,18 +187,22 @@ def _open(picture: Picture | None) -> Image | UnreadableError | None:
 
 
 def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str, Any]) -> Extracted:
-    dim, total, count, reasons = 0, np.zeros(1), 0, []
+    dim, count = 0, 0
+    total, reasons = np.zeros(1), []
     for path in blocks:
         with np.load(path, allow_pickle=False) as block:
             values = block["values"]
             reasons += block["reasons"].tolist()
         if len(values):
-            dim, count, total = values.shape[1], count + len(values), total + values.sum(0, dtype=np.float64)
+            dim = values.shape[1]
+            count += len(values)
+            total = total + values.sum(0, dtype=np.float64)
     if not count:
         sought = ", ".join([*request.text, *([request.images] if request.images else [])])
         why = f"; {reasons[0]}" if reasons else ""
-        raise InputError(f"{request.items}: no item has anything to encode in {sought}{why}")
-    fill = total / count if request.fill == "mean" else np.zeros(dim)
+        message = f"{request.items}: no item has anything to encode in {sought}{why}"
+        raise InputError(message, "extract.nothing")
+    fill = total / count if request.fill == Fill.MEAN else np.zeros(dim)
     missing: list[Any] = []
     with atomic_file(request.output) as path:
         write = _write_parquet if request.output.suffix == ".parquet" else _write_npy
@@ -210,7 +227,7 @@ def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str
 def _filled(
     blocks: list[Path], fill: np.ndarray, ids: pa.Array, missing: list[Any], request: Request
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of all items in order, and which were missing; notes their ids."""
+    """Rows [n, d] of all items in order with a mask of the missing ones [n]; appends the ids of those to `missing`."""
     start = 0
     for path in blocks:
         with np.load(path, allow_pickle=False) as block:
@@ -220,7 +237,8 @@ def _filled(
             values[state == _GIVEN] = found.astype(request.dtype)
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(wrong):
-            raise InputError(f"item {ids[start + int(wrong[0])].as_py()!r}: the encoder's row is not finite")
+            message = f"item {ids[start + int(wrong[0])].as_py()!r}: the encoder's row is not finite"
+            raise InputError(message, "extract.value")
         missing += ids.take(pa.array(start + np.flatnonzero(state != _GIVEN))).to_pylist()
         yield values, state != _GIVEN
         start += len(state)

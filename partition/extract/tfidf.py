@@ -1,4 +1,4 @@
-"""Texts without a model: TF-IDF, reduced by a truncated SVD; both kept, so that new items get rows of the same kind."""
+"""Encodes texts without a model: TF-IDF reduced by a truncated SVD, saved so that new items can be encoded alike."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 from partition.extract.extra import needs_extra
 
 _TERMS = 100_000  # the most frequent ones
-_ENOUGH = 1000  # texts above which a term has to occur in two of them: that of one says nothing about others
+_ENOUGH = 1000  # number of texts above which a term must occur in two of them: one alone says nothing about others
 _OPTIONS: dict[str, Any] = {"strip_accents": "unicode", "token_pattern": r"(?u)\b\w+\b", "sublinear_tf": True}
 
 
 @dataclass(frozen=True)
 class TfIdf:
-    """A fitted reduction of texts."""
+    """A fitted TF-IDF and SVD."""
 
     terms: np.ndarray  # [t] str
     idf: np.ndarray  # [t] float64
@@ -35,7 +35,7 @@ class TfIdf:
         return rows.astype(np.float32)
 
     def save(self, path: Path) -> None:
-        """As .npz."""
+        """Writes an .npz file."""
         with path.open("wb") as file:
             np.savez_compressed(
                 file, terms=self.terms, idf=self.idf, components=self.components, explained=self.explained
@@ -43,7 +43,7 @@ class TfIdf:
 
 
 def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
-    """Learns terms, weights and directions.
+    """Fits terms, their weights and the SVD.
 
     Raises:
         InputError: scikit-learn is not installed, or there are fewer terms or texts than dimensions.
@@ -57,10 +57,11 @@ def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
     try:
         rows = vectorizer.fit_transform(texts)
     except ValueError:
-        raise InputError(f"--tfidf {dim}: no word in the {len(texts)} texts that could be used") from None
+        raise InputError(f"--tfidf {dim}: no usable word in the {len(texts)} texts", "extract.text") from None
     if dim > rows.shape[0] or dim >= rows.shape[1]:
         most = min(rows.shape[0], rows.shape[1] - 1)
-        raise InputError(f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms give at most {most}")
+        message = f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms give at most {most}"
+        raise InputError(message, "option.tfidf")
     reduction = TruncatedSVD(dim, random_state=seed).fit(rows)
     terms = np.array(vectorizer.get_feature_names_out(), str)
     explained = float(reduction.explained_variance_ratio_.sum())
@@ -68,7 +69,7 @@ def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
 
 
 def load(path: Path) -> TfIdf:
-    """What `save` wrote.
+    """Reads a file written by `TfIdf.save`.
 
     Raises:
         InputError: no such file, or another kind of file.
@@ -77,6 +78,7 @@ def load(path: Path) -> TfIdf:
         with np.load(path, allow_pickle=False) as stored:
             return TfIdf(stored["terms"], stored["idf"], stored["components"], float(stored["explained"]))
     except FileNotFoundError:
-        raise InputError(f"--tfidf {path}: neither a number of dimensions nor a file") from None
+        raise InputError(f"--tfidf {path}: neither a number of dimensions nor a file", "option.tfidf") from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"--tfidf {path}: not written by this command ({' '.join(str(error).split())})") from None
+        message = f"--tfidf {path}: not written by this command ({one_line(error)})"
+        raise InputError(message, "option.tfidf") from None

@@ -1,8 +1,8 @@
-"""The item-item graph S (CM3.md section 2.7): nearest neighbours per modality, weighted and added; never N x N."""
+"""The item graph S (docs/model.md): nearest neighbours per modality, weighted and added; never N x N in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,33 +11,19 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from partition.item_graph.knn import nearest
-from partition.transform.dataset import SPECTRAL
 
-APPROXIMATE_ABOVE = 200_000
 Nearest = tuple[np.ndarray, float]  # neighbours [items, k] int64, recall
-COOCCURRENCE_WORK = 1 << 23  # pairs of interactions looked at in one block: some hundred MiB
+COOCCURRENCE_WORK = 1 << 23  # pairs of interactions per block: some hundred MiB
 
 
 @dataclass(frozen=True)
 class ItemGraph:
-    """CSR of S: row i lists the items whose rows are summed into item i."""
+    """CSR of S: row i holds the items whose rows are summed into item i."""
 
     indptr: np.ndarray  # [items + 1] int64
     neighbour: np.ndarray  # [nnz] int64 item index, ascending within a row, unique
     weight: np.ndarray  # [nnz] float32; every row sums to 1
-    recall: float  # 1.0 when exact, else the worst modality's recall of true neighbours, on a sample of items
-
-
-def default_weights(modalities: Sequence[str]) -> dict[str, float]:
-    """0.1 for the image and 0.9 for the other of two modalities, as the source has it; else equal.
-
-    The spectral modality has no part unless it is the only one.
-    """
-    if len(modalities) > 1 and SPECTRAL in modalities:
-        return {**default_weights([name for name in modalities if name != SPECTRAL]), SPECTRAL: 0.0}
-    if len(modalities) == 2 and "image" in modalities:
-        return {name: 0.1 if name == "image" else 0.9 for name in modalities}
-    return {name: 1 / len(modalities) for name in modalities}
+    recall: float  # 1.0 if exact, else the recall of true neighbours of the worst modality, on a sample of items
 
 
 def build_item_graph(
@@ -45,29 +31,30 @@ def build_item_graph(
     weights: Mapping[str, float],
     k: int = 10,
     *,
-    approximate_above: int = APPROXIMATE_ABOVE,
+    approximate_above: int | None = None,
     cooccurrence: tuple[np.ndarray, np.ndarray, int] | None = None,
     cooccurrence_weight: float = 0.0,
     block: int = 4096,
     seed: int = 0,
     keep: Callable[[str, Callable[[], Nearest]], Nearest] = lambda _, find: find(),
 ) -> ItemGraph:
-    """Builds S: of every modality the k nearest items by cosine, the item itself among them, each weighted weight/k.
+    """Builds S: per modality the k nearest items by cosine, including the item itself, each with weight/k.
+
+    `partition.item_graph.knn` explains how ties, rows of zeros and duplicates are treated.
 
     Args:
         features: modality -> [items, d] of any float dtype, finite; may be memory-mapped.
-        weights: modality -> weight; scaled so that all weights, the co-occurrence's among them, sum to 1.
-        k: neighbours an item, itself included; fewer when there are fewer items.
-        approximate_above: items above which neighbours are searched in an inverted file instead of exactly.
-        cooccurrence: (user index, item index, number of users) of the training interactions; adds the k items with the
-            nearest columns of the training matrix, by cosine, as one more term. Items that share no user with enough
-            others keep fewer neighbours, with the rest of the weight on themselves.
+        weights: modality -> weight; scaled so that all weights, including that of co-occurrence, sum to 1.
+        k: neighbours per item, itself included; fewer if there are fewer items.
+        approximate_above: number of items above which an inverted file is searched; None for always exact.
+        cooccurrence: (user index, item index, number of users) of the training interactions; adds as one more term the
+            k items with the nearest columns of the training matrix, by cosine. Items that share users with fewer others
+            have fewer neighbours, and the rest of the weight is on themselves.
         cooccurrence_weight: its weight before scaling.
         block: feature rows at a time.
         seed: of an approximate search and of the sample on which its recall is measured.
-        keep: gets a modality's name and the search for its neighbours, and returns what that returns, now or earlier.
-
-    Source: CM3.md section 2.7; `partition.item_graph.knn` says how ties, zero rows and duplicates are treated.
+        keep: gets the name of a modality and a function that searches its neighbours, and returns the result of that
+            function, from this run or an earlier one.
     """
     items = len(next(iter(features.values())))
     k = min(k, items)
@@ -77,7 +64,7 @@ def build_item_graph(
     for name, values in features.items():
         if not weights[name]:
             continue
-        approximate = items > approximate_above
+        approximate = approximate_above is not None and items > approximate_above
         find = partial(nearest, values, k, approximate=approximate, block=block, seed=seed, name=name)
         neighbours, found = keep(name, find)
         recall = min(recall, found)
@@ -92,22 +79,22 @@ def build_item_graph(
 
 
 def _weighted(neighbours: np.ndarray, weight: float) -> sp.csr_array:
-    """[items, k] lists to a matrix with `weight` at every entry; entries that repeat (the item itself) add up."""
+    """Matrix with `weight` at every entry of the lists [items, k]; repeated entries (the item itself) add up."""
     items, k = neighbours.shape
     row = np.repeat(np.arange(items), k)
     return sp.csr_array((np.full(items * k, weight), (row, neighbours.ravel())), shape=(items, items))
 
 
 def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: int) -> np.ndarray:
-    """[items, k]: the item itself and the k - 1 whose columns of the training matrix are nearest by cosine.
+    """[items, k] neighbours: the item itself and the k - 1 nearest columns of the training matrix, by cosine.
 
-    Ties go to the lower item number. Counts of common users are exact integers in float64, and within a row the cosine
-    orders like count**2 / degree, so that equal cosines compare equal.
+    Ties go to the lower item index. Counts of common users are exact integers in float64, and within a row the order by
+    cosine is that of count**2 / degree, so equal cosines compare equal.
     """
     by_item = sp.csr_array((np.ones(len(item)), (item, user)), shape=(items, users))
     by_user = sp.csr_array(by_item.T)
     degree = np.diff(by_item.indptr).astype(np.float64)
-    # A popular item meets nearly every other: blocks are cut by the products they take, not by their number of items.
+    # Popular items share users with nearly all others: blocks are bounded by their products, not their number of items.
     work = np.cumsum(by_item @ np.diff(by_user.indptr).astype(np.float64))
     cuts = np.searchsorted(work, np.arange(COOCCURRENCE_WORK, work[-1] + COOCCURRENCE_WORK, COOCCURRENCE_WORK))
     bounds = np.unique(np.concatenate([[0], np.minimum(cuts + 1, items), [items]]))

@@ -1,9 +1,9 @@
 """The nearest items by cosine, block by block: exactly, or in an inverted file whose recall is measured.
 
-Rules, whichever search is used: an item is its own first neighbour. A row of zeros is similar to nothing: it is nobody
-else's neighbour and has none itself. Cosines that agree to 2**-20 (the noise of float32) are ties, and the lower item
-number wins. Items with identical rows, like the placeholder of a missing picture, are searched for once and told apart
-by this rule. Where neighbours are too few, the item itself fills the list.
+Rules of both searches: An item is its own first neighbour. A row of zeros is not similar to anything: it has no other
+neighbours and is nobody else's. Cosines that agree to 2**-20 (the noise of float32) are ties, which the lower item
+index wins. Items with identical rows, such as the placeholder of a missing image, are searched once and ordered by that
+rule. If there are too few neighbours, the item itself fills the list.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 RECALL_SAMPLE = 1000
 RECALL_TARGET = 0.95  # an approximate search looks into more lists until it gets there
-TRAINING_VALUES = 1 << 28  # float32 values that the inverted file's centroids are trained on, at most: 1 GiB
-# A candidate is one integer that sorts as wanted: best score first, then the lower number.
+TRAINING_VALUES = 1 << 28  # limit of the float32 values on which centroids are trained: 1 GiB
+# A candidate is one integer that sorts by score (best first), then by item index.
 _SCALE, _NUMBER_BITS = 1 << 20, 40
 _NONE = np.iinfo(np.int64).max
 
@@ -32,31 +32,31 @@ class _Distinct:
 
     first: np.ndarray  # [distinct] int64: the lowest item with this row
     of: np.ndarray  # [items] int64: position in `first`; -1 for a row of zeros
-    members: np.ndarray  # [distinct, width] int64: its lowest items, ascending, then -1; width <= k
+    members: np.ndarray  # [distinct, width] int64: the lowest items with this row, ascending, then -1; width <= k
 
 
 def nearest(
     values: np.ndarray, k: int, *, approximate: bool, block: int, seed: int, name: str
 ) -> tuple[np.ndarray, float]:
-    """Finds every item's k nearest, itself first.
+    """Finds the k nearest items of every item, itself first.
 
     Memory: blocks of `block` to 4 * `block` unit rows, and the result; an approximate search keeps all rows in float16.
 
     Args:
         values: [items, d], any float dtype, finite; may be memory-mapped.
         k: at most the number of items.
-        approximate: search in an inverted file instead of everywhere.
+        approximate: search in an inverted file instead of all rows.
         block: rows at a time.
-        seed: of the inverted file's centroids and of the sample on which its recall is measured.
+        seed: of the centroids of the inverted file and of the sample on which its recall is measured.
         name: of the modality, for the progress bar.
 
     Returns:
-        Neighbours [items, k] int64, and the share of the true neighbours (the item itself not counted) found for a
-        sample of items; 1.0 for an exact search.
+        Neighbours [items, k] int64, and the share of true neighbours (without the item itself) found for a sample of
+        items; 1.0 for an exact search.
     """
     found = np.repeat(np.arange(len(values))[:, None], k, axis=1)
     distinct = _distinct(values, k, block, name)
-    # Twice as many as wanted, so that the rule for ties decides and not the order of the search.
+    # Twice as many as needed, so that the rule for ties decides, not the order of the search.
     count = min(2 * k, len(distinct.first))
     if k == 1 or not count:
         return found, 1.0
@@ -73,7 +73,7 @@ def nearest(
 
 
 def _fill(found: np.ndarray, own: np.ndarray, candidates: np.ndarray, members: np.ndarray) -> None:
-    """Writes the best members of the candidates behind each of the items `own` [n]; candidates [n, count]."""
+    """Writes the best members of `candidates` [n, count] into the rows of `found` of the items `own` [n]."""
     score, position = candidates >> _NUMBER_BITS, candidates & ((1 << _NUMBER_BITS) - 1)
     there = candidates != _NONE
     item = members[np.where(there, position, 0)]  # [n, count, width]
@@ -89,9 +89,8 @@ def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
     items = len(values)
     digest, zero = np.empty((items, 2), np.uint64), np.empty(items, bool)
     for begin in tqdm(range(0, items, block), desc=f"item graph: {name}, read", unit="block", disable=None):
-        rows = np.ascontiguousarray(
-            unit_rows(values, slice(begin, begin + block))
-        )  # of a transposed array they are not
+        # Rows of a transposed array are not contiguous.
+        rows = np.ascontiguousarray(unit_rows(values, slice(begin, begin + block)))
         zero[begin : begin + len(rows)] = ~rows.any(axis=1)
         text = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
         digest[begin : begin + len(rows)] = np.frombuffer(text, np.uint64).reshape(-1, 2)
@@ -113,7 +112,7 @@ def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
 
 
 def unit_rows(values: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-    """Rows of length 1 in float32, rows of zeros as they are; divided by their largest value first, for the range."""
+    """[n, d] float32 rows of norm 1; zero rows stay zero. Rows are divided by their largest value first."""
     chosen = values[rows].astype(np.float64)
     largest = np.abs(chosen).max(axis=1, keepdims=True, initial=0)
     chosen /= np.where(largest > 0, largest, 1)
@@ -123,7 +122,7 @@ def unit_rows(values: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
 
 
 def _units(values: np.ndarray, items: np.ndarray, block: int) -> np.ndarray:
-    """[n, d] unit rows of the items [n]; converted a block at a time, so that float64 exists for a block only."""
+    """[n, d] unit rows of the items [n], converted one block at a time, so that float64 takes little memory."""
     rows = np.empty((len(items), values.shape[1]), np.float32)
     for begin in range(0, len(items), block):
         rows[begin : begin + block] = unit_rows(values, items[begin : begin + block])
@@ -131,7 +130,7 @@ def _units(values: np.ndarray, items: np.ndarray, block: int) -> np.ndarray:
 
 
 def _candidates(score: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Scores and positions as sortable integers; a position of -1 says that there is none."""
+    """Sortable integers of scores and positions; a position of -1 is no candidate."""
     worse = _SCALE - np.rint(np.clip(score, -1, 1).astype(np.float64) * _SCALE).astype(np.int64)
     return np.where(position < 0, _NONE, (worse << _NUMBER_BITS) | position)
 
@@ -152,10 +151,10 @@ def _exact(values: np.ndarray, first: np.ndarray, block: int) -> Search:
 def _inverted_file(
     values: np.ndarray, first: np.ndarray, k: int, exact: Search, block: int, seed: int, name: str
 ) -> tuple[Search, float]:
-    """IVF of faiss with float16 rows, looked up in as many lists as the target recall takes.
+    """Inverted file of faiss with float16 rows, searched in as many lists as the target recall needs.
 
-    Against HNSW it takes half the memory, is built faster, and can be told to look further after it is built. On
-    features without any clusters it has to look nearly everywhere, which costs time and not recall.
+    Compared with HNSW it takes half the memory, is built faster, and can search further after it is built. On features
+    without clusters it has to search nearly all lists, which costs time but not recall.
     """
     total, dim = len(first), values.shape[1]
     rng = np.random.default_rng(seed)

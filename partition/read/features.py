@@ -1,7 +1,7 @@
-"""Feature matrices: from NumPy files or list columns, checked, cut to the kept items, reduced by PCA on request.
+"""Feature matrices from NumPy files or list columns: checked, restricted to the kept items, reduced by PCA.
 
-Rows are handled in blocks, and what does not lie in a NumPy file already goes into one in a working folder, so that
-no matrix has to fit in memory.
+Rows are handled in blocks. Features that are not in a NumPy file are written to one in a working folder, so no matrix
+has to fit in memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import scipy.linalg
 from tqdm import tqdm
 
-from partition.errors import InputError, reading
-from partition.read.table_file import TableFile
+from partition.errors import InputError, reading, require
+from partition.read.table_file import TableFile, first_null
 from partition.transform.dataset import Features
 
-BLOCK_BYTES = 1 << 26  # of one block of rows
-LIST_BATCH = 8192  # rows of list columns read at a time
+BLOCK_BYTES = 1 << 26  # size of one block of rows
+LIST_BATCH = 8192  # rows of list columns per batch
 _DTYPES = {"halffloat": np.float16, "float": np.float32, "double": np.float64}
 
 
@@ -41,10 +41,10 @@ class NpyFile:
         """
         with reading(self.path, ".npy"):
             values = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        if values.ndim != 2 or not values.shape[1]:
-            raise InputError(f"{self.path}: has shape {values.shape}; expected (items, width)")
-        if values.dtype not in _DTYPES.values():
-            raise InputError(f"{self.path}: has dtype {values.dtype}; expected float16, float32 or float64")
+        message = f"has shape {values.shape}; expected (items, width)"
+        require(values.ndim == 2 and values.shape[1] > 0, self.path, message, "features.shape")
+        message = f"has dtype {values.dtype}; expected float16, float32 or float64"
+        require(values.dtype in _DTYPES.values(), self.path, message, "features.dtype")
         return values
 
     @property
@@ -54,13 +54,13 @@ class NpyFile:
 
     @property
     def paths(self) -> list[Path]:
-        """The file, as a list."""
+        """The file, in a list."""
         return [self.path]
 
 
 @dataclass(frozen=True)
 class ListColumn:
-    """A column of lists of floats, one list an item."""
+    """A column of lists of floats, one list per item."""
 
     tables: tuple[TableFile, ...]
     column: str
@@ -68,7 +68,7 @@ class ListColumn:
 
     @property
     def paths(self) -> list[Path]:
-        """The tables' files."""
+        """Files of the tables."""
         return [table.path for table in self.tables]
 
 
@@ -90,17 +90,18 @@ def load(
     """Reads all modalities.
 
     Args:
-        sources: modality -> where its rows lie, in the order of the control points.
+        sources: modality -> source of its rows, in the order of the control points.
         items: size of the catalogue.
-        kept: item indices that stay, ascending; None for all.
-        pca: modality -> number of dimensions to keep; "*" for the others, as far as they are wider.
-        work: folder for intermediate matrices; it has to stay as long as the result is used.
+        kept: [n] indices of the items that stay, ascending; None for all.
+        pca: modality -> number of dimensions to keep; "*" for the others that are wider.
+        work: folder for intermediate matrices, needed as long as the result is used.
 
     Returns:
-        The features, in the same order, and per reduced modality the share of the squared norm that PCA kept.
+        The features in the same order; and for each reduced modality the share of the squared norm that PCA kept.
 
     Raises:
-        InputError: a NaN or infinite value, lists of unequal length, a missing list, or more dimensions than there are.
+        InputError: a NaN or infinite value, lists of unequal length, a missing list, or a modality that is narrower
+            than `pca` says.
     """
     features, shares = {}, {}
     for name, source in sources.items():
@@ -114,7 +115,7 @@ def load(
             values = _select(values, kept, work / f"{name}-kept.npy")
         dim = pca.get(name, min(width, pca.get("*", width)))
         if dim > width:
-            raise InputError(f"--pca {name}={dim}: modality {name!r} has {width} dimensions only")
+            raise InputError(f"--pca {name}={dim}: modality {name!r} has {width} dimensions only", "option.pca")
         if dim < width:
             target = work / f"{name}-pca.npy"
             values, shares[f"pca_kept_{name}"] = reduce(values, dim, target)
@@ -125,20 +126,20 @@ def load(
 
 
 def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, float]:
-    """Principal components of [n, d] floats without taking off the mean, accumulated in float64.
+    """Principal components of [n, d] floats without subtracting the mean, accumulated in float64.
 
-    The item graph and the loss compare items by cosine, which the uncentred components keep best: of an item's nine
-    nearest by cosine, 64 of 128 dimensions keep .81 on TikTok's images (centred: .52) and .97 on its sounds (.78). A
-    row of zeros, an item without features, stays one.
+    The item graph and the loss compare items by cosine, which the uncentred components preserve best: of the nine
+    nearest items by cosine, 64 of 128 dimensions keep 0.81 on TikTok's images (centred: 0.52) and 0.97 on its audio
+    (centred: 0.78). A row of zeros (an item without features) stays a row of zeros.
 
     Args:
         values: [n, d], any float dtype, may be memory-mapped.
         dim: components to keep, less than d.
-        target: .npy file for the result; the basis goes into one beside it.
+        target: .npy file for the result; the basis goes into a file beside it.
 
     Returns:
-        [n, dim] float32, memory-mapped, the largest component first, each one's largest loading positive; and the
-        share of the squared norm that is kept.
+        [n, dim] float32, memory-mapped, the largest component first, with the largest loading of each positive; and
+        the share of the squared norm that is kept.
     """
     rows, width = values.shape
     gram = np.zeros((width, width))
@@ -157,7 +158,7 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
 
 
 def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """[n, d] rows on the basis [d, dim] -> [n, dim]; in float64."""
+    """Projects rows [n, d] onto the basis [d, dim]: [n, dim] float64."""
     projected: np.ndarray = values.astype(np.float64) @ basis
     return projected
 
@@ -176,9 +177,8 @@ def _check_finite(values: np.ndarray, path: Path) -> None:
         wrong = np.argwhere(~np.isfinite(values[block]))
         if len(wrong):
             row, column = wrong[0] + (block.start, 0)
-            raise InputError(
-                f"{path}: row {row}, column {column}: the value is {values[row, column]}, not a number to use"
-            )
+            message = f"{path}: row {row}, column {column}: the value is {values[row, column]}, not a number to use"
+            raise InputError(message, "features.value")
 
 
 def _select(values: np.ndarray, kept: np.ndarray, target: Path) -> np.ndarray:
@@ -199,29 +199,31 @@ def _gather(source: ListColumn, items: int, target: Path) -> np.ndarray:
             if matrix is None:
                 matrix = np.lib.format.open_memmap(target, mode="w+", dtype=rows.dtype, shape=(items, rows.shape[1]))
             elif matrix.dtype != rows.dtype:
-                raise table.error(f"is {rows.dtype} here and {matrix.dtype} in another file", source.column)
+                message = f"is {rows.dtype} here and {matrix.dtype} in another file"
+                raise table.error(message, source.column, code="features.dtype")
             matrix[source.position[done : done + len(rows)]] = rows
             row, done = row + len(rows), done + len(rows)
     if matrix is None:
-        raise source.tables[0].error("has no rows", source.column)
+        raise source.tables[0].error("has no rows", source.column, code="table.empty")
     return matrix
 
 
 def _rows(lists: pa.Array, table: TableFile, column: str, first: int, width: int | None) -> np.ndarray:
-    """One batch of lists as [rows, width]; `first` is the row of the file it starts with."""
+    """[rows, width] values of a batch of lists that begins with row `first` of the file."""
     if lists.null_count:
-        row = int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
-        raise table.error("the features are missing; an item without any can have a list of zeros", column, first + row)
+        message = "the features are missing; an item without any can have a list of zeros"
+        raise table.error(message, column, first + first_null(lists), code="features.missing")
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     width = int(lengths[0]) if width is None else width
     odd = np.flatnonzero(lengths != width)
     if len(odd) or not width:
         row = int(odd[0]) if len(odd) else 0
-        raise table.error(f"a list of {lengths[row]} values; the first has {width}", column, first + row)
+        message = f"a list of {lengths[row]} values; the first has {width}"
+        raise table.error(message, column, first + row, code="features.shape")
     flat = lists.flatten()
     values: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if flat.null_count or len(wrong):
-        row = int(wrong[0])
-        raise table.error("a value is NaN, infinite or missing", column, first + row)
+        row = first + int(wrong[0])
+        raise table.error("a value is NaN, infinite or missing", column, row, code="features.value")
     return values

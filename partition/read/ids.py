@@ -1,4 +1,4 @@
-"""The users' and items' own ids, whole numbers or text, turned into indices 0, 1, 2 ... and back."""
+"""External ids of users and items (whole numbers or text), and the indices 0, 1, 2, ... that stand for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from partition import columns_on_disk as blocks
-from partition.read.table_file import ENCODED, TableFile
+from partition.read.table_file import ENCODED, TableFile, first_null
 
 # A number as a program writes it: "007" and "1e3" are text. 18 digits always fit int64.
 _WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -19,19 +19,19 @@ _WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 @dataclass(frozen=True)
 class IdColumn:
-    """One file's column of ids."""
+    """The id column of one file."""
 
     file: TableFile
     column: str
-    codes: np.ndarray  # [rows] int32 position in `values`; memory-mapped
-    values: pa.Array  # [n] integers or strings, each one once; there may be some that no row has
+    codes: np.ndarray  # [rows] int32 index into `values`; memory-mapped
+    values: pa.Array  # [n] integers or strings, each once; some may occur in no row
 
     def __len__(self) -> int:
         return len(self.codes)
 
     @classmethod
     def read(cls, file: TableFile, column: str, folder: Path | None = None) -> IdColumn:
-        """Reads it alone; codes go to a file in `folder`.
+        """Reads one column; its codes go into a file in `folder`.
 
         Raises:
             InputError: a null, or a type that is neither whole number nor text.
@@ -43,17 +43,17 @@ class IdColumn:
 
 
 class IdReader:
-    """Takes a column batch by batch: the distinct ids stay in memory, a code for every row goes into a file."""
+    """Reads a column batch by batch: distinct ids stay in memory, the code of every row goes into a file."""
 
     def __init__(self, file: TableFile, column: str, folder: Path | None) -> None:
         kind = ENCODED if file.schema is None else file.schema.field(column).type
         self._file, self._column = file, column
         self._codes = blocks.Growing(np.int32, folder)
-        self._values = [self._plain(pa.array([], kind)).dictionary]  # the first numbered, the others yet to be merged
+        self._values = [self._plain(pa.array([], kind)).dictionary]  # the first is merged, the others wait
         self._merged = 0  # rows whose codes are final
 
     def add(self, values: pa.Array) -> None:
-        """Takes the next rows.
+        """Adds the next rows.
 
         Raises:
             InputError: a null, or a type that is neither whole number nor text.
@@ -62,7 +62,7 @@ class IdReader:
         offset = sum(map(len, self._values))
         self._codes.append(plain.indices.to_numpy(zero_copy_only=False) + np.int32(offset))
         self._values.append(plain.dictionary)
-        # Merging takes as long as there are ids: it waits until that many are new.
+        # A merge takes time in proportion to all ids, so it waits until as many are new.
         if offset + len(plain.dictionary) > max(blocks.BLOCK, 2 * len(self._values[0])):
             self._merge()
 
@@ -80,7 +80,7 @@ class IdReader:
         self._merged += len(codes)
 
     def _plain(self, values: pa.Array) -> pa.DictionaryArray:
-        """Integers or strings, encoded."""
+        """The ids as dictionary-encoded integers or strings."""
         kind = values.type
         if pa.types.is_dictionary(kind) and kind != ENCODED:
             values, kind = values.cast(kind.value_type), kind.value_type
@@ -88,17 +88,18 @@ class IdReader:
             values, kind = values.cast(pa.string()), pa.string()
         known = kind == ENCODED or pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
         if not known:
-            raise self._file.error(f"has type {kind}; ids are whole numbers or text", self._column)
+            message = f"has type {kind}; ids are whole numbers or text"
+            raise self._file.error(message, self._column, code="ids.type")
         if values.null_count:
-            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise self._file.error("the id is missing", self._column, len(self._codes) + row)
+            row = len(self._codes) + first_null(values)
+            raise self._file.error("the id is missing", self._column, row, code="ids.missing")
         if pa.types.is_null(kind):
             values = values.cast(pa.int64())
         return values if kind == ENCODED else values.dictionary_encode()
 
 
 def merged(arrays: Sequence[pa.Array]) -> tuple[pa.Array, np.ndarray]:
-    """Each value of several arrays once, in the order of appearance; and for every one its place there, int32."""
+    """The distinct values of several arrays, in order of appearance; and the index of every value among them, int32."""
     encoded = pa.chunked_array(arrays, arrays[0].type).dictionary_encode().unify_dictionaries()
     number = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     values: pa.Array = encoded.chunk(0).dictionary if number else arrays[0]  # all are empty
@@ -108,12 +109,12 @@ def merged(arrays: Sequence[pa.Array]) -> tuple[pa.Array, np.ndarray]:
 def encode(columns: Sequence[IdColumn], folder: Path | None = None) -> tuple[pa.Array, list[np.ndarray]]:
     """Numbers the ids of several columns together, in ascending order of the ids.
 
-    The order of the rows and of the files therefore has no bearing on the numbers. Ids read from text files are whole
-    numbers if every one of them is written as one, else text.
+    The order of rows and files therefore does not affect the numbers. Ids from text files are whole numbers if every
+    one of them is written as a whole number, else text.
 
     Returns:
-        ids: [n] int64 or string, ascending, each one in use.
-        codes: per column, [rows] int32 position in `ids`, in files in `folder`.
+        ids: [n] int64 or string, ascending; each occurs in a column.
+        codes: per column, [rows] int32 index into `ids`, in files in `folder`.
 
     Raises:
         InputError: a negative id, or columns of numbers and of text.
@@ -132,6 +133,7 @@ def encode(columns: Sequence[IdColumn], folder: Path | None = None) -> tuple[pa.
                 raise column.file.error(
                     f"has numbers, but {other.file.path}, column {other.column!r} has text; make both the same",
                     column.column,
+                    code="ids.mixed",
                 )
     ids, place = merged(values)
     places = np.split(place, np.cumsum([len(own) for own in values])[:-1])
@@ -147,19 +149,38 @@ def encode(columns: Sequence[IdColumn], folder: Path | None = None) -> tuple[pa.
     return ids.take(pa.array(order)), codes
 
 
+def check_unique(column: IdColumn, ids: pa.Array, codes: np.ndarray) -> None:
+    """Refuses a table that lists an id twice.
+
+    Args:
+        column: the ids of the table.
+        ids: [n] as `encode` returns them.
+        codes: [rows] likewise.
+
+    Raises:
+        InputError: names the row in which an id is repeated.
+    """
+    order = np.argsort(codes, kind="stable")
+    repeats = order[1:][np.diff(codes[order]) == 0]
+    if len(repeats):
+        row = int(repeats.min())
+        message = f"{ids[int(codes[row])].as_py()!r} a second time; this table lists an id once"
+        raise column.file.error(message, column.column, row, code="ids.duplicate")
+
+
 def _all_whole_numbers(values: pa.Array) -> bool:
     return bool(pc.all(pc.match_substring_regex(values, _WHOLE_NUMBER)).as_py() is not False)
 
 
 def _as_numbers(column: IdColumn) -> pa.Array:
-    """Its values as int64."""
+    """The values of a column as int64."""
     try:
         values = column.values.cast(pa.int64())
     except pa.ArrowInvalid:
-        raise column.file.error("an id is above 2^63 - 1", column.column) from None
+        raise column.file.error("an id is above 2^63 - 1", column.column, code="ids.range") from None
     negative = values.to_numpy() < 0
     row = blocks.first(column.codes, lambda codes: negative[codes]) if negative.any() else None
     if row is not None:
         value = values[int(column.codes[row])].as_py()
-        raise column.file.error(f"the id {value} is negative", column.column, row)
+        raise column.file.error(f"the id {value} is negative", column.column, row, code="ids.negative")
     return values

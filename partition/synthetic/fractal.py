@@ -1,16 +1,17 @@
-"""Grows a real data set to any size with its own structure: a fractal expansion, written a block at a time.
+"""Grows a real data set to any size while keeping its structure: a fractal expansion, one block at a time.
 
 After Belletti et al., "Scalable Realistic Recommendation Datasets through Fractal Expansions" (arXiv 1901.08910):
-every user and item is repeated, and an interaction of a user leads to a repetition of its item that a small
-self-similar matrix chooses, the Kronecker power of a 2 x 2 matrix. Within a block, who likes what is as in the real
-data; between the blocks a power law and communities inside communities are planted on top. The features of a repeated
-item are those of the original, reduced to the width asked for, plus an offset of its block and noise of its own.
+every user and item is repeated. For each interaction of a user, a small self-similar matrix (the Kronecker power of a
+2 x 2 matrix) chooses the repetition of its item. Within a block, users like the same items as in the real data; between
+blocks, a power law and nested communities are added. The features of a repeated item are those of the original, reduced
+to the requested width, plus an offset per block and noise per item.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from partition.errors import InputError
 from partition.options import BuildOptions
 from partition.stages import Stages
+from partition.synthetic.options import SyntheticOptions, Width
 from partition.synthetic.tables import (
     BEGIN,
     INTERACTION_SCHEMA,
@@ -29,68 +31,60 @@ from partition.synthetic.tables import (
     ITEM_GROUP,
     ITEMS,
     SPAN,
-    Width,
     item_schema,
     item_table,
     new_tables,
 )
 from partition.transform.dataset import Dataset
-from partition.transform.ingest import read_dataset
 
-# P(column's bit | row's bit) at every level, and the activity of a row by its bit: blocks near each other share most.
+# P(bit of the column | bit of the row) at every level, and the activity of a row by its bit: near blocks share most.
 _TURN = np.array([[0.80, 0.20], [0.35, 0.65]])
 _ACTIVITY = np.array([0.60, 0.40])
-BLOCK_OFFSET, OWN_NOISE = 0.35, 0.25  # of a repeated item's features, in units of a feature row's mean length
-
-
-@dataclass(frozen=True)
-class ExpandOptions:
-    """What to grow; None keeps what the data set has."""
-
-    source: Path
-    output: Path
-    users: int
-    items: int
-    interactions: int
-    modalities: dict[str, Width] = field(default_factory=dict)
-    seed: int = 2025
-    overwrite: bool = False
+BLOCK_OFFSET, OWN_NOISE = 0.35, 0.25  # of the features of a repeated item, per mean length of a feature row
 
 
 @dataclass(frozen=True)
 class _Real:
-    """The data set that is grown: pairs sorted by user, each user's first pair at `first`."""
+    """The data set that is grown: pairs sorted by user; the first pair of each user is at `first`."""
 
-    user: np.ndarray  # [E] int64, 0..users-1, every one of them occurs
+    user: np.ndarray  # [E] int64, 0..users-1, each of which occurs
     item: np.ndarray  # [E] int64
     first: np.ndarray  # [users] int64
     users: int
     items: int
 
 
-def expand(options: ExpandOptions) -> tuple[Path, Path]:
-    """Writes `interactions.parquet` and `items.parquet` as `planted` does, with ids `own id.repetition`.
+def expand(
+    options: SyntheticOptions, read_dataset: Callable[[BuildOptions, Path, Stages], Dataset]
+) -> tuple[Path, Path]:
+    """Writes `interactions.parquet` and `items.parquet`, with ids `ID.REPETITION`.
 
-    Exactly the users, items and interactions asked for; every user has at least one interaction, pairs are distinct.
-    Equal options and data give equal files. Memory: the real data set, one block of users, and the ids of one block.
+    Writes exactly the requested users, items and interactions; every user has at least one interaction, and pairs are
+    distinct. Equal options and data give equal files. Memory: the real data set, one block of users, and the ids of one
+    block.
+
+    Args:
+        options: with `expand`, the data set to grow.
+        read_dataset: reads it (`partition.build.read_dataset`).
 
     Returns:
         The two files.
 
     Raises:
-        InputError: sizes below the data set's own, or that do not go together; a modality it does not have; anything
-            `partition build` would refuse about the data set; files that are there already.
+        InputError: sizes below those of the data set, or that do not go together; an unknown modality; anything that
+            `partition build` refuses about the data set; files that exist already.
     """
+    assert options.expand is not None
     with (
         new_tables(options.output, options.overwrite) as (interactions, items),
         tempfile.TemporaryDirectory(prefix=".expand.", dir=options.output) as work,
     ):
         reading = BuildOptions(
-            input=[options.source],
+            input=[options.expand],
             output=options.output,
             parts=1,
-            features=list(options.modalities),
-            pca=[f"{name}={width.dim}" for name, width in options.modalities.items()],
+            features=list(options.kept),
+            pca=[f"{name}={width.dim}" for name, width in options.kept.items()],
         )
         dataset = read_dataset(reading, Path(work), Stages(quiet=True))
         real = _real(dataset)
@@ -108,21 +102,23 @@ def _real(dataset: Dataset) -> _Real:
     return _Real(user, dataset.item.astype(np.int64), first, len(users), len(dataset.item_ids))
 
 
-def _check(options: ExpandOptions, real: _Real) -> None:
+def _check(options: SyntheticOptions, real: _Real) -> None:
     for name, wanted, has in (("users", options.users, real.users), ("items", options.items, real.items)):
         if wanted < has:
-            raise InputError(f"--{name} {wanted}: {options.source} alone has {has}; an expansion does not shrink it")
+            message = f"--{name} {wanted}: {options.expand} alone has {has}; an expansion does not shrink it"
+            raise InputError(message, "synthetic.sizes")
     blocks = -(-options.users // real.users)
     most = len(real.user) * min(options.users // real.users, blocks) * min(4, options.items // real.items)
     if not options.users <= options.interactions <= max(most, options.users):
         raise InputError(
             f"--interactions {options.interactions}: with {options.users} users and {options.items} items grown from "
-            f"{len(real.user)} interactions, choose {options.users} to {most}"
+            f"{len(real.user)} interactions, choose {options.users} to {most}",
+            "synthetic.sizes",
         )
 
 
 def _write_interactions(
-    path: Path, options: ExpandOptions, real: _Real, user_ids: pa.Array, item_ids: pa.Array
+    path: Path, options: SyntheticOptions, real: _Real, user_ids: pa.Array, item_ids: pa.Array
 ) -> None:
     blocks = -(-options.users // real.users)
     sizes = _sizes(options, real, blocks)
@@ -143,8 +139,8 @@ def _write_interactions(
             writer.write_table(table, row_group_size=1 << 20)
 
 
-def _sizes(options: ExpandOptions, real: _Real, blocks: int) -> np.ndarray:
-    """[blocks] interactions of each: one for every user, the rest by the block's activity, as far as there is room."""
+def _sizes(options: SyntheticOptions, real: _Real, blocks: int) -> np.ndarray:
+    """[blocks] interactions per block: one per user, the rest by the activity of the block, as far as there is room."""
     users = np.full(blocks, real.users)
     users[-1] = options.users - (blocks - 1) * real.users
     bits = _bits(np.arange(blocks), blocks)
@@ -161,7 +157,7 @@ def _sizes(options: ExpandOptions, real: _Real, blocks: int) -> np.ndarray:
 def _block(
     block: int, blocks: int, users: int, size: int, real: _Real, columns: _Columns, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`size` distinct pairs of the first `users` real users: their numbers, and the expanded items; sorted."""
+    """`size` distinct pairs of the first `users` real users: user indices and expanded items, sorted."""
     edges = int(np.searchsorted(real.user, users))
     others = np.setdiff1d(np.arange(edges), real.first[:users], assume_unique=True)
     pairs = np.empty(0, np.int64)
@@ -169,12 +165,12 @@ def _block(
     while len(pairs) < size:
         column = columns.draw(block, blocks, len(wanted), rng)
         item = column * real.items + real.item[wanted]
-        item = np.where(item < columns.items, item, real.item[wanted])  # the last block of items is not whole
+        item = np.where(item < columns.items, item, real.item[wanted])  # the last block of items may be incomplete
         drawn = real.user[wanted] * columns.items + item
         pairs = np.sort(np.concatenate([pairs, drawn]))
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique hashes integers, which takes ten times as long
         missing = size - len(pairs)
-        # Then the others, each once before any comes again.
+        # Then the others, each once before any repeats.
         rounds = [rng.permutation(others if len(others) else wanted) for _ in range(-(-missing // max(len(others), 1)))]
         wanted = np.concatenate([np.empty(0, np.int64), *rounds])[:missing]
     return np.divmod(pairs, columns.items)
@@ -204,14 +200,13 @@ def _bits(number: np.ndarray, count: int) -> np.ndarray:
     return (scaled[:, None] >> np.arange(levels - 1, -1, -1)) & 1
 
 
-def _write_items(path: Path, options: ExpandOptions, dataset: Dataset, item_ids: pa.Array) -> None:
+def _write_items(path: Path, options: SyntheticOptions, dataset: Dataset, item_ids: pa.Array) -> None:
     features = {name: modality.values for name, modality in dataset.features.items()}
     kinds = {
-        name: options.modalities.get(name, Width(values.shape[1], values.dtype.name))
-        for name, values in features.items()
+        name: options.kept.get(name, Width(values.shape[1], values.dtype.name)) for name, values in features.items()
     }
     schema, real = item_schema(kinds), len(item_ids)
-    # The deviation of one value, so that an offset has the stated share of a mean row's length.
+    # The root mean square of one value, so that an offset has the stated share of the mean length of a row.
     unit = {name: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for name, values in features.items()}
     with pq.ParquetWriter(path, schema) as writer:
         for first in tqdm(range(0, options.items, ITEM_GROUP), desc="items", unit="block", disable=None):

@@ -1,14 +1,13 @@
-"""A multimodal data set with planted tastes, of any size, written a block at a time.
+"""Generates a multimodal data set with planted tastes, of any size, one block at a time.
 
-Items belong to taste clusters and have a power-law popularity; users, whose activity follows a power law too, like one
-to three clusters and pick popular items there, apart from a tenth of their interactions that ignores taste. An item's
-features are its cluster's centre plus noise, seen through a random projection per modality. Whoever finds the clusters
+Items belong to taste clusters and have a power-law popularity. Users, whose activity follows a power law too, like one
+to three clusters and pick popular items there; a tenth of their interactions ignores taste. The features of an item are
+the centre of its cluster plus noise, seen through one random projection per modality. A model that finds the clusters
 ranks far better than popularity does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +17,21 @@ from tqdm import tqdm
 
 from partition.errors import InputError
 from partition.synthetic import tables as raw_tables
+from partition.synthetic.options import SyntheticOptions
 from partition.synthetic.tables import (
     BEGIN,
     INTERACTION_SCHEMA,
     SPAN,
-    Width,
     item_schema,
     item_table,
     new_tables,
     numbered,
 )
 
-LATENT = 16  # dimensions in which the clusters' centres lie
-LEAST = 5  # interactions of a user, where the average allows it
+LATENT = 16  # dimensions of the cluster centres
+LEAST = 5  # interactions of a user, if the average allows it
 ASTRAY = 0.1  # share of interactions that ignore the user's tastes
 TASTES = np.array([[1, 1, 1], [2 / 3, 1, 1], [6 / 11, 9 / 11, 1]])  # cumulative shares of one, two or three tastes
-
-
-@dataclass(frozen=True)
-class SyntheticOptions:
-    """What to make."""
-
-    output: Path
-    users: int = 3_000
-    items: int = 1_500
-    interactions: int = 45_000
-    clusters: int = 30
-    modalities: dict[str, Width] = field(default_factory=lambda: {"image": Width(64), "text": Width(32)})
-    seed: int = 2025
-    overwrite: bool = False
 
 
 def synthesise(options: SyntheticOptions) -> tuple[Path, Path]:
@@ -58,16 +43,17 @@ def synthesise(options: SyntheticOptions) -> tuple[Path, Path]:
         The two files.
 
     Raises:
-        InputError: sizes that do not go together, or files that are there already.
+        InputError: sizes that do not go together, or files that exist already.
     """
     most = options.items // 2
     if not options.users <= options.interactions <= options.users * most:
         raise InputError(
             f"--interactions {options.interactions}: with {options.users} users and {options.items} items, "
-            f"choose {options.users} to {options.users * most}"
+            f"choose {options.users} to {options.users * most}",
+            "synthetic.sizes",
         )
     if options.clusters > options.items:
-        raise InputError(f"--clusters {options.clusters}: more than the {options.items} items")
+        raise InputError(f"--clusters {options.clusters}: more than the {options.items} items", "synthetic.clusters")
     with new_tables(options.output, options.overwrite) as (interactions, items):
         rng = np.random.default_rng(options.seed)
         cluster = rng.permutation(np.arange(options.items) % options.clusters)
@@ -92,7 +78,7 @@ def _write_interactions(path: Path, options: SyntheticOptions, cluster: np.ndarr
 
 
 def _degrees(options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """[users] interactions of each user: a power law between `LEAST` and half of the items, with the sum asked for."""
+    """[users] interactions per user: a power law between `LEAST` and half of the items, with the requested sum."""
     most = options.items // 2
     degree: np.ndarray = np.full(options.users, min(LEAST, options.interactions // options.users, most))
     activity = np.minimum(1 + rng.pareto(1.5, options.users), 40)
@@ -112,7 +98,7 @@ class _Taste:
         self.bounds = self.edges[np.searchsorted(cluster[self.order], np.arange(clusters + 1))]
 
     def draw(self, degree: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """User (position in `degree`) and item of as many distinct pairs as `degree` asks for, sorted by both."""
+        """Users (indices into `degree`) and items of `degree` distinct pairs per user, sorted by both."""
         liked = rng.integers(self.clusters, size=(len(degree), 3))
         tastes = rng.integers(3, size=len(degree))
         pairs: np.ndarray = np.empty(0, np.int64)
@@ -126,7 +112,7 @@ class _Taste:
             anywhere = rng.random(len(user)) < ASTRAY
             low[anywhere], high[anywhere] = 0, self.edges[-1]
             place = np.searchsorted(self.edges, low + chance[1] * (high - low), side="right") - 1
-            if attempt >= 8:  # whoever has taken nearly all of what they like: any item, popular or not
+            if attempt >= 8:  # users who have nearly all items they like: any item, popular or not
                 place = rng.integers(self.items, size=len(user))
             item = self.order[np.minimum(place, self.items - 1)]
             pairs = np.sort(np.concatenate([pairs, user * self.items + item]))
@@ -139,8 +125,8 @@ class _Taste:
 
 def _write_items(path: Path, options: SyntheticOptions, cluster: np.ndarray, rng: np.random.Generator) -> None:
     centres = rng.standard_normal((options.clusters, LATENT))
-    views = [rng.standard_normal((LATENT, width.dim)) for width in options.modalities.values()]
-    schema = item_schema(options.modalities)
+    views = [rng.standard_normal((LATENT, width.dim)) for width in options.planted.values()]
+    schema = item_schema(options.planted)
     with pq.ParquetWriter(path, schema) as writer:
         for first in tqdm(range(0, options.items, raw_tables.ITEM_GROUP), desc="items", unit="block", disable=None):
             own = cluster[first : first + raw_tables.ITEM_GROUP]

@@ -1,6 +1,6 @@
-"""Cleaning before and after the split: repeated pairs, the k-core, and what cannot be evaluated.
+"""Cleaning before and after the split: repeated pairs, the k-core, and interactions that cannot be evaluated.
 
-Columns that are made lie in files in `folder` (see `partition.columns_on_disk`).
+New columns are files in `folder` (see `partition.columns_on_disk`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from tqdm import tqdm
 from partition import columns_on_disk as blocks
 from partition.transform.dataset import TRAIN, Interactions
 
-BUCKET = 1 << 21  # rows that are sorted in memory at once, some 60 bytes each
+BUCKET = 1 << 21  # rows sorted in memory at a time, about 60 bytes each
 
 
 def merge_duplicates(interactions: Interactions, items: int, folder: Path | None = None) -> tuple[Interactions, int]:
     """Keeps each (user, item) pair once, sorted by both, with its lowest split label and its earliest time.
 
-    A pair that occurs in training and in test therefore counts as training, and nothing leaks.
+    A pair that occurs in training and in test therefore counts as training, so no test interaction leaks.
 
     Args:
         interactions: in any order.
-        items: number of items, so that a pair fits one integer.
-        folder: where the columns go.
+        items: number of items; a pair is encoded as one integer.
+        folder: for the columns.
 
     Returns:
-        The pairs, and how many rows were merged away.
+        The pairs, and the number of rows that were merged.
     """
     columns = interactions.columns
     merged = {name: blocks.column(len(interactions), values.dtype, folder) for name, values in columns.items()}
@@ -48,7 +48,7 @@ def merge_duplicates(interactions: Interactions, items: int, folder: Path | None
 
 
 def _by_user(interactions: Interactions, folder: Path | None) -> blocks.Buckets:
-    """The interactions in buckets of whole users, ascending; none is empty."""
+    """The interactions in non-empty buckets of whole users, ascending."""
     degree = blocks.counts(interactions.user)
     bounds = blocks.cuts(degree, BUCKET)
     bucket = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
@@ -61,7 +61,7 @@ def _by_user(interactions: Interactions, folder: Path | None) -> blocks.Buckets:
 
 
 def k_core(interactions: Interactions, k: int, folder: Path | None = None) -> Interactions:
-    """The largest set of interactions in which every user and every item has at least `k`; indices stay as they are."""
+    """The largest set of interactions in which every user and every item has at least `k`; indices do not change."""
     while len(interactions):
         core = _connected(interactions, k, folder)
         if len(core) == len(interactions):
@@ -71,21 +71,21 @@ def k_core(interactions: Interactions, k: int, folder: Path | None = None) -> In
 
 
 def _connected(interactions: Interactions, k: int, folder: Path | None) -> Interactions:
-    """Those whose user and item have at least `k`."""
+    """The interactions whose user and item both have at least `k`."""
     user, item = interactions.user, interactions.item
     users, items = blocks.counts(user) >= k, blocks.counts(item) >= k
     return interactions.select(lambda rows: users[user[rows]] & items[item[rows]], folder)
 
 
 def renumber(values: np.ndarray, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Indices without gaps: the values that occur, ascending, and for each entry its position among them."""
+    """Indices without gaps: the values that occur, ascending, and the position of each entry among them."""
     occurs = blocks.counts(values) > 0
     number = (np.cumsum(occurs) - 1).astype(values.dtype)
     return np.flatnonzero(occurs), blocks.mapped(number, values, folder)
 
 
 def evaluable(user: np.ndarray, split: np.ndarray, folder: Path | None = None) -> np.ndarray:
-    """[E] mask that leaves out validation and test interactions of users who have none in training."""
+    """[E] mask without the validation and test interactions of users who have no training interaction."""
     trained = np.zeros(int(user[-1]) + 1, bool)  # sorted
     for rows in blocks.slices(len(user)):
         trained[user[rows][split[rows] == TRAIN]] = True

@@ -1,13 +1,13 @@
-"""How far the features' similarities can be trusted, measured against the training interactions alone.
+"""Measures how well feature similarities agree with the training interactions.
 
-Pairs of items that one user had are compared with pairs of the same items put together at random. A similarity that
-knows something orders the first above the second: D = P(higher) - P(lower), Somers' D, 0 for noise. The ceiling is what
-interactions know of each other: the cosine of co-occurrence among half of the users, on the pairs of the other half.
+Pairs of items of the same user are compared with random pairs of the same items. An informative similarity is higher
+for the former: D = P(higher) - P(lower), Somers' D, is 0 for noise. The ceiling is the agreement of interactions with
+each other: the cosine of co-occurrence among half of the users, evaluated on the pairs of the other half.
 
-    reliability = (D of the features - 2 standard errors) / D of co-occurrence, within 0 and 1
+    reliability = (D of the features - 2 standard errors) / D of co-occurrence, clipped to [0, 1]
 
-Features of which a share q of the items have the wrong row keep about (1 - q)^2 of their D, whatever the data set;
-features that are noise get 0 but for one time in forty.
+If a share q of the items have the wrong row, features keep about (1 - q)^2 of their D, on any data set. Features that
+are noise get 0 in 39 of 40 cases.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from scipy.stats import rankdata
 from partition import columns_on_disk as blocks
 from partition.item_graph.knn import unit_rows
 
-PAIRS, PER_INTERACTION = 200_000, 4  # drawn, with repetition: so many at most
+PAIRS, PER_INTERACTION = 200_000, 4  # limits of the number of pairs drawn, with repetition
 BLOCK = 16_384  # pairs at a time
 
 
 def reliability(
     features: Mapping[str, np.ndarray], user: np.ndarray, item: np.ndarray, seed: int, folder: Path | None = None
 ) -> dict[str, float]:
-    """`reliability`, of the mean of the modalities' cosines, and `reliability_NAME` of every modality alone.
+    """`reliability` of the mean cosine over the modalities, and `reliability_NAME` of each modality.
 
     Args:
         features: modality -> [items, d]; may be memory-mapped.
-        user, item: [E] index of the training interactions, unique pairs sorted by both; may be memory-mapped.
+        user, item: [E] indices of the training interactions, unique pairs sorted by both; may be memory-mapped.
         seed: of the halves and the pairs.
-        folder: where columns go (see `partition.columns_on_disk`).
+        folder: for columns (see `partition.columns_on_disk`).
     """
     rng = np.random.default_rng([seed, len(user)])
     items, pairs = len(next(iter(features.values()))), min(PAIRS, PER_INTERACTION * len(user))
@@ -50,13 +50,15 @@ def reliability(
     owner, owned = blocks.select((user, item), lambda rows: ~second_half[user[rows]], folder)
     matrix = _by_item(owner, owned, items, folder)
     ceiling = somers_d(*(_cooccurrence(matrix, p) for p in (together, apart)))
-    # Of ranks without a difference; pairs drawn twice tell nothing new.
+    # Standard error of Somers' D under the null hypothesis; a pair drawn twice counts once.
     n, m = (len(np.unique(kind[0] * np.int64(items) + kind[1])) for kind in (together, apart))
     error = 2 * np.sqrt((n + m + 1) / 12 / n / m)
 
-    def share(known: float) -> float:
-        found = known - 2 * error
-        return 0.0 if found <= 0 else float(min(1.0, found / ceiling)) if ceiling > 0 else 1.0
+    def share(observed: float) -> float:
+        certain = observed - 2 * error
+        if certain <= 0:
+            return 0.0
+        return float(min(1.0, certain / ceiling)) if ceiling > 0 else 1.0
 
     cosines = {name: tuple(_cosine(values, p) for p in (together, apart)) for name, values in features.items()}
     mean = tuple(np.mean([both[kind] for both in cosines.values()], axis=0) for kind in (0, 1))
@@ -65,14 +67,14 @@ def reliability(
 
 
 def somers_d(higher: np.ndarray, lower: np.ndarray) -> float:
-    """P(a > b) - P(a < b) for a of `higher` [n] and b of `lower` [m], by ranks."""
+    """P(a > b) - P(a < b) for a in `higher` [n] and b in `lower` [m], computed from ranks."""
     n, m = len(higher), len(lower)
     ranks = rankdata(np.concatenate([higher, lower]))[:n].sum()
     return float(2 * (ranks - n * (n + 1) / 2) / n / m - 1)
 
 
 def _same_user(user: np.ndarray, item: np.ndarray, pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """[2, n] items of one user, unlike each other; users occur as often as their interactions do."""
+    """[2, n] pairs of different items of the same user; a user is drawn in proportion to its interactions."""
     if not len(user):
         return np.empty((2, 0), np.int64)
     first = rng.integers(0, len(user), pairs)
@@ -83,7 +85,7 @@ def _same_user(user: np.ndarray, item: np.ndarray, pairs: int, rng: np.random.Ge
 
 
 def _by_item(user: np.ndarray, item: np.ndarray, items: int, folder: Path | None) -> sp.csr_array:
-    """[items, users] int8 matrix of the interactions, in files."""
+    """[items, users] int8 matrix of the interactions, memory-mapped."""
     users = int(user.max(initial=0)) + 1
     kind = blocks.index_type(max(users, len(user)))
     indices, ones = blocks.column(len(user), kind, folder), blocks.column(len(user), np.int8, folder)
@@ -94,7 +96,7 @@ def _by_item(user: np.ndarray, item: np.ndarray, items: int, folder: Path | None
 
 
 def _cooccurrence(matrix: sp.csr_array, pairs: np.ndarray) -> np.ndarray:
-    """[n] cosine of the items' rows [items, users]; 0 for an item without any."""
+    """[n] cosines of rows of `matrix` [items, users]; 0 for an item without interactions."""
     degree = np.diff(matrix.indptr).astype(np.int64)
     norm = np.sqrt(np.maximum(degree, 1))
     found = np.empty(pairs.shape[1])
@@ -106,7 +108,7 @@ def _cooccurrence(matrix: sp.csr_array, pairs: np.ndarray) -> np.ndarray:
 
 
 def _cosine(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Of feature rows; 0 for a row of zeros."""
+    """[n] cosines of feature rows; 0 for a row of zeros."""
     found = np.empty(pairs.shape[1])
     for begin in range(0, len(found), BLOCK):
         a, b = (unit_rows(values, side) for side in pairs[:, begin : begin + BLOCK])

@@ -1,7 +1,7 @@
-"""Features made worse on purpose: the rows of a share of the items change places among themselves.
+"""Degrades features on purpose: a share of the items exchange their feature rows.
 
-A permuted row is a real feature row, of another item, so that nothing but its relation to the item is lost: length,
-spread and similarities among the features stay as they were. What is left at 100 % is a catalogue of wrong features.
+A permuted row is a real feature row of another item, so only its relation to the item is lost; norms, spread and
+similarities among the rows do not change. At 100 % every item has the features of another one.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 from partition.transform.dataset import Features
 
 BLOCK = 65_536  # rows copied at a time
-_ITEMS, _ORDER = 0, 1  # what a random number is for
+_ITEMS, _ORDER = 0, 1  # purpose of a random number, part of its key
 
 
 def noisy_items(items: int, fraction: float, seed: int) -> np.ndarray:
-    """Ascending numbers of the items whose rows change places; those of a smaller fraction are among them."""
+    """[n] int64 items whose rows are exchanged, ascending; a larger fraction includes those of a smaller one."""
     count = round(fraction * items)
     return np.sort(np.random.default_rng([seed, _ITEMS]).permutation(items)[:count])
 
 
 def permute_rows(features: Features, chosen: np.ndarray, seed: int, modality: int, target: Path) -> Features:
-    """One modality's matrix in which the rows of the `chosen` items [n] change places, in a cycle of random order.
+    """The matrix of one modality with the rows of the `chosen` items permuted in a cycle of random order.
 
-    No item keeps its own row, if there are two. A row of zeros travels like any other.
+    If two or more are chosen, no item keeps its own row. Rows of zeros are permuted like others.
 
     Args:
         features: the matrix.
-        chosen: from `noisy_items`.
+        chosen: [n] from `noisy_items`.
         seed: of the order.
-        modality: its number: modalities change places independently, so that they do not agree afterwards either.
+        modality: its number; modalities are permuted independently, so that they do not agree afterwards.
         target: .npy file for the result.
     """
     values = features.values

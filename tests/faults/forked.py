@@ -23,7 +23,7 @@ MODULES = [
     "cm3_dist.monitoring.health_check",
     "cm3_dist.training.trainer_state",
     "cm3_dist.training.trainer",
-    "partition.__main__",
+    "partition.cli",
     "partition.build",
     "partition.folder.verify",
     "torch.utils.tensorboard",

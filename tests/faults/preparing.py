@@ -102,7 +102,7 @@ def partition(arguments: list[str], output: Path, before: Callable[[], object]) 
         import sys
 
         from cm3_dist.distributed.entry_point import entry_point
-        from partition.__main__ import app
+        from partition.cli import app
 
         sys.argv = ["partition", *arguments]
         before()

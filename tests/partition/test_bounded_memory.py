@@ -14,8 +14,8 @@ from partition.build import build
 from partition.folder.manifest import Manifest, read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
-from partition.synthetic.planted import SyntheticOptions, synthesise
-from partition.synthetic.tables import Width
+from partition.synthetic.options import SyntheticOptions, Width
+from partition.synthetic.planted import synthesise
 from partition.transform.dataset import Interactions
 from partition.transform.dedup import merge_duplicates
 
@@ -29,7 +29,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows in random order, a third of them twice, with other times."""
     folder = tmp_path_factory.mktemp("made") / "made"
-    log, _ = synthesise(SyntheticOptions(folder, 60, 40, 600, 4, {"image": Width(6)}))
+    options = SyntheticOptions(
+        output=folder, users=60, items=40, interactions=600, clusters=4, modalities={"image": Width(6)}
+    )
+    log, _ = synthesise(options)
     rng, rows = np.random.default_rng(0), pq.read_table(log)
     order = rng.permutation(np.concatenate([np.arange(600), rng.integers(0, 600, 200)]))
     times = pa.array(rng.random(len(order)))

@@ -29,7 +29,7 @@ from partition.errors import InputError
 from partition.extract.request import Request
 from partition.extract.run import extract
 from partition.folder.manifest import read_manifest
-from partition.options import BuildOptions
+from partition.options import BuildOptions, CutMethod
 from tests.support.quoted import PAGE, assert_quoted, masked
 from tests.support.small import prepare_small, small_settings
 
@@ -82,7 +82,7 @@ def recommended(place: Path, folder: str) -> None:
 def built(place: Path, *files: str, features: str | None = None) -> None:
     chosen = [] if features is None else [f"image={place / features}"]
     inputs = [place / file for file in files]
-    build(BuildOptions(input=inputs, output=place / "new", parts=2, features=chosen, method="random"))
+    build(BuildOptions(input=inputs, output=place / "new", parts=2, features=chosen, method=CutMethod.RANDOM))
 
 
 def without_extra(place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ import pyarrow as pa
 from cm3_dist.config.settings import Settings
 from partition.cut.assign import assign_parts
 from partition.folder.write import write_prepared
-from partition.item_graph.graph import build_item_graph, default_weights
+from partition.item_graph.graph import build_item_graph
+from partition.options import CutMethod, default_weights
 from partition.transform.dataset import Dataset, Features
 
 USERS, ITEMS = 120, 60
@@ -65,7 +66,7 @@ def prepare_small(
     parts: int = 4,
     dataset: Dataset | None = None,
     k: int = 4,
-    method: Literal["metis", "stream", "random"] = "random",
+    method: CutMethod = CutMethod.RANDOM,
     statistics: dict[str, float] | None = None,
 ) -> Path:
     """Writes a small data set as `folder`/prepared."""

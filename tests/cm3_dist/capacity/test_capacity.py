@@ -24,7 +24,8 @@ from partition.errors import InputError
 from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
-from partition.synthetic.planted import SyntheticOptions, synthesise
+from partition.synthetic.options import SyntheticOptions
+from partition.synthetic.planted import synthesise
 from tests.support.observe import observed_memory
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_dataset, small_settings

@@ -236,7 +236,8 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     """Placed with the features as they came, an item gets what it gets with the prepared folder's reduced ones."""
     from cm3_dist import fit, load_run, prepare
     from cm3_dist.inference.cold_start_inputs import read_new_items
-    from partition.synthetic.planted import SyntheticOptions, synthesise
+    from partition.synthetic.options import SyntheticOptions
+    from partition.synthetic.planted import synthesise
 
     synthesise(SyntheticOptions(output=tmp_path / "data", users=120, items=60, interactions=1500, clusters=5))
     prepared = prepare(tmp_path / "data", tmp_path / "prepared", parts=2, pca=["image=8"], quiet=True)

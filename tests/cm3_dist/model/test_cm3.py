@@ -18,7 +18,7 @@ from cm3_dist.training.trainer import Trainer
 from partition.errors import InputError
 from partition.folder import layout
 from partition.folder.manifest import Manifest
-from partition.item_graph.graph import default_weights
+from partition.options import default_weights
 from partition.transform.dataset import Dataset
 from tests.support import reference as ref
 from tests.support.small import prepare_small, small_dataset, small_settings

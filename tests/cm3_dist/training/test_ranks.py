@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.distributed.runtime import distributed
+from partition.options import CutMethod
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_dataset, small_settings
 
@@ -146,7 +147,7 @@ ARRAYS = (torch.Tensor, torch.nn.Parameter, np.ndarray, np.memmap)
 def test_no_rank_holds_a_whole_table_or_feature_matrix(tmp_path: Path) -> None:
     users, items, width, feature = 40_000, 20_000, 3 * 32, 250
     dataset = small_dataset(users, items, degree=4, spread=0.002, widths=(feature, 200))
-    prepared = prepare_small(tmp_path, dataset=dataset, method="metis")
+    prepared = prepare_small(tmp_path, dataset=dataset, method=CutMethod.METIS)
     rows, _, alone = run_ranks(_rows_held, 1, prepared, tmp_path)[0]
     assert rows[width] >= users  # the measurement sees a whole table and a whole feature matrix where there is one
     assert rows[feature] >= items

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,11 +25,10 @@ from partition.folder.manifest import Manifest, read_manifest
 from partition.folder.stats import QUANTILES, degree_histogram, describe, expected_halo, quantiles
 from partition.folder.verify import verify
 from partition.folder.write import write_prepared
-from partition.item_graph.graph import ItemGraph, build_item_graph, default_weights
+from partition.item_graph.graph import ItemGraph, build_item_graph
+from partition.options import CutMethod, default_weights
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset, Features
 from tests.support.small import prepare_small, small_dataset
-
-Method = Literal["metis", "stream", "random"]
 
 
 def item_graph(dataset: Dataset) -> ItemGraph:
@@ -38,7 +36,7 @@ def item_graph(dataset: Dataset) -> ItemGraph:
     return build_item_graph(features, default_weights(list(features)), 4)
 
 
-def parts_of(dataset: Dataset, parts: int, method: Method) -> Assignment:
+def parts_of(dataset: Dataset, parts: int, method: CutMethod) -> Assignment:
     return assign_parts(*dataset.train(), len(dataset.user_ids), len(dataset.item_ids), parts, method, seed=3)
 
 
@@ -60,9 +58,9 @@ def same_pairs(user: np.ndarray, item: np.ndarray, dataset: Dataset, split: int)
     return sorted(zip(user, item, strict=True)) == sorted(zip(dataset.user[kept], dataset.item[kept], strict=True))
 
 
-@pytest.mark.parametrize("method", ["metis", "stream", "random"])
+@pytest.mark.parametrize("method", [CutMethod.METIS, CutMethod.STREAM, CutMethod.RANDOM])
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_parts_put_together_are_the_data_set(parts: int, method: Method, tmp_path: Path) -> None:
+def test_parts_put_together_are_the_data_set(parts: int, method: CutMethod, tmp_path: Path) -> None:
     dataset = small_dataset(modalities=3)
     first = dataset.features["image"] if "image" in dataset.features else next(iter(dataset.features.values()))
     half = replace(first, values=first.values.astype(np.float16), source_dim=99)
@@ -148,7 +146,7 @@ def test_no_held_out_interactions(tmp_path: Path) -> None:
 
 def test_cut_and_halo_are_counted(tmp_path: Path) -> None:
     dataset = small_dataset(users=121, items=63)  # they do not divide evenly
-    assignment = parts_of(dataset, 4, "random")
+    assignment = parts_of(dataset, 4, CutMethod.RANDOM)
     write_prepared(dataset, item_graph(dataset), assignment, tmp_path / "prepared", {}, {})
     manifest = verify(tmp_path / "prepared")
     user, item = dataset.train()
@@ -175,7 +173,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
             write_prepared(
                 dataset := small_dataset(seed=1),
                 item_graph(dataset),
-                parts_of(dataset, 2, "random"),
+                parts_of(dataset, 2, CutMethod.RANDOM),
                 tmp_path / name,
                 {},
                 {},

@@ -37,7 +37,7 @@ from partition.folder.arrays import (
 )
 from partition.folder.integrity import check_manifest
 from partition.folder.manifest import Modality, read_manifest
-from partition.options import BuildOptions
+from partition.options import BuildOptions, CutMethod
 from tests.support.small import prepare_small
 from tests.support.tamper import accept_manifest
 
@@ -101,7 +101,7 @@ def data(folder: Path) -> Path:
 
 
 def prepare(folder: Path, out: Path) -> None:
-    build(BuildOptions(input=[folder], output=out, parts=2, method="random", item_graph_k=2))
+    build(BuildOptions(input=[folder], output=out, parts=2, method=CutMethod.RANDOM, item_graph_k=2))
 
 
 def whole_or_nothing(change: Callable[[Path], object]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partition.item_graph.graph import ItemGraph, build_item_graph, default_weights
+from partition.item_graph.graph import ItemGraph, build_item_graph
 from partition.item_graph.knn import nearest
+from partition.options import default_weights
 from tests.support.paths import SHARED_DATA
 
 BABY = SHARED_DATA / "baby"
@@ -145,14 +146,6 @@ def test_a_weight_of_zero_leaves_a_modality_out() -> None:
     np.testing.assert_allclose(
         dense(build_item_graph(features, {"a": 0.0, "b": 3.0}, 5)), by_features(features["b"], 5), rtol=1e-6
     )
-
-
-def test_default_weights() -> None:
-    assert default_weights(["image", "text"]) == {"image": 0.1, "text": 0.9}
-    assert default_weights(["audio", "image"]) == {"audio": 0.9, "image": 0.1}
-    assert default_weights(["image"]) == {"image": 1.0}
-    assert default_weights(["a", "b"]) == {"a": 0.5, "b": 0.5}
-    assert default_weights(["image", "text", "video"]) == pytest.approx({"image": 1 / 3, "text": 1 / 3, "video": 1 / 3})
 
 
 def clustered(items: int, dim: int, clusters: int) -> np.ndarray:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from partition.build import read_dataset
 from partition.errors import InputError
-from partition.synthetic.fractal import ExpandOptions, expand
-from partition.synthetic.planted import SyntheticOptions, synthesise
-from partition.synthetic.tables import Width
+from partition.synthetic.fractal import expand
+from partition.synthetic.options import SyntheticOptions, Width
+from partition.synthetic.planted import synthesise
 
 REAL_USERS, REAL_ITEMS, REAL_EDGES = 60, 40, 600
 USERS, ITEMS, EDGES = 1000, 300, 12_345
@@ -21,14 +23,22 @@ USERS, ITEMS, EDGES = 1000, 300, 12_345
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    widths = {"image": Width(12), "text": Width(6)}
-    synthesise(SyntheticOptions(folder, REAL_USERS, REAL_ITEMS, REAL_EDGES, 4, widths, seed=1))
+    options = SyntheticOptions(
+        output=folder,
+        users=REAL_USERS,
+        items=REAL_ITEMS,
+        interactions=REAL_EDGES,
+        clusters=4,
+        modalities={"image": Width(12), "text": Width(6)},
+        seed=1,
+    )
+    synthesise(options)
     return folder
 
 
 def _grow(real: Path, output: Path, **changes: object) -> tuple[Path, Path]:
-    options = {"users": USERS, "items": ITEMS, "interactions": EDGES, "seed": 3} | changes
-    return expand(ExpandOptions(real, output, **options))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"users": USERS, "items": ITEMS, "interactions": EDGES, "seed": 3} | changes
+    return expand(SyntheticOptions(expand=real, output=output, **options), read_dataset)
 
 
 def test_sizes_ids_and_structure(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +99,31 @@ def test_features_are_the_originals_and_recognisable(real: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code"),
     [
-        ({"users": 59}, "--users 59"),
-        ({"items": 39}, "--items 39"),
-        ({"interactions": USERS - 1}, "--interactions 999"),
-        ({"interactions": 10**7}, "--interactions 10000000"),
-        ({"modalities": {"sound": Width(3)}}, "sound"),
-        ({"modalities": {"image": Width(13)}}, "--pca image=13"),
+        ({"users": 59}, "synthetic.sizes"),
+        ({"items": 39}, "synthetic.sizes"),
+        ({"interactions": USERS - 1}, "synthetic.sizes"),
+        ({"interactions": 10**7}, "synthetic.sizes"),
+        ({"modalities": {"sound": Width(3)}}, "features.unknown"),
+        ({"modalities": {"image": Width(13)}}, "option.pca"),
     ],
 )
-def test_refusals(real: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_refused(real: Path, tmp_path: Path, changes: dict[str, object], code: str) -> None:
+    with pytest.raises(InputError) as caught:
         _grow(real, tmp_path / "a", **changes)
+    assert caught.value.code == code
     assert not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "code"),
+    [
+        ({"users": 100, "items": 100}, "synthetic.sizes"),
+        ({"users": 100, "items": 100, "interactions": 1000, "clusters": 3}, "synthetic.clusters"),
+    ],
+)
+def test_refused_options(tmp_path: Path, sizes: dict[str, Any], code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        SyntheticOptions(expand=tmp_path, output=tmp_path / "a", **sizes)
+    assert caught.value.code == code

@@ -10,7 +10,6 @@ import pytest
 from partition.errors import InputError
 from partition.folder.layout import features_file, part_dir
 from partition.folder.verify import verify
-from partition.item_graph.graph import default_weights
 from partition.transform.spectral import spectral_features
 from tests.support.small import small_dataset
 
@@ -38,13 +37,9 @@ def test_equals_a_dense_decomposition() -> None:
 
 
 def test_more_dimensions_than_there_are() -> None:
-    with pytest.raises(InputError, match="--spectral 60: 120 users and 60 items"):
+    with pytest.raises(InputError) as caught:
         spectral_features(*small_dataset().train(), *SIZES, 60)
-
-
-def test_it_has_no_part_in_the_item_graph_unless_asked() -> None:
-    assert default_weights(["image", "text", "spectral"]) == {"image": 0.1, "text": 0.9, "spectral": 0.0}
-    assert default_weights(["spectral"]) == {"spectral": 1.0}
+    assert caught.value.code == "option.spectral"
 
 
 def _folder(path: Path, moved: bool) -> Path:
