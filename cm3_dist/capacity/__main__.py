@@ -23,7 +23,7 @@ from cm3_dist.errors import InputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
-DRAWABLE = 20_000_000  # training interactions of a folder that is loaded whole to draw steps from it
+DRAWABLE = 20_000_000  # training interactions up to which a folder is loaded whole to draw steps from it
 
 
 @app.command(
@@ -42,7 +42,7 @@ def capacity(
     modalities: Annotated[
         str, typer.Option(metavar="NAME:DIM[:float16],...", help="widths and types of the item features")
     ] = "image:128,text:128",
-    item_graph_k: Annotated[int, typer.Option(min=1, help="neighbours an item and modality")] = 10,
+    item_graph_k: Annotated[int, typer.Option(min=1, help="neighbours per item and modality")] = 10,
     inside: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="share of interactions with both ends on one rank; random: 1/ranks"),
@@ -50,50 +50,55 @@ def capacity(
     ranks: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB a rank: of the device, or of the host for cpu")
+        float | None, typer.Option(min=0, help="GiB per rank: of the device, or of the host for cpu")
     ] = None,
     host_memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB of host memory a rank, with --device cuda")
+        float | None, typer.Option(min=0, help="GiB of host memory per rank, with --device cuda")
     ] = None,
     link: Annotated[float | None, typer.Option(min=0, help="GB/s that a rank sends to others")] = None,
-    compute: Annotated[float | None, typer.Option(min=0, help="TFLOP/s of float32 products a rank")] = None,
+    compute: Annotated[float | None, typer.Option(min=0, help="TFLOP/s of float32 products per rank")] = None,
     copy: Annotated[float | None, typer.Option(min=0, help="GB/s of memory that a rank reads and writes")] = None,
     disk: Annotated[float, typer.Option(min=0, help="GiB of disk for the prepared folder and checkpoints")] = 100_000,
     draw: Annotated[
-        int | None, typer.Option(min=0, help="steps drawn from --data; 0: expected ones. Default: 1 where it is small")
+        int | None,
+        typer.Option(min=0, help="steps drawn from --data; 0: expected steps. Default: 1 for small folders"),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="write everything there")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
 ) -> None:
     """Command line; the help text is above."""
     settings = load_settings(config, [*(overrides or []), *([f"data.path={data}"] if data else [])])
     if device not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}: cpu or cuda")
+        raise InputError(f"--device {device}: cpu or cuda", "capacity.device")
     chosen: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"
-    numbers = [("--users", users), ("--items", items), ("--interactions", interactions)]
-    if data and (given := [name for name, text in numbers if text is not None]):
-        raise InputError(f"{given[0]}: --data has its own numbers; give one or the other")
-    if not data and (missing := [name for name, text in numbers if text is None]):
-        raise InputError(f"{missing[0]} is missing: give --data, or --users, --items and --interactions")
-    # Torch and TorchRec take seconds to import: --help and mistakes do not wait for them.
+    numbers = {"--users": users, "--items": items, "--interactions": interactions}
+    if data and (given := [name for name, text in numbers.items() if text is not None]):
+        raise InputError(f"{given[0]}: --data has its own numbers; give one or the other", "capacity.options")
+    if not data and (missing := [name for name, text in numbers.items() if text is None]):
+        text = f"{missing[0]} is missing: give --data, or --users, --items and --interactions"
+        raise InputError(text, "capacity.options")
+    sizes = [_number(name, text) for name, text in numbers.items() if text is not None]
+    # Torch and TorchRec take seconds to import: --help and wrong options do not wait for them.
     from cm3_dist.capacity.advice import advise
-    from cm3_dist.capacity.hardware import GIB, machine
-    from cm3_dist.capacity.scenario import Plan
+    from cm3_dist.capacity.from_folder import scenario_from_folder
+    from cm3_dist.capacity.from_numbers import scenario_from_numbers
+    from cm3_dist.capacity.hardware import Hardware
+    from cm3_dist.capacity.prediction import predict_drawn, predict_expected
     from cm3_dist.capacity.tables import show
 
     rates = {"memory": memory, "host_memory": host_memory, "link": link, "compute": compute, "copy": copy}
-    cluster = machine(ranks, chosen, disk * GIB, {name: value for name, value in rates.items() if value is not None})
+    hardware = Hardware.of(ranks, chosen, disk, {name: rate for name, rate in rates.items() if rate is not None})
     if data:
-        plan = Plan.of_folder(settings, data, cluster, inside)
-        drawn = (1 if plan.manifest.train <= DRAWABLE else 0) if draw is None else draw
-        prediction = plan.drawn(drawn) if drawn else plan.expected()
+        scenario = scenario_from_folder(settings, data, hardware, inside)
+        small = scenario.manifest.train <= DRAWABLE
+        drawn = int(small) if draw is None else draw
     else:
-        sizes = [_number(name, text) for name, text in numbers if text is not None]
-        plan = Plan.of_numbers(settings, sizes, modalities, cluster, inside, item_graph_k)
-        prediction = plan.expected()
-    advice = advise(plan, prediction) if prediction.short() else []
-    show(plan, prediction, advice)
+        scenario = scenario_from_numbers(settings, sizes, modalities, hardware, inside, item_graph_k)
+        drawn = 0
+    prediction = predict_drawn(scenario, drawn) if drawn else predict_expected(scenario)
+    advice = advise(scenario, prediction) if prediction.short() else []
+    show(scenario, prediction, advice)
     if output is not None:
-        content = {**plan.plain(), **prediction.plain(), "advice": advice}
+        content = {**scenario.plain(), **prediction.plain(), "advice": advice}
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if prediction.short():
         sys.exit(1)
@@ -107,7 +112,7 @@ def _number(name: str, text: str) -> int:
     except (ValueError, OverflowError):
         number = 0
     if number < 1:
-        raise InputError(f"{name} {text}: expected a number such as 150000, 150k, 2M or 5B")
+        raise InputError(f"{name} {text}: expected a number such as 150000, 150k, 2M or 5B", "capacity.number")
     return number
 
 

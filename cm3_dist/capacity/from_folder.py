@@ -1,21 +1,21 @@
 """The sizes of a prepared folder: what every rank holds, read part by part, and what steps touch, drawn as in training.
 
-Draws are keyed by part, never by rank, so one process draws what any number of ranks would; who owns a row then says
-what crosses between them.
+Draws are keyed by part, never by rank, so one process draws what any number of ranks would draw; the owner of each row
+then determines what crosses between ranks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cm3_dist.capacity.sizes import Halo, RankLoad, RankStep, Relation
-from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import Runtime
+from cm3_dist.capacity.hardware import Hardware
+from cm3_dist.capacity.scenario import Degrees, Halo, Layers, RankLoad, RankStep, Relation, Scenario, exact_layers
+from cm3_dist.config.settings import Machine, Settings
+from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Adjacency, Shard, column, load_shard, own_parts
 from cm3_dist.graph.sparse_ops import Pull
@@ -23,102 +23,105 @@ from cm3_dist.graph.sparse_ops import Relation as Operator
 from cm3_dist.pipeline.batch_sampler import Batch, Batches
 from partition.folder import layout
 from partition.folder.arrays import read_graph, read_similar
-from partition.folder.manifest import Manifest
+from partition.folder.manifest import Manifest, read_manifest
 
 
-@dataclass
-class _Counts:
-    """Of one rank's parts."""
-
-    parts: range
-    to_user: int = 0  # edges
-    to_item: int = 0
-    similar: int = 0
-    nodes: int = 0
-    largest: int = 0
-    held_out: dict[str, tuple[float, float]] = field(default_factory=lambda: dict.fromkeys(layout.HELD_OUT, (0, 0)))
-    # Rows at the other end of edges, by relation: how many each rank owns, this one's own left out.
-    remote: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def rank_loads(root: Path, manifest: Manifest, world_size: int) -> list[RankLoad]:
-    """What every rank holds. Reads one part's graph at a time.
+def scenario_from_folder(settings: Settings, root: Path, hardware: Hardware, inside: float | None) -> Scenario:
+    """A prepared folder, counted for so many ranks.
 
     Raises:
-        InputError: a missing or torn file, or a part count that `world_size` does not divide.
+        InputError: it is not a prepared folder, a file is torn, or the ranks do not divide its parts.
     """
-    ranks = [
-        _count(root, manifest, own_parts(manifest, root, rank, world_size), world_size) for rank in range(world_size)
-    ]
-    return [_load(manifest, rank, ranks) for rank in range(world_size)]
+    manifest = read_manifest(root)
+    loads = rank_loads(root, manifest, hardware.ranks)
+    similar = sum(load.similar.edges for load in loads) / manifest.items
+    counted = sum(part.inner_edges for part in manifest.parts) / max(manifest.train, 1)
+    users, items = (_degrees(root, manifest, file) for file in (layout.USERS, layout.ITEMS))
+    share = counted if inside is None else inside
+    return Scenario(manifest, settings, hardware, share, similar, users, items, root, tuple(loads))
 
 
-def _count(root: Path, manifest: Manifest, parts: range, world_size: int) -> _Counts:
-    counts = _Counts(parts)
-    rows: dict[str, list[np.ndarray]] = {"user": [], "item": [], "similar": []}
+def _degrees(root: Path, manifest: Manifest, file: str) -> Degrees:
+    found = [column(layout.part_dir(root, part) / file, "train_degree") for part in range(manifest.num_parts)]
+    degree, nodes = np.unique(np.concatenate(found), return_counts=True)
+    return Degrees(degree.astype(float), nodes.astype(float))
+
+
+def rank_loads(root: Path, manifest: Manifest, ranks: int) -> list[RankLoad]:
+    """What every rank holds. Reads one part's graph at a time."""
+    found = [_count(root, manifest, own_parts(manifest, root, rank, ranks), ranks) for rank in range(ranks)]
+    # remote[kind][r, s]: rows of rank s that rank r needs.
+    remote = {kind: np.stack([count.remote[kind] for count in found]) for kind in ("user", "item", "similar")}
+
+    def relation(rank: int, rows: int, edges: int, kind: str) -> Relation:
+        return Relation(rows, edges, Halo(int(remote[kind][rank].sum()), int(remote[kind][:, rank].sum())))
+
+    loads = []
+    for rank, count in enumerate(found):
+        parts = own_parts(manifest, root, rank, ranks)
+        users, items = len(parts) * manifest.user_stride, len(parts) * manifest.item_stride
+        loads.append(
+            RankLoad(
+                parts=len(parts),
+                user_rows=users,
+                item_rows=items,
+                users=sum(manifest.parts[part].users for part in parts),
+                items=sum(manifest.parts[part].items for part in parts),
+                user_from_item=relation(rank, users, count.edges["user"], "item"),
+                item_from_user=relation(rank, items, count.edges["item"], "user"),
+                similar=relation(rank, items, count.edges["similar"], "similar"),
+                part_nodes=count.nodes,
+                held_out=count.held_out,
+            )
+        )
+    return loads
+
+
+class _Count(NamedTuple):
+    """One rank's parts."""
+
+    edges: dict[str, int]  # by kind of the rows computed
+    remote: dict[str, np.ndarray]  # [ranks] by kind of the sources: how many rows each other rank owns
+    nodes: int
+    held_out: dict[str, tuple[float, float]]
+
+
+def _count(root: Path, manifest: Manifest, parts: range, ranks: int) -> _Count:
+    edges, nodes = dict.fromkeys(("user", "item", "similar"), 0), 0
+    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in edges}
+    held_out: dict[str, list[np.ndarray]] = {split: [] for split in layout.HELD_OUT}
     for part in parts:
         folder = layout.part_dir(root, part)
         graph, similar = read_graph(folder / layout.GRAPH), read_similar(folder / layout.ITEM_GRAPH)
-        to_user, to_item = (len(graph.edges[relation][0]) for relation in (layout.ITEM_TO_USER, layout.USER_TO_ITEM))
-        counts.to_user += to_user
-        counts.to_item += to_item
-        counts.similar += len(similar.neighbour)
-        counts.largest = max(counts.largest, to_user + to_item + len(similar.neighbour))
+        for relation, (source, _) in graph.edges.items():
+            edges[relation[2]] += len(source)
+        edges["similar"] += len(similar.neighbour)
         neighbours = np.unique(similar.neighbour)
         outside = int((neighbours // manifest.item_stride != part).sum())
-        counts.nodes += sum(map(len, graph.row.values())) + manifest.parts[part].items + outside
+        nodes += sum(map(len, graph.row.values())) + manifest.parts[part].items + outside
         for kind, found in (*graph.row.items(), ("similar", neighbours)):
             rows[kind].append(found)
         for split, name in layout.HELD_OUT.items():
-            users, (before, interactions) = column(folder / name, "user"), counts.held_out[split]
-            counts.held_out[split] = before + len(np.unique(users)), interactions + len(users)
+            held_out[split].append(column(folder / name, "user"))
+    remote = {}
     for kind, sources in rows.items():
         own = len(parts) * (manifest.user_stride if kind == "user" else manifest.item_stride)
-        counts.remote[kind] = np.bincount(np.unique(np.concatenate(sources)) // own, minlength=world_size)
-        counts.remote[kind][parts.start // len(parts)] = 0
-    return counts
+        remote[kind] = np.bincount(np.unique(np.concatenate(sources)) // own, minlength=ranks)
+        remote[kind][parts.start // len(parts)] = 0
+    users = {split: np.concatenate(found) for split, found in held_out.items()}
+    return _Count(edges, remote, nodes, {split: (len(np.unique(found)), len(found)) for split, found in users.items()})
 
 
-def _load(manifest: Manifest, rank: int, ranks: list[_Counts]) -> RankLoad:
-    counts = ranks[rank]
-    user_rows, item_rows = len(counts.parts) * manifest.user_stride, len(counts.parts) * manifest.item_stride
-
-    def halo(kind: str) -> Halo:
-        return Halo(int(counts.remote[kind].sum()), int(sum(other.remote[kind][rank] for other in ranks)))
-
-    return RankLoad(
-        len(counts.parts),
-        user_rows,
-        item_rows,
-        sum(manifest.parts[part].users for part in counts.parts),
-        sum(manifest.parts[part].items for part in counts.parts),
-        Relation(user_rows, counts.to_user, halo("item")),
-        Relation(item_rows, counts.to_item, halo("user")),
-        Relation(item_rows, counts.similar, halo("similar")),
-        counts.nodes,
-        counts.largest / max(counts.to_user + counts.to_item + counts.similar, 1),
-        counts.held_out,
-    )
-
-
-def drawn_steps(
-    settings: Settings, mode: str, loads: list[RankLoad], runtime: Runtime, steps: int
-) -> list[list[RankStep]]:
-    """The first `steps` steps, on every rank. Loads the whole graph into this one process (`runtime` has one rank)."""
-    shard = load_shard(settings.data.path, 0, 1)
-    batches = Batches(shard, settings.train.batch_size, settings.negatives, settings.train.seed)
-    draw = _Draw(shard, settings, mode, loads, runtime)
-    return [draw.step(batch, step) for step, batch in enumerate(islice(batches.epoch(0), steps))]
-
-
-class _Layers(NamedTuple):
-    """Of a `RankStep`."""
-
-    user_from_item: list[Relation]
-    item_from_user: list[Relation]
-    similar: list[Relation]
-    input_users: int
-    input_items: int
+def drawn_steps(scenario: Scenario, steps: int) -> list[list[RankStep]]:
+    """The first `steps` steps on every rank: [steps][ranks]. Loads the whole graph into this process."""
+    settings, loads = scenario.settings, list(scenario.loads)
+    with distributed(Machine(device="cpu")) as runtime:
+        shard = load_shard(settings.data.path, 0, 1)
+        batches = Batches(shard, settings.train.batch_size, settings.negatives, settings.train.seed)
+        fanouts = Fanouts.of(settings.propagation)
+        sampler = Sampler(shard, fanouts, settings.train.seed, runtime.group, runtime.planning)
+        draw = _Draw(shard, settings, loads, sampler if scenario.mode == "sampled" else None)
+        return [draw.step(batch, step) for step, batch in enumerate(islice(batches.epoch(0), steps))]
 
 
 class _Frontier(NamedTuple):
@@ -127,105 +130,95 @@ class _Frontier(NamedTuple):
     rows: np.ndarray
     per_rank: int
 
+    def by_rank(self, ranks: int) -> list[int]:
+        """Rows by owner."""
+        count: list[int] = np.bincount(self.rows // self.per_rank, minlength=ranks).tolist()
+        return count
+
 
 class _Draw:
-    def __init__(self, shard: Shard, settings: Settings, mode: str, loads: list[RankLoad], runtime: Runtime) -> None:
-        self._shard, self._settings, self._loads = shard, settings, loads
-        fanouts = Fanouts.of(settings.propagation)
-        sampler = Sampler(shard, fanouts, settings.train.seed, runtime.group, runtime.planning)
-        self._sampler = sampler if mode == "sampled" else None
-        self._users, self._items = loads[0].user_rows, loads[0].item_rows  # of one rank
+    def __init__(self, shard: Shard, settings: Settings, loads: list[RankLoad], sampler: Sampler | None) -> None:
+        self._shard, self._settings, self._loads, self._sampler = shard, settings, loads, sampler
+        self._users, self._items = loads[0].user_rows, loads[0].item_rows  # per rank
+        self._ranks = len(loads)
 
     def step(self, batch: Batch, step: int) -> list[RankStep]:
         """Sizes of one step on every rank."""
-        world_size = len(self._loads)
-        rank = batch.user // self._users
-        users = np.unique(batch.user)
-        wanted = np.unique(np.concatenate([batch.positive, batch.negative]))
-        counted = np.unique(batch.negative if len(batch.negative) else batch.positive)
-        alone = not len(batch.negative)
-        both = (rank, batch.positive) if alone else (np.tile(rank, 2), np.concatenate([batch.positive, batch.negative]))
-        asked = _halos(*both, self._items, world_size)
-        positive = _halos(rank, batch.positive, self._items, world_size)
-        user_count = np.bincount(users // self._users, minlength=world_size)
-        item_count = np.bincount(wanted // self._items, minlength=world_size)
-        most_items = int(np.bincount(counted // self._items).max())
-        layers = (self._exact if self._sampler is None else self._sampled)(users, wanted, step)
+        ranks, rank = self._ranks, batch.user // self._users
+        alone = not len(batch.negative)  # in-batch negatives
+        wanted = batch.positive if alone else np.concatenate([batch.positive, batch.negative])
+        requested = _halos(rank if alone else np.tile(rank, 2), wanted, self._items, ranks)
+        positive = _halos(rank, batch.positive, self._items, ranks)
+        users, items = _Frontier(np.unique(batch.user), self._users), _Frontier(np.unique(wanted), self._items)
+        repelled = _Frontier(np.unique(batch.positive if alone else batch.negative), self._items)
+        user_count, item_count = users.by_rank(ranks), items.by_rank(ranks)
+        layers = (
+            self._exact(users, items) if self._sampler is None else self._sampled(self._sampler, users, items, step)
+        )
         return [
             RankStep(
-                int((rank == r).sum()),
-                int(user_count[r]),
-                int(item_count[r]),
-                int(asked[r].received),
-                *layers[r],
-                positive[r],
-                int(user_count.max()),
-                most_items,
+                **vars(layers[r]),
+                positives=int((rank == r).sum()),
+                users=user_count[r],
+                items=item_count[r],
+                requested=requested[r].received,
+                positive_halo=positive[r],
+                most_users=max(user_count),
+                most_items=max(repelled.by_rank(ranks)),
             )
-            for r in range(world_size)
+            for r in range(ranks)
         ]
 
-    def _exact(self, users: np.ndarray, items: np.ndarray, step: int) -> list[_Layers]:
-        """All rows of all layers but the last, of which the batch's."""
-        options, found = self._settings.propagation, []
+    def _exact(self, users: _Frontier, items: _Frontier) -> list[Layers]:
+        found = []
         for rank, load in enumerate(self._loads):
-            own_users = users[users // self._users == rank]
-            own_items = items[items // self._items == rank]
-            to_user, to_item, similar = load.user_from_item, load.item_from_user, load.similar
-            batch = Relation(len(own_users), _edges(self._shard.user_from_item, own_users), to_user.halo)
-            batch_items = Relation(len(own_items), _edges(self._shard.similar, own_items), similar.halo)
-            layers, alike = options.user_item_layers, options.item_item_layers
-            found.append(
-                _Layers(
-                    [batch, *[to_user] * (layers - 1)] if layers else [],
-                    [to_item] * layers,
-                    [batch_items, *[similar] * (alike - 1)] if alike else [],
-                    load.user_rows,
-                    load.item_rows,
-                )
-            )
+            own_users = users.rows[users.rows // self._users == rank]
+            own_items = items.rows[items.rows // self._items == rank]
+            batch = len(own_users), _edges(self._shard.user_from_item, own_users)
+            batch_items = len(own_items), _edges(self._shard.similar, own_items)
+            found.append(exact_layers(self._settings.propagation, load, batch, batch_items))
         return found
 
-    def _sampled(self, users: np.ndarray, items: np.ndarray, step: int) -> list[_Layers]:
+    def _sampled(self, sampler: Sampler, users: _Frontier, items: _Frontier, step: int) -> list[Layers]:
         """The rows that the sampler reaches."""
-        assert self._sampler is not None
-        sample = self._sampler.draw(users, items, 0, step)
-        users_of, items_of = _Frontier(sample.users, self._users), _Frontier(sample.items, self._items)
-        hops, similar = sample.propagation.hops, sample.propagation.similar
-        to_user = [self._relation(hop.user_from_item, users_of, items_of) for hop in hops]
-        to_item = [self._relation(hop.item_from_user, items_of, users_of) for hop in hops]
-        alike = [self._relation(operator, items_of, items_of) for _, operator in similar]
+        sample = sampler.draw(users.rows, items.rows, 0, step)
+        reached, found = _Frontier(sample.users, self._users), _Frontier(sample.items, self._items)
+        hops = sample.propagation.hops
+        to_user = [self._relation(hop.user_from_item, reached, found) for hop in hops]
+        to_item = [self._relation(hop.item_from_user, found, reached) for hop in hops]
+        similar = [self._relation(operator, found, found) for _, operator in sample.propagation.similar]
+        input_users, input_items = reached.by_rank(self._ranks), found.by_rank(self._ranks)
         return [
-            _Layers(
+            Layers(
                 [layer[rank] for layer in to_user],
                 [layer[rank] for layer in to_item],
-                [layer[rank] for layer in alike],
-                int((sample.users // self._users == rank).sum()),
-                int((sample.items // self._items == rank).sum()),
+                [layer[rank] for layer in similar],
+                input_users[rank],
+                input_items[rank],
             )
-            for rank in range(len(self._loads))
+            for rank in range(self._ranks)
         ]
 
     def _relation(self, operator: Operator, rows: _Frontier, sources: _Frontier) -> list[Relation]:
         """One layer of one relation, by rank."""
-        pull, world_size = operator.forward, len(self._loads)
+        pull, ranks = operator.forward, self._ranks
         assert isinstance(pull, Pull)
         degree = np.diff(pull.matrix.indptr.numpy())
         rank = rows.rows[: len(degree)] // rows.per_rank
         source = sources.rows[pull.matrix.indices.numpy()]
-        halos = _halos(np.repeat(rank, degree), source, sources.per_rank, world_size)
-        count, edges = np.bincount(rank, minlength=world_size), np.bincount(rank, degree, world_size)
-        return [Relation(int(count[r]), int(edges[r]), halos[r]) for r in range(world_size)]
+        halos = _halos(np.repeat(rank, degree), source, sources.per_rank, ranks)
+        count, edges = np.bincount(rank, minlength=ranks), np.bincount(rank, degree, ranks)
+        return [Relation(int(count[r]), int(edges[r]), halos[r]) for r in range(ranks)]
 
 
 def _edges(adjacency: Adjacency, rows: np.ndarray) -> int:
     return int((adjacency.indptr[rows + 1] - adjacency.indptr[rows]).sum())
 
 
-def _halos(rank: np.ndarray, source: np.ndarray, per_rank: int, world_size: int) -> list[Halo]:
-    """Distinct remote sources ([n] global rows) of what every rank ([n]) computes: received and sent."""
-    total = np.int64(per_rank) * world_size
-    asking, row = np.divmod(np.unique(rank.astype(np.int64) * total + source), total)
-    table = np.bincount(asking * world_size + row // per_rank, minlength=world_size**2).reshape(world_size, world_size)
+def _halos(rank: np.ndarray, source: np.ndarray, per_rank: int, ranks: int) -> list[Halo]:
+    """Unique remote sources ([n] global rows) of what every rank ([n]) computes: received and sent."""
+    total = np.int64(per_rank) * ranks
+    needing, row = np.divmod(np.unique(rank.astype(np.int64) * total + source), total)
+    table = np.bincount(needing * ranks + row // per_rank, minlength=ranks**2).reshape(ranks, ranks)
     np.fill_diagonal(table, 0)
-    return [Halo(int(table[r].sum()), int(table[:, r].sum())) for r in range(world_size)]
+    return [Halo(int(table[r].sum()), int(table[:, r].sum())) for r in range(ranks)]

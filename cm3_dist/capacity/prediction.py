@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from cm3_dist.capacity import disk
-from cm3_dist.capacity.activations import ranked_users
-from cm3_dist.capacity.hardware import Machine
-from cm3_dist.capacity.memory import Item, mapped_features, peak, rank_memory
-from cm3_dist.capacity.sizes import RankLoad, RankStep
+from cm3_dist.capacity.dry_run import dry_final_rows, dry_step
+from cm3_dist.capacity.from_folder import drawn_steps
+from cm3_dist.capacity.from_numbers import Expectation
+from cm3_dist.capacity.hardware import GIB, Hardware
+from cm3_dist.capacity.memory import Item, Place, peak, rank_memory, ranked_users
+from cm3_dist.capacity.scenario import RankLoad, RankStep, Scenario
 from cm3_dist.capacity.time_model import StepTime, evaluation_time, step_time
 from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
-from cm3_dist.config.settings import Settings
 from cm3_dist.model.dimensions import tables
 from cm3_dist.model.sharding_plan import table_storage
-from partition.folder.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one run on one machine. Bytes, seconds."""
+    """One run. Bytes, seconds."""
 
     mode: str
-    machine: Machine
-    steps: int  # of an epoch
+    hardware: Hardware
+    steps: int  # per epoch
     memory: list[Item]  # of the rank that needs most
-    mapped: float  # its features' files
+    mapped: float  # its feature files, of which the page cache keeps what fits
     sent: dict[str, float]  # by a rank in a step: mean over ranks and steps
     sent_evaluation: dict[str, float]
     step: StepTime
@@ -50,29 +50,28 @@ class Prediction:
         return peak(self.memory, "device")
 
     @property
-    def on_disk(self) -> float:
-        """Prepared folder and checkpoints."""
-        return sum(self.prepared.values()) + self.checkpoints
+    def needs(self) -> list[tuple[str, float, float]]:
+        """What is limited: name, bytes needed, bytes available."""
+        on_disk = sum(self.prepared.values()) + self.checkpoints
+        return [
+            ("a rank's memory", self.host, self.hardware.host_memory),
+            ("a rank's device memory", self.device, self.hardware.memory),
+            ("disk", on_disk, self.hardware.disk),
+        ]
 
     def short(self) -> list[str]:
         """What does not fit, in words."""
-        machine, gib = self.machine, 2**30
-        lacks = [
-            ("a rank's memory", self.host, machine.host_memory),
-            ("a rank's device memory", self.device, machine.memory),
-            ("disk", self.on_disk, machine.disk),
-        ]
         return [
-            f"{name}: {need / gib:,.1f} GiB needed, {have / gib:,.1f} GiB there"
-            for name, need, have in lacks
-            if need > have
+            f"{name}: {need / GIB:,.1f} GiB needed, {available / GIB:,.1f} GiB available"
+            for name, need, available in self.needs
+            if need > available
         ]
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "mode": self.mode,
-            "machine": vars(self.machine),
+            "machine": vars(self.hardware),
             "steps_per_epoch": self.steps,
             "memory": {
                 "host_peak": self.host,
@@ -99,59 +98,62 @@ class Prediction:
         }
 
 
-def predict(
-    manifest: Manifest,
-    settings: Settings,
-    mode: str,
-    machine: Machine,
-    loads: list[RankLoad],
-    steps: list[list[RankStep]],
-    prepared: dict[str, float],
-) -> Prediction:
-    """From sizes: `loads` of every rank, or of one that stands for all; `steps` [steps][ranks] likewise."""
-    ranks = machine.ranks
-    table_bytes = table_storage(tables(manifest, settings), settings.tables.name, ranks, machine.device)
-    place = "host" if machine.device == "cpu" else "device"
-    memories = [
-        rank_memory(manifest, settings, mode, machine.device, ranks, load, step, table_bytes)
-        for row in steps
-        for load, step in zip(loads, row, strict=True)
-    ]
-    memory = max(memories, key=lambda items: peak(items, place))  # type: ignore[arg-type]
-    sent = _mean([step_bytes(manifest, settings, mode, ranks, step) for row in steps for step in row])
-    sent_evaluation = _mean([evaluation_bytes(manifest, settings, mode, ranks, load) for load in loads])
-    times = [
-        step_time(
-            manifest, settings, mode, machine, step, sum(step_bytes(manifest, settings, mode, ranks, step).values())
-        )
-        for row in steps
-        for step in row
-    ]
-    prefetch = settings.machine.prefetch
-    slowest = max(times, key=lambda time: time.total(prefetch))
+def predict_drawn(scenario: Scenario, steps: int) -> Prediction:
+    """From steps drawn as training draws them."""
+    return _predict(scenario, list(scenario.loads), drawn_steps(scenario, steps))
+
+
+def predict_expected(scenario: Scenario) -> Prediction:
+    """From expected steps; what ranks hold is counted where there is a folder."""
+    expectation = Expectation(scenario)
+    loads = list(scenario.loads) or [expectation.load()]
+    return _predict(scenario, loads, [[expectation.step()] * len(loads)])
+
+
+def _predict(scenario: Scenario, loads: list[RankLoad], steps: list[list[RankStep]]) -> Prediction:
+    """`loads` of every rank, or of one that stands for all; `steps` [steps][ranks] likewise."""
+    manifest, settings = scenario.manifest, scenario.settings
+    place: Place = "host" if scenario.hardware.device == "cpu" else "device"
+    table_bytes = table_storage(
+        tables(manifest, settings), settings.tables.name, scenario.ranks, scenario.hardware.device
+    )
+    final = [dry_final_rows(scenario, load) for load in loads]
+    memories, sent, times = [], [], []
+    for row in steps:
+        for load, step, evaluation in zip(loads, row, final, strict=True):
+            usage = dry_step(scenario, load, step)
+            memories.append(rank_memory(scenario, load, step, (usage, evaluation), table_bytes))
+            sent.append(step_bytes(scenario, step, usage))
+            times.append(step_time(scenario, step, usage, sum(sent[-1].values())))
+    sent_evaluation = _mean([evaluation_bytes(scenario, load, usage) for load, usage in zip(loads, final, strict=True)])
+    slowest = max(times, key=lambda time: time.total(settings.machine.prefetch))
+    step_seconds = slowest.total(settings.machine.prefetch)
     count = max(1, -(-manifest.train // settings.train.batch_size))
-    ranked = max(ranked_users(manifest, settings.evaluate.users, "validation", load) for load in loads)
-    evaluation = evaluation_time(manifest, settings, machine, loads[0], ranked, sum(sent_evaluation.values()))
-    checkpoint = disk.checkpoint_bytes(manifest, settings, table_bytes, ranks)
+    ranked = max(ranked_users(scenario, load, "validation") for load in loads)
+    evaluation_seconds = evaluation_time(scenario, loads[0], final[0], ranked, sum(sent_evaluation.values()))
+    checkpoint = disk.checkpoint_bytes(scenario, table_bytes)
+    whole = loads if len(loads) == scenario.ranks else loads * scenario.ranks
+    counted = None if scenario.root is None else disk.folder_bytes(scenario.root, manifest)
     return Prediction(
-        mode,
-        machine,
-        count,
-        memory,
-        max(mapped_features(manifest, load) for load in loads),
-        sent,
-        sent_evaluation,
-        slowest,
-        slowest.total(prefetch),
-        evaluation,
-        count * slowest.total(prefetch) + evaluation / settings.evaluate.every,
-        checkpoint,
-        checkpoint * (settings.run.keep + 1),
-        prepared,
-        disk.preparation_seconds(manifest),
-        disk.preparation_bytes(manifest),
+        mode=scenario.mode,
+        hardware=scenario.hardware,
+        steps=count,
+        memory=max(memories, key=lambda items: peak(items, place)),
+        mapped=scenario.feature_bytes(max(load.items for load in loads)),
+        sent=_mean(sent),
+        sent_evaluation=sent_evaluation,
+        step=slowest,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        epoch_seconds=count * step_seconds + evaluation_seconds / settings.evaluate.every,
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (settings.run.keep + 1),
+        prepared=counted or disk.prepared_bytes(scenario, whole),
+        prepare_seconds=disk.preparation_seconds(manifest),
+        prepare_memory=disk.preparation_bytes(manifest),
     )
 
 
-def _mean(counted: list[dict[Any, float]]) -> dict[str, float]:
-    return {kind: sum(sent[kind] for sent in counted) / len(counted) for kind in counted[0]}
+def _mean(counted: list[dict[str, float]]) -> dict[str, float]:
+    kinds = dict.fromkeys(kind for sent in counted for kind in sent)
+    return {kind: sum(sent.get(kind, 0) for sent in counted) / len(counted) for kind in kinds}

@@ -1,147 +1,165 @@
-"""What is planned: data, settings and machine, and the ways to its sizes: counted, drawn or expected."""
+"""What is asked: data, settings and hardware of one run, and the sizes that its memory, traffic and time follow from.
+
+Sizes are counted in a prepared folder (`from_folder`) or expected from numbers alone (`from_numbers`), hence floats.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cm3_dist.capacity import disk
-from cm3_dist.capacity.from_folder import drawn_steps, rank_loads
-from cm3_dist.capacity.from_numbers import (
-    ITEM_LAW,
-    USER_LAW,
-    Degrees,
-    Expectation,
-    expected_manifest,
-    item_neighbours,
-)
-from cm3_dist.capacity.hardware import Machine
-from cm3_dist.capacity.prediction import Prediction, predict
-from cm3_dist.capacity.sizes import RankLoad
-from cm3_dist.config.settings import Machine as MachineSettings
-from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import distributed
-from cm3_dist.graph.propagation_mode import resolve_mode
-from partition.folder import layout
-from partition.folder.manifest import Manifest, Modality, read_manifest
-from partition.synthetic.options import parse_modalities
+import numpy as np
 
-INSIDE = 0.5  # share of interactions that METIS leaves on one rank, where nobody knows better
+from cm3_dist.capacity.hardware import Hardware
+from cm3_dist.config.settings import Propagation, Settings
+from cm3_dist.graph.propagation_mode import resolve_mode
+from cm3_dist.model.dimensions import Widths
+from partition.folder.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run. `inside`: share of interactions with both ends on one rank."""
+class Degrees:
+    """A distribution of training degrees: `nodes` [n] have `degree` [n] each."""
+
+    degree: np.ndarray
+    nodes: np.ndarray
+
+    @property
+    def edges(self) -> float:
+        """Training interactions."""
+        return float(self.degree @ self.nodes)
+
+    def distinct(self, draws: float, share: float = 1.0, uniform: float = 0.0) -> float:
+        """Nodes reached by `draws` edges that lead into a random `share` of the nodes, and by `uniform` node draws."""
+        rate = self.degree * draws / self.edges + uniform / self.nodes.sum()
+        return float(share * (self.nodes @ -np.expm1(-rate / share))) if share > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Halo:
+    """Rows that a rank exchanges for one relation: remote rows received, and own rows sent."""
+
+    received: float
+    sent: float
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Rows that are computed from their neighbours: number of rows, edges, and the halo of remote sources."""
+
+    rows: float
+    edges: float
+    halo: Halo
+
+
+@dataclass(frozen=True)
+class RankLoad:
+    """What one rank holds of the graph."""
+
+    parts: int
+    user_rows: int  # including padding
+    item_rows: int
+    users: float
+    items: float
+    user_from_item: Relation  # over all training edges
+    item_from_user: Relation
+    similar: Relation  # the item graph
+    part_nodes: float  # nodes in the parts' files, halo included, of both relations and of the item graph
+    held_out: dict[str, tuple[float, float]]  # split -> users, interactions
+
+    @property
+    def relations(self) -> tuple[Relation, Relation, Relation]:
+        """Both user-item relations and the item graph."""
+        return self.user_from_item, self.item_from_user, self.similar
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The propagation of one step on one rank."""
+
+    user_from_item: Sequence[Relation]  # nearest layer first
+    item_from_user: Sequence[Relation]
+    similar: Sequence[Relation]
+    input_users: float  # rows that enter
+    input_items: float
+
+    @property
+    def relations(self) -> list[Relation]:
+        """All layers."""
+        return [*self.user_from_item, *self.item_from_user, *self.similar]
+
+
+@dataclass(frozen=True)
+class RankStep(Layers):
+    """What one step touches on one rank."""
+
+    positives: float
+    users: float  # unique users of its share of the batch
+    items: float  # own items that any rank requested
+    requested: float  # unique items of its share of the batch that other ranks own
+    positive_halo: Halo
+    most_users: float  # largest number of unique users of any rank, which the loss pads to
+    most_items: float  # the same for the items of the uniformity term
+
+
+def exact_layers(
+    options: Propagation, load: RankLoad, users: tuple[float, float], items: tuple[float, float]
+) -> Layers:
+    """Exact propagation: all rows of all layers but the nearest; of that the batch's, given as (rows, edges)."""
+    layers, similar_layers = options.user_item_layers, options.item_item_layers
+    to_user, similar = load.user_from_item, load.similar
+    return Layers(
+        user_from_item=[Relation(*users, to_user.halo), *[to_user] * (layers - 1)][:layers],
+        item_from_user=[load.item_from_user] * layers,
+        similar=[Relation(*items, similar.halo), *[similar] * (similar_layers - 1)][:similar_layers],
+        input_users=load.user_rows,
+        input_items=load.item_rows,
+    )
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run."""
 
     manifest: Manifest
     settings: Settings
-    machine: Machine
-    inside: float
-    neighbours: float  # of an item in the item graph
+    hardware: Hardware
+    inside: float  # share of the interactions with both ends on one rank
+    neighbours: float  # edges per item in the item graph
     users: Degrees
     items: Degrees
-    root: Path | None = None  # of the prepared folder
+    root: Path | None = None  # prepared folder
     loads: tuple[RankLoad, ...] = ()  # counted in it
-
-    @staticmethod
-    def of_folder(settings: Settings, root: Path, machine: Machine, inside: float | None) -> Plan:
-        """A prepared folder, counted for so many ranks.
-
-        Raises:
-            InputError: it is none, or its parts do not fit the ranks.
-        """
-        manifest = read_manifest(root)
-        loads = rank_loads(root, manifest, machine.ranks)
-        similar = sum(load.similar.edges for load in loads) / manifest.items
-        counted = sum(part.inner_edges for part in manifest.parts) / max(manifest.train, 1)
-        users, items = (Degrees.of(root, manifest, file) for file in (layout.USERS, layout.ITEMS))
-        share = counted if inside is None else inside
-        return Plan(manifest, settings, machine, share, similar, users, items, root, tuple(loads))
-
-    @staticmethod
-    def of_numbers(
-        settings: Settings,
-        sizes: list[int],
-        modalities: str,
-        machine: Machine,
-        inside: float | None,
-        k: int,
-    ) -> Plan:
-        """`sizes`: users, items, interactions; one part a rank."""
-        share = max(INSIDE, 1 / machine.ranks) if inside is None else inside
-        found = [
-            Modality.model_validate({"name": name, "source_dim": width.dim, "dim": width.dim, "dtype": width.dtype})
-            for name, width in parse_modalities(modalities).items()
-        ]
-        users, items, interactions = sizes
-        manifest = expected_manifest(users, items, interactions, found, machine.ranks, share)
-        degrees = (
-            Degrees.power_law(users, manifest.train, USER_LAW),
-            Degrees.power_law(items, manifest.train, ITEM_LAW),
-        )
-        return Plan(manifest, settings, machine, share, item_neighbours(manifest, k), *degrees)
 
     @property
     def mode(self) -> str:
         """`exact` or `sampled`."""
         return resolve_mode(self.settings, self.manifest)
 
-    def drawn(self, steps: int) -> Prediction:
-        """From steps drawn as training draws them: loads the folder's graph into this process."""
-        assert self.root is not None
-        with distributed(MachineSettings(device="cpu")) as runtime:
-            found = drawn_steps(self.settings, self.mode, list(self.loads), runtime, steps)
-        return self._predict(list(self.loads), found)
+    @property
+    def ranks(self) -> int:
+        """Number of processes."""
+        return self.hardware.ranks
 
-    def expected(self) -> Prediction:
-        """From expected steps; what ranks hold is counted where there is a folder."""
-        expectation = self._expectation()
-        step = expectation.step()
-        loads = list(self.loads) or [expectation.load()]
-        return self._predict(loads, [[step] * len(loads)])
+    @property
+    def widths(self) -> Widths:
+        """Row widths of the model."""
+        return Widths.of(self.manifest, self.settings)
 
-    def changed(self, settings: Settings, ranks: int | None = None, modalities: list[Modality] | None = None) -> Plan:
-        """With other settings, on more ranks, or with narrower features; everything expected, nothing counted."""
-        manifest = self.manifest
-        if modalities is not None:
-            manifest = manifest.model_copy(update={"modalities": modalities})
-        if ranks is not None:
-            total = manifest.train + manifest.validation + manifest.test
-            found = manifest.modalities
-            manifest = expected_manifest(manifest.users, manifest.items, total, found, ranks, self.inside)
-        machine = self.machine if ranks is None else replace(self.machine, ranks=ranks)
-        return replace(self, manifest=manifest, settings=settings, machine=machine, loads=())
+    def feature_bytes(self, rows: float) -> float:
+        """Features of so many items, as stored."""
+        return rows * sum(modality.dim * np.dtype(modality.dtype).itemsize for modality in self.manifest.modalities)
 
-    def _expectation(self) -> Expectation:
-        ranks = self.machine.ranks
-        return Expectation(
-            self.manifest, self.settings, self.mode, ranks, self.users, self.items, self.inside, self.neighbours
-        )
-
-    def _predict(self, loads: list[RankLoad], steps: list[Any]) -> Prediction:
-        whole = loads if len(loads) == self.machine.ranks else loads * self.machine.ranks
-        prepared = (
-            disk.prepared_bytes(self.manifest, whole)
-            if self.root is None
-            else disk.folder_bytes(self.root, self.manifest)
-        )
-        return predict(self.manifest, self.settings, self.mode, self.machine, loads, steps, prepared)
+    def changed(self, **changes: Any) -> Scenario:
+        """With other fields; everything expected, nothing counted."""
+        return replace(self, **changes, loads=())
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         manifest = self.manifest
-        return {
-            "data": {
-                "name": manifest.name,
-                "users": manifest.users,
-                "items": manifest.items,
-                "train": manifest.train,
-                "validation": manifest.validation,
-                "test": manifest.test,
-                "modalities": [modality.model_dump() for modality in manifest.modalities],
-                "inside": self.inside,
-                "item_neighbours": self.neighbours,
-            },
-            "settings": self.settings.plain(),
-        }
+        counts = {name: getattr(manifest, name) for name in ("name", "users", "items", "train", "validation", "test")}
+        modalities = [modality.model_dump() for modality in manifest.modalities]
+        data = {**counts, "modalities": modalities, "inside": self.inside, "item_neighbours": self.neighbours}
+        return {"data": data, "settings": self.settings.plain()}

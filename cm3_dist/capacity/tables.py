@@ -1,46 +1,51 @@
-"""A prediction, for people."""
+"""A prediction as tables."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cm3_dist.capacity.prediction import Prediction
-from cm3_dist.capacity.scenario import Plan
+from cm3_dist.capacity.scenario import Scenario
 
 PHASES = {"always": "always", "load": "loading", "step": "a step", "evaluation": "evaluation"}
 
 
-def show(plan: Plan, prediction: Prediction, advice: list[str]) -> None:
+def show(scenario: Scenario, prediction: Prediction, advice: list[str]) -> None:
     """Prints the tables."""
-    console, manifest = Console(width=None, highlight=False), plan.manifest
+    console, manifest = Console(width=None, highlight=False), scenario.manifest
     modalities = ", ".join(f"{m.name} {m.dim} {m.dtype}" for m in manifest.modalities)
     console.print(
         f"{manifest.users:,} users, {manifest.items:,} items ({modalities}), {manifest.train:,} training interactions; "
-        f"{prediction.machine.ranks} x {prediction.machine.device}, {prediction.mode} propagation, "
-        f"{plan.inside:.0%} of the interactions inside a rank",
+        f"{scenario.ranks} x {scenario.hardware.device}, {prediction.mode} propagation, "
+        f"{scenario.inside:.0%} of the interactions inside a rank",
         soft_wrap=True,
     )
-    console.print(_memory(prediction))
-    if prediction.sent:
-        console.print(_traffic(prediction))
-    console.print(_times(prediction))
+    for table in (_memory(prediction), _traffic(prediction), _times(prediction)):
+        if table.row_count:
+            console.print(table)
     lacks = prediction.short()
     if not lacks:
         console.print("fits")
-        return
     for lack in lacks:
         console.print(f"does not fit: {lack}", soft_wrap=True)
     for line in advice:
         console.print(f"  {escape(line)}", soft_wrap=True)
 
 
+def _table(title: str, *columns: tuple[str, Literal["left", "right"]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading, justify in columns:
+        table.add_column(heading, justify=justify)
+    return table
+
+
 def _memory(prediction: Prediction) -> Table:
-    table = Table(title="memory of the rank that needs most", title_justify="left")
-    for heading in ("what", "when", "where"):
-        table.add_column(heading)
-    table.add_column("size", justify="right")
+    title = "memory of the rank that needs most"
+    table = _table(title, ("what", "left"), ("when", "left"), ("where", "left"), ("size", "right"))
     for item in prediction.memory:
         table.add_row(item.name, PHASES[item.phase], item.place, size(item.bytes))
     table.add_section()
@@ -52,52 +57,51 @@ def _memory(prediction: Prediction) -> Table:
 
 
 def _traffic(prediction: Prediction) -> Table:
-    table = Table(title="bytes that a rank sends to others", title_justify="left")
-    table.add_column("kind")
-    table.add_column("a step", justify="right")
-    table.add_column("an evaluation", justify="right")
-    for kind in dict.fromkeys([*prediction.sent, *prediction.sent_evaluation]):
-        step, evaluation = prediction.sent.get(kind, 0), prediction.sent_evaluation.get(kind, 0)
-        if step or evaluation:
-            table.add_row(kind, size(step) if step else "", size(evaluation) if evaluation else "")
-    table.add_section()
-    table.add_row("all", size(sum(prediction.sent.values())), size(sum(prediction.sent_evaluation.values())))
+    step, evaluation = prediction.sent, prediction.sent_evaluation
+    title = "bytes that a rank sends to others"
+    table = _table(title, ("kind", "left"), ("a step", "right"), ("an evaluation", "right"))
+    for kind in step | evaluation:
+        found = [sent.get(kind, 0) for sent in (step, evaluation)]
+        if any(found):
+            table.add_row(kind, *(size(count) if count else "" for count in found))
+    if table.row_count:
+        table.add_section()
+        table.add_row("all", size(sum(step.values())), size(sum(evaluation.values())))
     return table
 
 
 def _times(prediction: Prediction) -> Table:
-    table = Table(title="time and disk", title_justify="left")
-    table.add_column("what")
-    table.add_column("expected", justify="right")
-    table.add_column("of which")
-    step = prediction.step
+    table = _table("time and disk", ("what", "left"), ("expected", "right"), ("of which", "left"))
     memory = size(prediction.prepare_memory)
-    kinds = ", ".join(f"{name} {time(seconds)}" for name, seconds in vars(step).items() if seconds)
-    table.add_row("a step", time(prediction.step_seconds), kinds)
-    table.add_row("an epoch", time(prediction.epoch_seconds), f"{prediction.steps:,} steps, its evaluation")
-    table.add_row("an evaluation", time(prediction.evaluation_seconds), "")
-    table.add_row("preparation", time(prediction.prepare_seconds), f"one process, two cores, {memory} of memory")
+    kinds = ", ".join(f"{name} {duration(seconds)}" for name, seconds in vars(prediction.step).items() if seconds)
+    table.add_row("a step", duration(prediction.step_seconds), kinds)
+    table.add_row("an epoch", duration(prediction.epoch_seconds), f"{prediction.steps:,} steps, its evaluation")
+    table.add_row("an evaluation", duration(prediction.evaluation_seconds), "")
+    table.add_row("preparation", duration(prediction.prepare_seconds), f"one process, two cores, {memory} of memory")
     prepared = ", ".join(f"{name} {size(found)}" for name, found in prediction.prepared.items())
     table.add_row("prepared folder", size(sum(prediction.prepared.values())), prepared)
     table.add_row("a checkpoint", size(prediction.checkpoint), f"{size(prediction.checkpoints)} for those kept")
     return table
 
 
-def size(found: float) -> str:
-    """In the unit that fits."""
+def size(count: float) -> str:
+    """Bytes in the unit that fits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if found < 1024:
-            return f"{found:,.0f} {unit}" if unit == "B" or found >= 100 else f"{found:,.1f} {unit}"
-        found /= 1024
-    return f"{found:,.1f} TiB"
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
 
 
-def time(seconds: float) -> str:
-    """Likewise."""
-    for unit, limit in (("us", 1e-3), ("ms", 1.0)):
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits."""
+    for unit, length, limit in (
+        ("us", 1e-6, 1e-3),
+        ("ms", 1e-3, 1),
+        ("s", 1, 100),
+        ("min", 60, 6e3),
+        ("h", 3600, 36e4),
+    ):
         if seconds < limit:
-            return f"{seconds / limit * 1e3:.3g} {unit}"
-    for unit, count in (("s", 1), ("min", 60), ("h", 3600), ("d", 86400)):
-        if seconds / count < 100 or unit == "d":
-            return f"{seconds / count:.3g} {unit}"
-    raise AssertionError
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 86400:.3g} d"

@@ -1,25 +1,27 @@
-"""Seconds of a step, an epoch and an evaluation: operations, bytes of memory and bytes between ranks over their rates.
+"""Seconds of a step and an evaluation: operations, bytes of memory and bytes between ranks, each divided by its rate.
 
-Nothing overlaps but planning, which a thread does ahead. A guide to orders of magnitude and to what dominates: unlike
-memory and traffic, times were compared with few measurements (docs/capacity.md).
+Nothing overlaps except planning, which a thread does ahead. A guide to orders of magnitude and to what dominates:
+unlike memory and traffic, times were compared with few measurements (docs/capacity.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cm3_dist.capacity.hardware import KERNELS, LATENCY, LAUNCH, PLAN_EDGE, PLAN_ITEM, PLAN_STEP, Machine
-from cm3_dist.capacity.sizes import RankLoad, RankStep
-from cm3_dist.config.settings import Settings
-from cm3_dist.model.dimensions import Widths
-from partition.folder.manifest import Manifest
+from cm3_dist.capacity.dry_run import Usage
+from cm3_dist.capacity.scenario import RankLoad, RankStep, Scenario
 
 FLOAT = 4
+# Seconds that one thread takes to plan: a drawn edge of a sampled step, an item of an exact one, any step. Measured.
+PLAN_EDGE, PLAN_ITEM, PLAN_STEP = 0.35e-6, 0.1e-6, 3e-3
+LATENCY = 30e-6  # of a collective, seconds
+KERNELS, LAUNCH = 370, 10e-6  # launched by the host in a step on a GPU, seconds each
+SWEEPS = 8, 12  # times that a step reads or writes the rows of its users and of its items
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step on one rank. `planning` counts where it is longer than all the rest."""
+    """Seconds of one step on one rank."""
 
     encoder: float
     propagation: float
@@ -29,53 +31,38 @@ class StepTime:
     exchange: float
     planning: float
 
-    @property
-    def computing(self) -> float:
-        """What the step itself takes."""
-        return self.encoder + self.propagation + self.loss + self.rows + self.launch + self.exchange
-
     def total(self, prefetch: int) -> float:
-        """With planning ahead, or in turn."""
-        return max(self.computing, self.planning) if prefetch else self.computing + self.planning
+        """With planning ahead of the step, or with `prefetch` 0 before it."""
+        computing = sum(vars(self).values()) - self.planning
+        return max(computing, self.planning) if prefetch else computing + self.planning
 
 
-def step_time(
-    manifest: Manifest, settings: Settings, mode: str, machine: Machine, step: RankStep, sent: float
-) -> StepTime:
+def step_time(scenario: Scenario, step: RankStep, usage: Usage, sent: float) -> StepTime:
     """`sent`: bytes that the rank sends in the step."""
-    widths = Widths.of(manifest, settings)
-    row, dim = widths.row * FLOAT, widths.dim
-    # Features are frozen: products of the first layers have a gradient of their weights only.
-    weights = sum(5 * dim * modality.dim * 4 + 4 * dim * dim * 6 for modality in manifest.modalities)
-    layers = [*step.user_from_item, *step.item_from_user, *step.similar]
-    edges = sum(layer.edges for layer in layers)
-    moved = row * sum(2 * (layer.edges + 2 * layer.rows) for layer in layers)
-    ranks = machine.ranks if settings.loss.scope == "global" else 1
-    pairs = step.most_users**2 * widths.row + step.most_items**2 * (widths.row + dim)
-    sweeps = 8 * row * step.input_users + 12 * row * step.input_items
-    collectives = 0 if machine.ranks == 1 else 4 * len(layers) + 7
-    items = step.input_items
-    planning = PLAN_STEP + (PLAN_ITEM * items if mode == "exact" else PLAN_EDGE * edges)
+    hardware, row = scenario.hardware, scenario.widths.row * FLOAT
+    edges = sum(layer.edges for layer in step.relations)
+    moved = row * sum(2 * (layer.edges + 2 * layer.rows) for layer in step.relations)
+    collectives = 0 if scenario.ranks == 1 else 4 * len(step.relations) + 7
+    planned = PLAN_ITEM * step.input_items if scenario.mode == "exact" else PLAN_EDGE * edges
+    # The loss computes its gradients in the forward pass, so the products of the backward pass are the encoder's.
+    encoder = usage.flops.get("encoder and lookup", 0) + usage.flops.get("backward pass", 0)
     return StepTime(
-        encoder=items * weights / machine.compute,
-        propagation=moved / machine.copy,
-        loss=4 * ranks * pairs / machine.compute,
-        rows=sweeps / machine.copy,
-        launch=KERNELS * LAUNCH if machine.device == "cuda" else 0,
-        exchange=sent / machine.link + collectives * LATENCY,
-        planning=planning,
+        encoder=encoder / hardware.compute,
+        propagation=moved / hardware.copy,
+        loss=usage.flops.get("loss", 0) / hardware.compute,
+        rows=row * (SWEEPS[0] * step.input_users + SWEEPS[1] * step.input_items) / hardware.copy,
+        launch=KERNELS * LAUNCH if hardware.device == "cuda" else 0,
+        exchange=sent / hardware.link + collectives * LATENCY,
+        planning=PLAN_STEP + planned,
     )
 
 
-def evaluation_time(
-    manifest: Manifest, settings: Settings, machine: Machine, load: RankLoad, ranked: float, sent: float
-) -> float:
-    """Encoding and propagating everything once, then `ranked` users of this rank against the whole catalogue."""
-    widths, options = Widths.of(manifest, settings), settings.propagation
-    row = widths.row * FLOAT
-    weights = sum(5 * widths.dim * modality.dim * 2 for modality in manifest.modalities)
-    edges = options.user_item_layers * (load.user_from_item.edges + load.item_from_user.edges)
-    scores = ranked * manifest.item_rows
-    computed = (load.item_rows * weights + 2 * scores * widths.row) / machine.compute
+def evaluation_time(scenario: Scenario, load: RankLoad, usage: Usage, ranked: float, sent: float) -> float:
+    """Final rows of all nodes once, then `ranked` users of this rank against the whole catalogue."""
+    hardware, width = scenario.hardware, scenario.widths.row
+    scores = ranked * scenario.manifest.item_rows
+    computed = (sum(usage.flops.values()) + 2 * scores * width) / hardware.compute
+    edges = scenario.settings.propagation.user_item_layers * sum(relation.edges for relation in load.relations[:2])
     # A score is written, masked, and read for its group's maximum.
-    return computed + (row * edges + 4 * FLOAT * scores) / machine.copy + sent / machine.link
+    moved = FLOAT * width * edges + 4 * FLOAT * scores
+    return computed + moved / hardware.copy + sent / hardware.link

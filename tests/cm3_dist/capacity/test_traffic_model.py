@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cm3_dist.capacity.from_folder import drawn_steps, rank_loads
+from cm3_dist.capacity.dry_run import dry_final_rows, dry_step
+from cm3_dist.capacity.from_folder import drawn_steps, scenario_from_folder
+from cm3_dist.capacity.hardware import Hardware
 from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
 from cm3_dist.config.settings import Settings
-from cm3_dist.distributed.runtime import distributed
-from partition.folder.manifest import read_manifest
 from tests.support.observe import observed_traffic
 from tests.support.ranks import run_ranks
 from tests.support.small import prepare_small, small_dataset, small_settings
@@ -48,13 +48,11 @@ def test_the_bytes_of_a_step_are_predicted_exactly(tmp_path: Path, world_size: i
 
 def predict(settings: Settings, world_size: int) -> list[list[dict[str, float]]]:
     """By rank: of every step, then of an evaluation."""
-    manifest = read_manifest(settings.data.path)
-    loads = rank_loads(settings.data.path, manifest, world_size)
-    mode = settings.propagation.mode
-    with distributed(settings.machine) as runtime:
-        steps = drawn_steps(settings, mode, loads, runtime, STEPS)
+    hardware = Hardware.of(world_size, "cpu", 100, {})
+    scenario = scenario_from_folder(settings, settings.data.path, hardware, None)
+    steps = drawn_steps(scenario, STEPS)
     return [
-        [step_bytes(manifest, settings, mode, world_size, step[rank]) for step in steps]
-        + [evaluation_bytes(manifest, settings, mode, world_size, loads[rank])]
-        for rank in range(world_size)
+        [step_bytes(scenario, step[rank], dry_step(scenario, load, step[rank])) for step in steps]
+        + [evaluation_bytes(scenario, load, dry_final_rows(scenario, load))]
+        for rank, load in enumerate(scenario.loads)
     ]
