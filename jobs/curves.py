@@ -20,9 +20,9 @@ import typer
 
 from jobs.collect import Run, by_data, collect_finished
 from jobs.command import command_line
-from jobs.files import atomic_file
 from jobs.style import COLOURS, MATPLOTLIB
 from partition.errors import InputError
+from partition.files import atomic_file
 
 Values = dict[float | str, list[float]]  # position on the axis, or a word -> the metric of every seed
 
@@ -79,6 +79,7 @@ def draw(studies: dict[str, dict[str, Values]], label: str, metric: str, picture
             axes.set(title=data, xlabel=label, ylabel=metric)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
+        picture.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(picture) as temporary:
             figure.savefig(temporary, format=picture.suffix.removeprefix(".") or "png")
 

@@ -44,7 +44,7 @@ def expand(
     ] = False,
 ) -> None:
     """Show the points of a sweep."""
-    if (index is not None) + count + todo + table > 1 or (unless_done and index is None):
+    if sum([index is not None, count, todo, table]) > 1 or (unless_done and index is None):
         raise InputError(
             "give one of --index (with or without --unless-done), --count, --todo and --list", "expand.options"
         )

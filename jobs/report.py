@@ -22,9 +22,9 @@ from cm3_dist.config.run_files import SETTINGS
 from cm3_dist.monitoring.tensorboard import experiment
 from jobs.collect import Run, by_data, collect_finished
 from jobs.command import command_line
-from jobs.files import atomic_file
 from jobs.page import render, section
 from partition.errors import InputError
+from partition.files import atomic_file, write_text
 
 TENSORBOARD = "tensorboard"  # beside a sweep's run folders
 
@@ -49,9 +49,10 @@ def report(
     table = table or output.with_suffix(".parquet")
     sections = [section(data, members, metric, baseline) for data, members in by_data(found).items()]
     page = render(title or f"CM3: {', '.join(path.name for path in runs)}", sections, len(found), unfinished)
+    for path in (output, table):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_table(found, table)
-    with atomic_file(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(output, page)
     for root in runs:
         _write_hparams_columns(root)
     print(f"{len(found)} runs, {len(unfinished)} not finished\npage   {output}\ntable  {table}")

@@ -108,7 +108,7 @@ class _Runner:
         parallel = max(1, min(parallel, len(points)))
         self._free_slots = list(reversed(range(parallel)))
         self._threads = max(1, len(os.sched_getaffinity(0)) // (parallel * ranks))
-        self._gpus = visible_gpus()
+        self._gpus = visible_gpus() if parallel > 1 else []
 
     def run(self) -> list[str]:
         """Returns a line for each point that failed."""

@@ -63,10 +63,9 @@ start_daemons() { # NODES
 }
 
 stop_daemons() {
-    local file pid
-    for file in "$dir"/slurm*.pid; do
-        [ -e "$file" ] || continue
-        pid=$(cat "$file")
+    local pid
+    # By command line too: a daemon that has just started has no pid file yet.
+    for pid in $(cat "$dir"/slurm*.pid 2> /dev/null; pgrep -f -- "-f $dir/slurm.conf"); do
         kill "$pid" 2> /dev/null || true
         for _ in $(seq 50); do
             kill -0 "$pid" 2> /dev/null || break
