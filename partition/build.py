@@ -44,14 +44,14 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     with work_folder(options.output, command, options.input) as work:
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
-        build = _Build(options, work, stages)
-        dataset = build.dataset()  # read, clean, split, features: in the order of `read_dataset`
+        preparation = _Preparation(options, work, stages)
+        dataset = preparation.dataset()  # read, clean, split, features: `read_dataset`
         weights = item_graph_weights(options.item_graph_weight, list(dataset.features))
         training = dataset.train(work.folder)
-        assignment = build.assignment(dataset, training)  # the part of every user and item
-        graph = build.item_graph(dataset, weights, training)  # the nearest items by features
-        build.reliability(dataset, training)  # how well features agree with interactions
-        build.write(dataset, graph, assignment)
+        assignment = preparation.cut(dataset, training)  # the part of every user and item
+        graph = preparation.item_graph(dataset, weights, training)  # the nearest items by features
+        preparation.reliability(dataset, training)  # how well features agree with interactions
+        preparation.write(dataset, graph, assignment)
     return options.output
 
 
@@ -92,7 +92,7 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
     )
 
 
-class _Build:
+class _Preparation:
     """The stages of one preparation. Results of finished stages are kept in the work folder and used again."""
 
     def __init__(self, options: BuildOptions, work: Work, stages: Stages) -> None:
@@ -115,7 +115,7 @@ class _Build:
         work.note(stages.statistics)
         return stored.read_dataset(path)
 
-    def assignment(self, dataset: Dataset, training: tuple[np.ndarray, np.ndarray]) -> Assignment:
+    def cut(self, dataset: Dataset, training: tuple[np.ndarray, np.ndarray]) -> Assignment:
         """Part of every user and item."""
         options, work, (user, item) = self._options, self._work, training
         method = chosen_method(options.method, len(user))

@@ -137,22 +137,18 @@ _CONTEXT = _keyword("context", typer.Context)
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """One option of the command line."""
     extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
-    limits = {
-        limit: getattr(entry, limit) for entry in field.metadata for limit in ("ge", "le") if hasattr(entry, limit)
-    }
-    flag = [f"--{name.replace('_', '-')}"] if field.annotation is bool else []
     option = typer.Option(
-        *flag,
+        f"--{name.replace('_', '-')}",  # given, so that a flag has no --no-flag
         help=field.description,
         rich_help_panel=extra["panel"],
         metavar=extra["metavar"],
-        min=limits.get("ge"),
-        max=limits.get("le"),
+        min=next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None),
+        max=next((bound.le for bound in field.metadata if hasattr(bound, "le")), None),
     )
-    kind = str if extra["as_text"] else field.annotation
-    if extra["as_text"] and not field.is_required():
+    if extra["as_text"]:
         return _keyword(name, Annotated[str | None, option], None)
-    return _keyword(name, Annotated[kind, option], inspect.Parameter.empty if field.is_required() else field.default)
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return _keyword(name, Annotated[field.annotation, option], default)
 
 
 app.command("build")(typed_command(BuildOptions, build, more="input"))

@@ -85,7 +85,7 @@ class BuildOptions(Options):
     """Options of `python -m partition build`; docs/data.md explains them."""
 
     input: list[Path] = option(
-        help="Folder (an MMRec folder, or a folder of tables) or file; repeatable.", metavar="DIR_OR_FILE", min_length=1
+        help="Folder (of MMRec, or of tables) or file; repeatable.", metavar="DIR_OR_FILE", min_length=1
     )
     output: Path = option(help="Folder to write.", metavar="PREPARED")
     parts: int = option(help="Parts to cut the graph into; any number of ranks that divides it can train.", ge=1)
@@ -101,52 +101,35 @@ class BuildOptions(Options):
     kcore: int = option(0, "Keep users and items with at least this many interactions.", panel=CLEANING, ge=0)
     features: list[str] = option(
         [],
-        "A modality: the name of one in the input, or a file with its rows; repeatable, in the order of the curve.",
+        "A modality of the input, or from a file; repeatable, in the order of the curve.",
         panel=FEATURES,
         metavar="NAME[=FILE[:COLUMN]]",
     )
     pca: list[str] = option(
-        [],
-        "Reduce the width of all modalities, or of one; repeatable.",
-        panel=FEATURES,
-        metavar="[NAME=]DIM",
+        [], "Reduce the width of all modalities, or of one; repeatable.", panel=FEATURES, metavar="[NAME=]DIM"
     )
     item_graph_k: int = option(10, "Neighbours per item and modality, itself included.", panel=GRAPH, ge=1)
     item_graph_weight: list[str] = option(
-        [],
-        "Weight of a modality; repeatable. Default for image and one other: 0.1, 0.9.",
-        panel=GRAPH,
-        metavar="NAME=W",
+        [], "Weight of a modality; repeatable. Image and one other: 0.1, 0.9.", panel=GRAPH, metavar="NAME=W"
     )
-    approximate_above: int = option(
-        200_000, "Number of items above which the search for neighbours is approximate.", panel=GRAPH, ge=0
-    )
+    approximate_above: int = option(200_000, "Items above which the search is approximate.", panel=GRAPH, ge=0)
     method: CutMethod = option(
         CutMethod.AUTO,
-        "How parts are cut. auto: metis up to 20 million training interactions, stream above.",
+        "How parts are cut. auto: metis up to 20 million training interactions, else stream.",
         panel=GRAPH,
     )
     spectral: int = option(
         0,
-        "Add a modality `spectral` of this width, made from the training interactions.",
+        "Add a modality `spectral` of this width, from the training interactions.",
         panel=EXPERIMENTS,
         metavar="DIM",
         ge=0,
     )
     cooccurrence_weight: float = option(
-        0.0,
-        "Weight of item-graph neighbours that share users in training.",
-        panel=EXPERIMENTS,
-        ge=0,
-        allow_inf_nan=False,
+        0.0, "Weight of neighbours that share users in training.", panel=EXPERIMENTS, ge=0, allow_inf_nan=False
     )
     noise: float = option(
-        0.0,
-        "Exchange the feature rows of this share of the items, also in the item graph.",
-        panel=EXPERIMENTS,
-        metavar="SHARE",
-        ge=0,
-        le=1,
+        0.0, "Share of the items that exchange feature rows.", panel=EXPERIMENTS, metavar="SHARE", ge=0, le=1
     )
     overwrite: bool = option(False, "Replace a prepared folder.")
 

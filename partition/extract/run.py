@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,11 @@ def extract(request: Request) -> Extracted:
 def _by_model(
     request: Request, items: Items, result: Callable[[str, Callable[[Path], object]], Path]
 ) -> tuple[list[Path], dict[str, Any]]:
-    encoder: list[Encoder] = []  # loaded when the first block is to be made
-
+    @cache
     def loaded() -> Encoder:
-        if not encoder:
-            encoder.append(load_encoder(request))
-            result("kind", lambda path: path.write_text(encoder[0].kind, encoding="utf-8"))
-        return encoder[0]
+        encoder = load_encoder(request)
+        result("kind", lambda path: path.write_text(encoder.kind, encoding="utf-8"))
+        return encoder
 
     def make(block: list[Item]) -> Callable[[Path], object]:
         def save(path: Path) -> None:
