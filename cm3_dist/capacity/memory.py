@@ -1,4 +1,4 @@
-"""Memory of one rank by item, from what it holds and what the dry runs of a step and an evaluation keep alive.
+"""Memory of one rank by entry, from what it holds and what the dry runs of a step and an evaluation keep alive.
 
 On the CPU everything lies on the host; on a GPU tables, encoder, operator and activations lie on the device. What NumPy
 makes (the parts, planning) and what depends on values (the ranking) is counted from sizes. Mapped feature files are in
@@ -30,7 +30,7 @@ KEPT = 0.5
 
 
 @dataclass(frozen=True)
-class Item:
+class Entry:
     """One line of the memory of a rank. `load` ends before the rest of `always` exists."""
 
     name: str
@@ -41,8 +41,8 @@ class Item:
 
 def rank_memory(
     scenario: Scenario, load: RankLoad, step: RankStep, usage: tuple[Usage, Usage], table_bytes: tuple[float, float]
-) -> list[Item]:
-    """All items of one rank.
+) -> list[Entry]:
+    """All entries of one rank.
 
     Args:
         scenario: the run.
@@ -57,32 +57,32 @@ def rank_memory(
     ranking = _ranking(scenario, load)
     evaluation = final if sum(final.values()) > sum(ranking.values()) else ranking
     items = [
-        Item("process", PROCESS + (0 if exact else DGL), "host", "always"),
-        Item("CUDA, NCCL and fragmentation (allowance)", CUDA_PROGRAM if cuda else 0, "device", "always"),
-        Item("tables", table_bytes[0], place, "always"),
-        Item("table optimizer", table_bytes[1], place, "always"),
-        Item("encoder and its optimizer", dense, place, "always"),
-        Item("features, resident", scenario.feature_bytes(load.item_rows) if exact else 0, place, "always"),
-        Item("graph: parts", _parts(load), "host", "always"),
+        Entry("process", PROCESS + (0 if exact else DGL), "host", "always"),
+        Entry("CUDA, NCCL and fragmentation (allowance)", CUDA_PROGRAM if cuda else 0, "device", "always"),
+        Entry("tables", table_bytes[0], place, "always"),
+        Entry("table optimizer", table_bytes[1], place, "always"),
+        Entry("encoder and its optimizer", dense, place, "always"),
+        Entry("features, resident", scenario.feature_bytes(load.item_rows) if exact else 0, place, "always"),
+        Entry("graph: parts", _parts(load), "host", "always"),
         # In sampled mode the exact operator is made for each evaluation, without the item graph's transpose.
-        Item("graph: operator", operator, "host", "always" if exact else "evaluation"),
-        Item("operator on the device", operator if cuda else 0, "device", "always" if exact else "evaluation"),
-        Item("positives and their order", _batches(scenario, load), "host", "always"),
-        Item("row numbers and degrees", 3 * INT64 * (load.user_rows + load.item_rows), "host", "always"),
-        Item("held-out interactions", _held_out(load), "host", "always"),
-        Item("loading the parts", _loading(load, exact), "host", "load"),
-        Item("plans ahead", (scenario.settings.machine.prefetch + 2) * plan, "host", "step"),
-        Item("plan on the device", plan if cuda else 0, "device", "step"),
-        Item("planning", _planning(load, step, exact), "host", "step"),
-        *(Item(name, size, place, "step") for name, size in usage[0].live.items()),
-        Item("freed blocks that are kept", 0 if cuda else KEPT * usage[0].small, "host", "step"),
-        *(Item(f"evaluation: {name}", size, place, "evaluation") for name, size in evaluation.items()),
-        Item("freed blocks that are kept", 0 if cuda else KEPT * usage[1].small, "host", "evaluation"),
+        Entry("graph: operator", operator, "host", "always" if exact else "evaluation"),
+        Entry("operator on the device", operator if cuda else 0, "device", "always" if exact else "evaluation"),
+        Entry("positives and their order", _batches(scenario, load), "host", "always"),
+        Entry("row numbers and degrees", 3 * INT64 * (load.user_rows + load.item_rows), "host", "always"),
+        Entry("held-out interactions", _held_out(load), "host", "always"),
+        Entry("loading the parts", _loading(load, exact), "host", "load"),
+        Entry("plans ahead", (scenario.settings.machine.prefetch + 2) * plan, "host", "step"),
+        Entry("plan on the device", plan if cuda else 0, "device", "step"),
+        Entry("planning", _planning(load, step, exact), "host", "step"),
+        *(Entry(name, size, place, "step") for name, size in usage[0].live.items()),
+        Entry("freed blocks that are kept", 0 if cuda else KEPT * usage[0].small, "host", "step"),
+        *(Entry(f"evaluation: {name}", size, place, "evaluation") for name, size in evaluation.items()),
+        Entry("freed blocks that are kept", 0 if cuda else KEPT * usage[1].small, "host", "evaluation"),
     ]
     return [item for item in items if item.bytes]
 
 
-def peak(items: list[Item], place: Place) -> float:
+def peak(items: list[Entry], place: Place) -> float:
     """The most bytes in one place at any time."""
     total: dict[Phase, float] = {"always": 0.0, "load": 0.0, "step": 0.0, "evaluation": 0.0}
     for item in items:

@@ -10,7 +10,7 @@ from cm3_dist.capacity.dry_run import dry_final_rows, dry_step
 from cm3_dist.capacity.from_folder import drawn_steps
 from cm3_dist.capacity.from_numbers import Expectation
 from cm3_dist.capacity.hardware import GIB, Hardware
-from cm3_dist.capacity.memory import Item, Place, peak, rank_memory, ranked_users
+from cm3_dist.capacity.memory import Entry, Place, peak, rank_memory, ranked_users
 from cm3_dist.capacity.scenario import RankLoad, RankStep, Scenario
 from cm3_dist.capacity.time_model import StepTime, evaluation_time, step_time
 from cm3_dist.capacity.traffic_model import evaluation_bytes, step_bytes
@@ -25,7 +25,7 @@ class Prediction:
     mode: str
     hardware: Hardware
     steps: int  # per epoch
-    memory: list[Item]  # of the rank that needs most
+    memory: list[Entry]  # of the rank that needs most
     mapped: float  # its feature files, of which the page cache keeps what fits
     sent: dict[str, float]  # by a rank in a step: mean over ranks and steps
     sent_evaluation: dict[str, float]

@@ -87,10 +87,21 @@ def test_data_and_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert isinstance(capacity(*arguments).exception, InputError)
 
 
-def test_the_examples_of_the_page_run() -> None:
-    text = (ROOT / "docs" / "capacity.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^python -m cm3_dist.capacity (--users .*--device cuda .*)$", text, re.M)
-    assert len(commands) == 3
-    for command in commands:
-        result = capacity(*shlex.split(command))
-        assert result.exit_code == 0, result.output
+EXAMPLES = re.findall(
+    r"^python -m cm3_dist.capacity (--users .*--device cuda .*)$",
+    (ROOT / "docs" / "capacity.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+def test_the_page_has_its_examples() -> None:
+    assert len(EXAMPLES) == 3
+
+
+# The dry run visits the pairs of a large batch block by block, which takes up to half a minute.
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_the_examples_of_the_page_fit(number: int) -> None:
+    result = capacity(*shlex.split(EXAMPLES[number]))
+    assert result.exit_code == 0, result.output

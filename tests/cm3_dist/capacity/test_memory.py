@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cm3_dist.capacity import disk
 from cm3_dist.capacity.dry_run import LiveTensors, dry_final_rows, dry_step
@@ -57,8 +58,11 @@ def counted(settings: list[Settings]) -> list[list[tuple[int, int]]]:
             gc.collect()
             with LiveTensors() as step:
                 trainer.step(plan)
+            operator, shard = trainer.planner.inference(), trainer.shard
+            users = torch.arange(shard.first_user, shard.first_user + shard.user_rows)
+            items = torch.arange(shard.first_item, shard.first_item + shard.item_rows)
             with LiveTensors() as evaluation:
-                trainer.final_rows()
+                trainer.model.final_rows(trainer.features, users, items, operator)
             found.append([(live.peak.total(), live.flops.total()) for live in (step, evaluation)])
     return found
 
