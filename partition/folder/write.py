@@ -55,7 +55,7 @@ def write_prepared(
         work: where finished parts are kept until all are written, to resume; None writes them to the folder at once.
 
     Raises:
-        InputError: `output.taken`, `output` is neither a prepared folder nor an empty one; it is left alone.
+        InputError: `output.not_prepared`, `output` is neither a prepared folder nor an empty one; it is left alone.
         OSError: it cannot be written.
     """
     with atomic_folder(output) as folder:
@@ -64,7 +64,9 @@ def write_prepared(
         shared = _write_bases(dataset, folder)
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
         if output.exists() and not _replaceable(output):
-            raise InputError(f"{output}: exists and is not a prepared folder; choose another name", "output.taken")
+            raise InputError(
+                f"{output}: exists and is not a prepared folder; choose another name", "output.not_prepared"
+            )
 
 
 def _replaceable(output: Path) -> bool:
