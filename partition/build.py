@@ -16,6 +16,7 @@ from partition.folder import layout
 from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
+from partition.read.catalogue import parse_features
 from partition.resume import Work, work_folder
 from partition.stages import Stages
 from partition.transform.dataset import Dataset
@@ -41,18 +42,24 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder", "file.missing")
     command = options.model_dump(mode="json", exclude={"output", "overwrite"})
-    with work_folder(options.output, command, options.input) as work:
+    files = [path for _, path, _ in map(parse_features, options.features) if path is not None]
+    with work_folder(options.output, command, [*options.input, *files]) as work:
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
-        preparation = _Preparation(options, work, stages)
-        dataset = preparation.dataset()  # read, clean, split, features: `read_dataset`
-        weights = item_graph_weights(options.item_graph_weight, list(dataset.features))
-        training = dataset.train(work.folder)
-        assignment = preparation.cut(dataset, training)  # the part of every user and item
-        graph = preparation.item_graph(dataset, weights, training)  # the nearest items by features
-        preparation.reliability(dataset, training)  # how well features agree with interactions
-        preparation.write(dataset, graph, assignment)
+        _prepare(options, work, stages)
     return options.output
+
+
+def _prepare(options: BuildOptions, work: Work, stages: Stages) -> None:
+    """All stages. Its mapped files are closed when it returns: on NFS the work folder cannot be deleted before."""
+    preparation = _Preparation(options, work, stages)
+    dataset = preparation.dataset()  # read, clean, split, features: `read_dataset`
+    weights = item_graph_weights(options.item_graph_weight, list(dataset.features))
+    training = dataset.train(work.folder)
+    assignment = preparation.cut(dataset, training)  # the part of every user and item
+    graph = preparation.item_graph(dataset, weights, training)  # the nearest items by features
+    preparation.reliability(dataset, training)  # how well features agree with interactions
+    preparation.write(dataset, graph, assignment)
 
 
 def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset:

@@ -1,6 +1,9 @@
-"""Columns of interactions in files, handled a block of rows at a time, so that none has to fit in memory.
+"""Columns of interactions in memory-mapped files, handled in blocks of rows, so that none has to fit in memory.
 
-The files have no names: they go with the array that maps them, or with the process.
+The files of columns have no names: they are deleted with the array that maps them, or when the process ends.
+
+Shapes: n rows of a column, E interactions (edges). `folder` is where the files are; None stands for the folder of
+temporary files of the system.
 """
 
 from __future__ import annotations
@@ -13,40 +16,59 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-BLOCK = 1 << 20  # rows
+BLOCK = 1 << 20  # rows handled at a time
 
 
 def column(rows: int, dtype: DTypeLike, folder: Path | None) -> np.ndarray:
-    """A new [rows] column of `dtype` in a file in `folder`, by default in the system's for temporary files.
+    """Returns a new [rows] column of `dtype`.
 
     Raises:
         OSError: the disk has no room for it.
     """
-    length = max(1, rows)  # nothing cannot be mapped
+    length = max(1, rows)  # an empty file cannot be mapped
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Without room set aside, whoever writes on a full disk later is killed.
-        os.posix_fallocate(file.fileno(), 0, length * np.dtype(dtype).itemsize)
+        _reserve(file.fileno(), length * np.dtype(dtype).itemsize, Path(folder or tempfile.gettempdir()))
         values: np.ndarray = np.memmap(file, dtype, "r+", shape=(length,))
     return values[:rows]
 
 
+def npy_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """Creates a .npy file of this shape and maps it for writing.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    with path.open("r+b") as file:
+        _reserve(file.fileno(), path.stat().st_size, path)
+    return values
+
+
+def _reserve(descriptor: int, size: int, path: Path) -> None:
+    """Allocates `size` bytes: a process that writes to a mapped file when the disk is full is killed by SIGBUS."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 class Growing:
-    """A column whose length is not known beforehand."""
+    """A column whose length is not known beforehand: it grows by appending."""
 
     def __init__(self, dtype: DTypeLike, folder: Path | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as it grows
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open while it grows
         self._dtype, self._rows = np.dtype(dtype), 0
 
     def __len__(self) -> int:
         return self._rows
 
     def append(self, values: np.ndarray) -> None:
-        """Adds [n] values."""
+        """Appends [n] values."""
         self._file.write(values.astype(self._dtype, copy=False).tobytes())
         self._rows += len(values)
 
     def column(self) -> np.ndarray:
-        """[rows] all values by now; what is written into them stays."""
+        """Returns all values so far, [rows]; writing to them changes the column."""
         self._file.flush()
         if not self._rows:
             return np.empty(0, self._dtype)
@@ -56,24 +78,33 @@ class Growing:
 
 
 def index_type(limit: int) -> type[np.int32 | np.int64]:
-    """The narrowest type for indices below `limit`."""
+    """Returns the narrowest type that holds all indices below `limit`."""
     return np.int32 if limit <= 2**31 else np.int64
 
 
 def slices(rows: int) -> Iterator[slice]:
-    """All rows, a block at a time."""
+    """Yields slices of `BLOCK` rows that cover all rows in order."""
     return (slice(begin, min(begin + BLOCK, rows)) for begin in range(0, rows, BLOCK))
 
 
 def slices_of_nodes(degree: np.ndarray) -> Iterator[slice]:
-    """Rows of about a block that hold whole nodes, for columns sorted by node; `degree` [nodes] rows of each."""
+    """Yields slices of about `BLOCK` rows of a column sorted by node, none of which divides a node.
+
+    Args:
+        degree: [nodes] number of rows per node.
+    """
     bounds = cuts(degree, BLOCK)
     ends = np.concatenate([[0], np.cumsum(degree)])[bounds]
     return (slice(int(begin), int(end)) for begin, end in zip(ends[:-1], ends[1:], strict=True) if begin < end)
 
 
 def cuts(degree: np.ndarray, rows: int) -> np.ndarray:
-    """Ascending bounds 0 ... len(degree) that divide nodes into runs of about `rows` rows; `degree` [nodes]."""
+    """Returns ascending bounds 0 ... nodes that divide the nodes into runs of about `rows` rows.
+
+    Args:
+        degree: [nodes] number of rows per node.
+        rows: of a run.
+    """
     ends = np.cumsum(degree)
     total = int(ends[-1]) if len(ends) else 0
     inner = np.searchsorted(ends, np.arange(rows, total, rows)) + 1
@@ -81,7 +112,7 @@ def cuts(degree: np.ndarray, rows: int) -> np.ndarray:
 
 
 def counts(values: np.ndarray, size: int = 0) -> np.ndarray:
-    """[size, or more if there are higher values] int64: how often each value occurs."""
+    """Returns how often each value occurs: [size] int64, longer if there are values of `size` and above."""
     highest = max((int(values[rows].max()) for rows in slices(len(values))), default=-1)
     found = np.zeros(max(size, highest + 1), np.int64)
     for rows in slices(len(values)):
@@ -90,7 +121,7 @@ def counts(values: np.ndarray, size: int = 0) -> np.ndarray:
 
 
 def mapped(table: np.ndarray, values: np.ndarray, folder: Path | None) -> np.ndarray:
-    """A column of `table[values]`."""
+    """Returns `table[values]` as a column."""
     found = column(len(values), table.dtype, folder)
     for rows in slices(len(values)):
         found[rows] = table[values[rows]]
@@ -98,7 +129,7 @@ def mapped(table: np.ndarray, values: np.ndarray, folder: Path | None) -> np.nda
 
 
 def joined(columns: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
-    """One column of several, one after another."""
+    """Concatenates columns."""
     found, done = column(sum(map(len, columns)), np.result_type(*columns), folder), 0
     for values in columns:
         for rows in slices(len(values)):
@@ -108,7 +139,7 @@ def joined(columns: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
 
 
 def first(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
-    """The first row for which `wrong`, of a block of values, is true."""
+    """Returns the first row for which `wrong`, called with blocks of values, is true; None if there is none."""
     for rows in slices(len(values)):
         found = np.flatnonzero(wrong(values[rows]))
         if len(found):
@@ -117,7 +148,13 @@ def first(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int 
 
 
 def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], folder: Path | None) -> list[np.ndarray]:
-    """Columns of the rows that stay: `keep` gives the mask of a block of them."""
+    """Returns the columns of the rows to keep.
+
+    Args:
+        columns: [n] each.
+        keep: returns the mask of the rows in a slice.
+        folder: for the new columns.
+    """
     kept, done = [column(len(columns[0]), values.dtype, folder) for values in columns], 0
     for rows in slices(len(columns[0])):
         mask = keep(rows)
@@ -129,10 +166,16 @@ def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], f
 
 
 def by_node(node: np.ndarray, other: np.ndarray, out: np.ndarray, degree: np.ndarray) -> np.ndarray:
-    """Sorts `other` [E] by `node` [E] into `out` [E], those of a node in their order; `degree` [nodes] of each.
+    """Sorts by node; rows of one node stay in their order.
+
+    Args:
+        node: [E] node of each row.
+        other: [E] values to sort.
+        out: [E] where the sorted values are written.
+        degree: [nodes] number of rows per node.
 
     Returns:
-        [nodes + 1] int64: where each node's begin.
+        [nodes + 1] int64: where the rows of each node begin in `out`.
     """
     indptr = np.concatenate([[0], np.cumsum(degree)])
     end = indptr[:-1].copy()
@@ -147,20 +190,25 @@ def by_node(node: np.ndarray, other: np.ndarray, out: np.ndarray, degree: np.nda
 
 
 class Buckets:
-    """Rows of several columns put together by bucket; those of a bucket stay in the order in which they came."""
+    """Groups the rows of several columns by bucket; rows of one bucket stay in the order in which they were added.
+
+    Args:
+        sizes: [buckets] number of rows per bucket.
+        dtypes: of the columns.
+        folder: for the files.
+    """
 
     def __init__(self, sizes: ArrayLike, dtypes: Sequence[DTypeLike], folder: Path | None) -> None:
-        """Makes room: `sizes` [buckets] rows of each, `dtypes` of the columns."""
         self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._end = self._bounds[:-1].copy()  # of what each bucket holds by now
+        self._end = self._bounds[:-1].copy()  # of the rows added so far, per bucket
         self._columns = [column(int(self._bounds[-1]), dtype, folder) for dtype in dtypes]
 
     def __len__(self) -> int:
         return len(self._end)
 
     def add(self, bucket: np.ndarray, *columns: np.ndarray) -> None:
-        """Puts a block of rows [n] where they belong."""
-        # Sorting 16 bits takes a tenth of the time.
+        """Adds a block of rows: `bucket` [n], `columns` [n] each."""
+        # Sorting 16-bit numbers takes a tenth of the time.
         narrow = bucket.astype(np.int16 if len(self._end) < 2**15 else np.int64)
         order = np.argsort(narrow, kind="stable")
         length = np.bincount(bucket, minlength=len(self._end))
@@ -174,5 +222,5 @@ class Buckets:
         self._end += length
 
     def rows(self, bucket: int) -> list[np.ndarray]:
-        """The columns of one bucket."""
+        """Returns the columns of one bucket."""
         return [values[self._bounds[bucket] : self._bounds[bucket + 1]] for values in self._columns]

@@ -1,4 +1,7 @@
-"""The results of the stages of a preparation as files: a data set, parts, the neighbours of a modality."""
+"""Writes and reads the results of the stages of a preparation, which `partition.resume` keeps.
+
+They are a data set, the assignment of nodes to parts, and the neighbours of the items in one modality.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from partition.transform.dataset import Dataset, Features
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Saves a data set in `folder`, where the feature matrices that are not an input file lie already."""
+    """Writes a data set to `folder`, which holds the feature matrices already, except those that are input files."""
     for name in ("user", "item", "split"):
         np.save(folder / f"{name}.npy", getattr(dataset, name))
     for name, ids in (("user_ids", dataset.user_ids), ("item_ids", dataset.item_ids)):
@@ -41,7 +44,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """The data set, its arrays memory-mapped."""
+    """Reads a data set; its arrays are memory-mapped."""
     content: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     user, item, split = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("user", "item", "split")
@@ -73,24 +76,24 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def write_assignment(assignment: Assignment, path: Path) -> None:
-    """Saves the parts of all nodes."""
+    """Writes the parts of all nodes."""
     with path.open("wb") as file:
         np.savez(file, user_part=assignment.user_part, item_part=assignment.item_part)
 
 
 def read_assignment(path: Path) -> Assignment:
-    """Reads them back."""
+    """Reads the parts of all nodes."""
     with np.load(path, allow_pickle=False) as file:
         return Assignment(file["user_part"], file["item_part"])
 
 
 def write_neighbours(found: Nearest, path: Path) -> None:
-    """Saves the lists of one modality and their recall."""
+    """Writes the neighbours of all items in one modality, and their recall."""
     with path.open("wb") as file:
         np.savez(file, neighbours=found[0], recall=np.float64(found[1]))
 
 
 def read_neighbours(path: Path) -> Nearest:
-    """Reads them back."""
+    """Reads neighbours and their recall."""
     with np.load(path, allow_pickle=False) as file:
         return file["neighbours"], float(file["recall"])

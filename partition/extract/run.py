@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from partition.columns_on_disk import npy_file
 from partition.errors import InputError
 from partition.extract import tfidf
 from partition.extract.encoders import Encoder, Piece
@@ -260,7 +261,7 @@ def _write_parquet(
 def _write_npy(
     path: Path, request: Request, ids: pa.Array, rows: Iterator[tuple[np.ndarray, np.ndarray]], dim: int
 ) -> None:
-    matrix = np.lib.format.open_memmap(path, mode="w+", dtype=request.dtype, shape=(len(ids), dim))
+    matrix = npy_file(path, request.dtype, (len(ids), dim))
     start = 0
     for values, _ in rows:
         matrix[start : start + len(values)] = values

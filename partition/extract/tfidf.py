@@ -79,6 +79,6 @@ def load(path: Path) -> TfIdf:
             return TfIdf(stored["terms"], stored["idf"], stored["components"], float(stored["explained"]))
     except FileNotFoundError:
         raise InputError(f"--tfidf {path}: neither a number of dimensions nor a file", "option.tfidf") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # a damaged file raises nearly anything (see partition.errors.reading)
         message = f"--tfidf {path}: not written by this command ({one_line(error)})"
         raise InputError(message, "option.tfidf") from None

@@ -1,7 +1,7 @@
-"""The files of one part (`layout`): how each is written, and how it is read back with its format checked.
+"""Reads and writes the files of one part (partition.folder.layout); reading checks their format.
 
-Graphs are plain arrays: DGL's own format holds memory that was never initialised, so that no digest can vouch for it,
-and reading it would cost every run the import of DGL.
+Graphs are plain arrays: DGL's own format contains uninitialised memory, so that equal graphs have different digests,
+and reading it needs DGL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Relation = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Graph:
-    """graph.npz: nodes 0..n-1 of a kind are the part's own, in offset order; halo nodes follow, ascending by row."""
+    """graph.npz. The first nodes of a kind are the part's own, in offset order; halo nodes follow, ascending by row."""
 
     row: dict[str, np.ndarray]  # kind -> [nodes] int64 global row
     degree: dict[str, np.ndarray]  # kind -> [nodes] int32 training interactions in the full graph
@@ -32,7 +32,7 @@ class Graph:
 
 
 def write_graph(path: Path, graph: Graph) -> None:
-    """Saves its arrays, edges in their order."""
+    """Writes graph.npz."""
     arrays = {f"{kind}_row": graph.row[kind] for kind in KINDS}
     arrays |= {f"{kind}_degree": graph.degree[kind] for kind in KINDS}
     for relation in RELATIONS:
@@ -41,10 +41,11 @@ def write_graph(path: Path, graph: Graph) -> None:
 
 
 def read_graph(path: Path) -> Graph:
-    """Reads it back.
+    """Reads graph.npz.
 
     Raises:
-        InputError: not an .npz file, or an array is missing, has another dtype or shape, or names a node there is not.
+        InputError: `file.missing` or `file.unreadable`; `array.shape`, an array has another dtype or shape;
+            `graph.node`, an edge has a node that does not exist.
     """
     types: dict[str, Any] = {f"{kind}_row": np.int64 for kind in KINDS}
     types |= {f"{kind}_degree": np.int32 for kind in KINDS}
@@ -52,14 +53,15 @@ def read_graph(path: Path) -> Graph:
     arrays = _read_arrays(path, types, "a graph")
     for kind in KINDS:
         if len(arrays[f"{kind}_row"]) != len(arrays[f"{kind}_degree"]):
-            raise InputError(f"{path}: {kind} nodes: not one row and one degree each")
+            raise InputError(f"{path}: {kind} nodes: not one row and one degree each", "array.shape")
     edges = {}
     for relation in RELATIONS:
         ends = arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"]
         for end, kind in zip(ends, (relation[0], relation[2]), strict=True):
             outside = (end < 0) | (end >= len(arrays[f"{kind}_row"]))
             if len(end) != len(ends[0]) or outside.any():
-                raise InputError(f"{path}: {relation[1]} edges: not a {kind} node at either end of each")
+                message = f"{path}: {relation[1]} edges: not a {kind} node at either end of each"
+                raise InputError(message, "graph.node")
         edges[relation] = ends
     return Graph(
         {kind: arrays[f"{kind}_row"] for kind in KINDS}, {kind: arrays[f"{kind}_degree"] for kind in KINDS}, edges
@@ -68,7 +70,7 @@ def read_graph(path: Path) -> Graph:
 
 @dataclass(frozen=True)
 class Similar:
-    """item_graph.npz: CSR over the part's own items."""
+    """item_graph.npz: a sparse matrix in CSR form, one row per item of the part."""
 
     indptr: np.ndarray  # [items + 1] int64
     neighbour: np.ndarray  # [edges] int64 global item row, ascending within an item
@@ -76,33 +78,33 @@ class Similar:
 
 
 def write_similar(path: Path, similar: Similar) -> None:
-    """Saves the item graph of one part."""
+    """Writes item_graph.npz."""
     np.savez(path, indptr=similar.indptr, neighbour=similar.neighbour, weight=similar.weight)
 
 
 def read_similar(path: Path) -> Similar:
-    """Reads it back.
+    """Reads item_graph.npz.
 
     Raises:
-        InputError: not an .npz file, or an array is missing or has another dtype or shape.
+        InputError: `file.missing` or `file.unreadable`; `array.shape`, an array has another dtype or shape.
     """
     types: dict[str, Any] = {"indptr": np.int64, "neighbour": np.int64, "weight": np.float32}
     return Similar(**_read_arrays(path, types, "an item graph"))
 
 
 def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.ndarray]:
-    """One-dimensional arrays of an .npz file, by name; their dtypes are checked."""
+    """Reads one-dimensional arrays of an .npz file; `types`: name -> dtype."""
     with reading(path, what), np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in types}
     for name, dtype in types.items():
         if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
             found = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise InputError(f"{path}: {name}: {found}, expected one row of {np.dtype(dtype)}")
+            raise InputError(f"{path}: {name}: {found}, expected one row of {np.dtype(dtype)}", "array.shape")
     return arrays
 
 
 def write_table(path: Path, columns: dict[str, pa.Array]) -> None:
-    """Saves columns as an Arrow IPC file."""
+    """Writes columns as an Arrow IPC file."""
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -112,7 +114,8 @@ def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
     """Memory-maps an Arrow IPC file.
 
     Raises:
-        InputError: not an Arrow file, other columns or types, or a null; the message names column and row.
+        InputError: `file.missing` or `file.unreadable`; `table.columns`, other columns or types than `schema`;
+            `table.null`, a null, whose column and row the message names.
     """
     with reading(path, "an Arrow file"):
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
@@ -120,16 +123,16 @@ def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
     if {field.name: field.type for field in table.schema} != schema:
         found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
         wanted = ", ".join(f"{name} {kind}" for name, kind in schema.items())
-        raise InputError(f"{path}: has columns {found}; expected {wanted}")
+        raise InputError(f"{path}: has columns {found}; expected {wanted}", "table.columns")
     for name in schema:
         if table[name].null_count:
             row = int(np.argmax(table[name].is_null().to_numpy()))
-            raise InputError(f"{path}: column {name!r}, row {row}: null")
+            raise InputError(f"{path}: column {name!r}, row {row}: null", "table.null")
     return table
 
 
 def node_schema(manifest: Manifest, kind: str) -> dict[str, pa.DataType]:
-    """Columns of users.arrow and items.arrow."""
+    """Returns the columns of users.arrow or items.arrow: name -> type."""
     ids = manifest.user_id_type if kind == "user" else manifest.item_id_type
     return {"id": pa.string() if ids == "string" else pa.int64(), "train_degree": pa.int64()}
 
@@ -141,22 +144,22 @@ def open_features(path: Path, modality: Modality, items: int) -> np.ndarray:
     """Memory-maps [items, dim] features.
 
     Raises:
-        InputError: not a .npy file, or another dtype or shape.
+        InputError: `file.missing` or `file.unreadable`; `array.shape`, another dtype or shape than the manifest says.
     """
     with reading(path, ".npy"):
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     wanted = (items, modality.dim)
     if not isinstance(values, np.ndarray) or values.shape != wanted or values.dtype != np.dtype(modality.dtype):
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"{path}: {found}; the manifest says {modality.dtype} {wanted}")
+        raise InputError(f"{path}: {found}; the manifest says {modality.dtype} {wanted}", "array.shape")
     return values
 
 
 def open_basis(path: Path, modality: Modality) -> np.ndarray:
-    """Memory-maps the [source_dim, dim] basis that a modality was reduced with.
+    """Memory-maps the [source_dim, dim] float64 basis that a modality was reduced with.
 
     Raises:
-        InputError: not a .npy file, or another dtype or shape.
+        InputError: as `open_features`.
     """
     wanted = modality.model_copy(update={"dtype": "float64"})
     return open_features(path, wanted, modality.source_dim)

@@ -1,4 +1,7 @@
-"""The interactions by part: rows of the nodes, and the pairs that each part holds, put together in files."""
+"""The row space of a prepared folder, and the interactions grouped by part, in files.
+
+Shapes: n interactions, E edges of a part; rows are numbers of the row space (partition.folder.layout).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from partition.folder.arrays import Graph
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
 
 Pairs = tuple[np.ndarray, np.ndarray]
-HELD_OUT = {"validation": VALIDATION, "test": TEST}
+_CODES = {"validation": VALIDATION, "test": TEST}  # held-out split -> its number in Dataset.split
 
 
 @dataclass(frozen=True)
 class RowSpace:
-    """Rows of one node type: row = part * stride + offset, trained nodes first, then by index."""
+    """The rows of one node type: row = part * stride + offset; in a part trained nodes first, then by index."""
 
     row: np.ndarray  # [nodes] int64
     members: list[np.ndarray]  # per part: node indices in offset order
@@ -30,7 +33,13 @@ class RowSpace:
 
     @classmethod
     def of(cls, part: np.ndarray, degree: np.ndarray, parts: int) -> RowSpace:
-        """Numbers the nodes: `part` [nodes] and training `degree` [nodes]."""
+        """Numbers the nodes.
+
+        Args:
+            part: [nodes] part of each.
+            degree: [nodes] number of training interactions of each.
+            parts: how many there are.
+        """
         order = np.lexsort((np.arange(len(part)), degree == 0, part))
         members = np.split(order, np.searchsorted(part[order], np.arange(1, parts)))
         stride = max(len(nodes) for nodes in members)
@@ -41,24 +50,29 @@ class RowSpace:
 
     @property
     def end(self) -> int:
-        """The number above all rows."""
+        """One more than the largest row, padding included."""
         return len(self.members) * self.stride
 
 
 class Edges:
-    """Training interactions by the user's and by the item's part, held-out ones by the user's."""
+    """Training interactions grouped by the user's part and by the item's part, held-out ones by the user's part.
+
+    Args:
+        dataset: the interactions.
+        assignment: the part of every node.
+        folder: for the files; None stands for the system's folder of temporary files.
+    """
 
     def __init__(self, dataset: Dataset, assignment: Assignment, folder: Path | None) -> None:
-        """Distributes the interactions, to files in `folder`."""
         self.parts = int(assignment.user_part.max()) + 1
         user_degree = np.zeros(len(dataset.user_ids), np.int64)
         item_degree = np.zeros(len(dataset.item_ids), np.int64)
-        held_out = {split: np.zeros(self.parts, np.int64) for split in HELD_OUT}
+        held_out = {split: np.zeros(self.parts, np.int64) for split in _CODES}
         for rows in blocks.slices(len(dataset.user)):
             user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
             np.add.at(user_degree, user[split == TRAIN], 1)
             np.add.at(item_degree, item[split == TRAIN], 1)
-            for name, code in HELD_OUT.items():
+            for name, code in _CODES.items():
                 held_out[name] += np.bincount(assignment.user_part[user[split == code]], minlength=self.parts)
         self.users = RowSpace.of(assignment.user_part, user_degree, self.parts)
         self.items = RowSpace.of(assignment.item_part, item_degree, self.parts)
@@ -75,16 +89,16 @@ class Edges:
             train = split == TRAIN
             self._by_user.add(assignment.user_part[user[train]], pair[0][train], pair[1][train])
             self._by_item.add(assignment.item_part[item[train]], pair[1][train], pair[0][train])
-            for name, code in HELD_OUT.items():
+            for name, code in _CODES.items():
                 kept = split == code
                 self._held_out[name].add(assignment.user_part[user[kept]], pair[0][kept], pair[1][kept])
 
     def held_out(self, split: str, part: int) -> Pairs:
-        """Rows of (user, item) of the part's users, sorted by both."""
+        """Returns the (user, item) rows [n] of the interactions of the part's users in a split, sorted by both."""
         return _sorted(self._held_out[split].rows(part), part * self.users.stride, self.items.end)
 
     def graph(self, part: int) -> Graph:
-        """The in-edges of a part's nodes: own nodes in offset order, then the halo ascending by row."""
+        """Returns the in-edges of a part's nodes; nodes are the part's own in offset order, then the halo by row."""
         by_user = _sorted(self._by_user.rows(part), part * self.users.stride, self.items.end)
         by_item = _sorted(self._by_item.rows(part), part * self.items.stride, self.users.end)
         nodes, edges = {}, {}
@@ -105,7 +119,7 @@ class Edges:
 
 
 def _sorted(pairs: Sequence[np.ndarray], first: int, end: int) -> Pairs:
-    """Unique pairs sorted by (row, other), int64; no row is below `first`, and every `other` below `end`."""
+    """Sorts unique pairs by (row, other), as int64; every row is at least `first`, every `other` below `end`."""
     row, other = pairs
     key = (row.astype(np.int64) - first) * end + other
     key.sort()
@@ -114,7 +128,7 @@ def _sorted(pairs: Sequence[np.ndarray], first: int, end: int) -> Pairs:
 
 
 def _degrees(space: RowSpace, rows: np.ndarray) -> np.ndarray:
-    """[n] int32 of nodes by row."""
+    """Returns the [n] int32 degrees of nodes given by row."""
     node = np.empty(len(rows), np.int64)
     part, offset = np.divmod(rows, space.stride)
     for number in np.unique(part):

@@ -1,6 +1,6 @@
-"""What a prepared folder is like: sizes, balance, what the cut costs, and how degrees are distributed.
+"""Describes a prepared folder: sizes, balance, what the cut costs, and the distribution of degrees.
 
-Reads the manifest and the degrees; one part's degrees are in memory at a time.
+Reads the manifest and the degrees; the degrees of one part are in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from partition.folder.arrays import node_schema, read_table
 from partition.folder.manifest import Manifest, Part, cut_statistics, read_manifest
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-FILES = {"user": layout.USERS, "item": layout.ITEMS}
+_NODES = {"user": layout.USERS, "item": layout.ITEMS}  # kind -> file of a part
 
 
 def describe(root: Path, picture: Path | None) -> None:
@@ -30,13 +30,13 @@ def describe(root: Path, picture: Path | None) -> None:
         picture: PNG file to write, if any.
 
     Raises:
-        InputError: the folder or a file of it cannot be read, or the picture cannot be written.
+        InputError: as `read_manifest` and `degree_histogram`; `file.unwritable`, the picture cannot be written.
     """
     manifest = read_manifest(root)
-    histograms = {kind: degree_histogram(root, manifest, kind) for kind in FILES}
+    histograms = {kind: degree_histogram(root, manifest, kind) for kind in _NODES}
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
+        console.width = 120  # a file or a pipe has no width
     for table in (_overview(manifest), _parts(manifest), _cut(manifest, histograms), _degrees(histograms)):
         console.print(table)
     if picture is not None:
@@ -45,17 +45,17 @@ def describe(root: Path, picture: Path | None) -> None:
 
 
 def degree_histogram(root: Path, manifest: Manifest, kind: str) -> np.ndarray:
-    """[largest degree + 1] int64: how many users or items have 0, 1, 2 ... training interactions.
+    """Returns how many users or items have 0, 1, 2 ... training interactions: [largest degree + 1] int64.
 
     Raises:
-        InputError: a part's file cannot be read or lacks the degrees.
+        InputError: as `read_table`; `degree.negative`, a degree is.
     """
     total = np.zeros(1, np.int64)
     for part in range(manifest.num_parts):
-        path = layout.part_dir(root, part) / FILES[kind]
+        path = layout.part_dir(root, part) / _NODES[kind]
         degree = read_table(path, node_schema(manifest, kind))["train_degree"].to_numpy()
         if len(degree) and degree.min() < 0:
-            raise InputError(f"{path}: row {int(np.argmax(degree < 0))}: train_degree is negative")
+            raise InputError(f"{path}: row {int(np.argmax(degree < 0))}: train_degree is negative", "degree.negative")
         counts = np.bincount(degree, minlength=len(total))
         counts[: len(total)] += total
         total = counts
@@ -63,16 +63,20 @@ def degree_histogram(root: Path, manifest: Manifest, kind: str) -> np.ndarray:
 
 
 def expected_halo(histogram: np.ndarray, parts: int) -> float:
-    """Rows of nodes with these degrees in other parts' halos, were their neighbours spread over the parts at random.
+    """Returns the number of halo rows over all parts that is expected when neighbours are spread over parts at random.
 
-    A node is in the halo of every other part in which it has a neighbour: (P - 1)(1 - (1 - 1/P)**degree) of them.
+    A node is in the halo of every other part in which it has a neighbour: of (P - 1)(1 - (1 - 1/P)**degree) parts.
+
+    Args:
+        histogram: as of `degree_histogram`.
+        parts: P.
     """
     degree = np.arange(len(histogram), dtype=np.float64)
     return float((histogram * (parts - 1) * (1 - (1 - 1 / parts) ** degree)).sum())
 
 
 def quantiles(histogram: np.ndarray) -> list[int]:
-    """The smallest degree that at least each share of `QUANTILES` of all nodes does not exceed."""
+    """Returns, for each share of `QUANTILES`, the smallest degree that this share of the nodes does not exceed."""
     below = np.cumsum(histogram)
     ranks = np.maximum(np.ceil(np.array(QUANTILES) * below[-1]), 1)
     return [int(degree) for degree in np.searchsorted(below, ranks)]
@@ -128,7 +132,7 @@ def _parts(manifest: Manifest) -> Table:
 
 
 def _cut(manifest: Manifest, histograms: dict[str, np.ndarray]) -> Table:
-    """The edges that are cut and the rows that are exchanged, against random parts."""
+    """The edges that are cut and the rows that are exchanged, compared with random parts."""
     figures = cut_statistics(manifest.parts)
     table = _table("Cut", "", "here", "random parts", "ratio")
 
@@ -163,7 +167,7 @@ def _draw(histograms: dict[str, np.ndarray], name: str, picture: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (kind, histogram) in zip(figure.subplots(1, 2), histograms.items(), strict=True):
         degree = np.flatnonzero(histogram)
-        degree = degree[degree > 0]  # 0 has no place on a logarithmic axis: it goes into the title
+        degree = degree[degree > 0]  # a logarithmic axis has no 0: the title gives its count
         axes.loglog(degree, histogram[degree], ".", markersize=4)
         axes.set_title(f"{kind}s: {histogram.sum():,}, of which {histogram[0]:,} without training interactions", size=9)
         axes.set_xlabel("training interactions")

@@ -1,8 +1,8 @@
 """Checks every invariant of a prepared folder (partition.folder.layout) from its files alone.
 
-One part is in memory at a time, plus 8 bytes a node for the degrees, and the set of all ids at the end. That the two
-directions of every interaction agree across parts is checked by comparing sums of hashed edges per pair of parts; only
-where they differ are two parts read again, to name the edge.
+One part is in memory at a time, plus the degrees (8 bytes per node), and all ids at the end. Every interaction must be
+among the edges of its user's part and of its item's part. To check this, sums of hashed edges are compared per pair of
+parts; two parts are read again, to name the edge, only where the sums differ.
 """
 
 from __future__ import annotations
@@ -33,16 +33,12 @@ from partition.folder.verify_part import (
 
 
 def verify(root: Path) -> Manifest:
-    """Checks a prepared folder.
-
-    Args:
-        root: the folder.
-
-    Returns:
-        Its manifest.
+    """Checks a prepared folder; returns its manifest.
 
     Raises:
-        InputError: the first violation found, by file and row; rows of a file count from 0.
+        InputError: the first violation, by file and row; rows of a file count from 0. The codes are those of
+            `read_manifest`, `check_manifest`, `check_parts`, the checks in `verify_part`, and `prepared.files` (a file
+            that does not belong here), `prepared.ids` (an id of two nodes), `prepared.graph` (a one-sided edge).
     """
     folder = Folder(root, read_manifest(root))
     check_manifest(root, folder.manifest)
@@ -64,20 +60,20 @@ def verify(root: Path) -> Manifest:
 
 
 def _files(folder: Folder) -> None:
-    """Every part has exactly its files, with the bytes that were written."""
+    """Checks that every part has exactly its files, with the bytes that were written."""
     names = layout.part_files(modality.name for modality in folder.manifest.modalities)
     check_shared(folder.root, folder.manifest)
     wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
     for entry in sorted((folder.root / "parts").glob("*")):
-        require(entry.name in wanted, entry, "belongs to no part of the manifest")
+        require(entry.name in wanted, entry, "belongs to no part of the manifest", "prepared.files")
     for part in tqdm(folder.parts, desc="verify: digests", unit="part", disable=None):
         for entry in sorted(layout.part_dir(folder.root, part).glob("*")):
-            require(entry.name in names, entry, "is not a file of a part")
+            require(entry.name in names, entry, "is not a file of a part", "prepared.files")
         check_parts(folder.root, folder.manifest, [part], "full")
 
 
 def _unique_ids(folder: Folder) -> None:
-    """No id stands for two nodes, in whichever parts."""
+    """Checks that no id belongs to two nodes, of one part or of two."""
     for kind, name in (("user", layout.USERS), ("item", layout.ITEMS)):
         schema = node_schema(folder.manifest, kind)
         tables = [read_table(folder.file(part, name), schema)["id"] for part in folder.parts]
@@ -91,11 +87,11 @@ def _unique_ids(folder: Folder) -> None:
             for part, column in enumerate(tables)
             for row in np.flatnonzero(pc.equal(column, twice).to_numpy())
         ]
-        raise InputError(f"{at[1]}: id {twice.as_py()!r} is also at {at[0]}")
+        raise InputError(f"{at[1]}: id {twice.as_py()!r} is also at {at[0]}", "prepared.ids")
 
 
 def _both_directions(folder: Folder) -> None:
-    """Every interaction is once among its user's in-edges and once among its item's, wherever those two live."""
+    """Checks that every interaction is once among its user's in-edges and once among its item's, across parts."""
     count = folder.manifest.num_parts
     sums = {relation: np.zeros((count, count, 2), np.uint64) for relation in (ITEM_TO_USER, USER_TO_ITEM)}
     for part in tqdm(folder.parts, desc="verify: both directions", unit="part", disable=None):
@@ -110,7 +106,7 @@ def _both_directions(folder: Folder) -> None:
 
 
 def _hash(number: np.ndarray) -> np.ndarray:
-    """[n] uint64: the finaliser of splitmix64, whose sums over different sets do not agree by chance."""
+    """Returns the finaliser of splitmix64, [n] uint64: sums over different sets do not agree by chance."""
     mixed = number.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -118,7 +114,7 @@ def _hash(number: np.ndarray) -> np.ndarray:
 
 
 def _name_one_sided(folder: Folder, user_part: int, item_part: int) -> None:
-    """Raises for the first interaction between two parts that only one of them has."""
+    """Raises InputError for the first interaction between two parts that only one of them has."""
     sides = {}
     for part, relation in ((user_part, ITEM_TO_USER), (item_part, USER_TO_ITEM)):
         path = folder.file(part, layout.GRAPH)
@@ -130,6 +126,5 @@ def _name_one_sided(folder: Folder, user_part: int, item_part: int) -> None:
         alone = np.setdiff1d(pairs, others)
         if len(alone):
             user_row, item_row = divmod(int(alone[0]), folder.manifest.item_rows)
-            raise InputError(
-                f"{other_path}: no {other[1]} edge for user row {user_row} and item row {item_row}, which {path} has"
-            )
+            message = f"no {other[1]} edge for user row {user_row} and item row {item_row}, which {path} has"
+            raise InputError(f"{other_path}: {message}", "prepared.graph")

@@ -119,19 +119,25 @@ def _found(found: Found) -> list[_Requested]:
     return sorted(modalities, key=lambda modality: (modality.name != "image", modality.name))
 
 
-def _requested(text: str, found: Found) -> _Requested:
-    """The modality of one `--features`."""
+def parse_features(text: str) -> tuple[str, Path | None, str]:
+    """Splits a `--features NAME[=FILE[:COLUMN]]` into name, file and column; the column is "" if not given."""
     name, equals, file = text.partition("=")
     if not equals:
+        return name, None, ""
+    path, colon, column = file.rpartition(":")
+    return (name, Path(path), column) if colon and not Path(file).exists() else (name, Path(file), "")
+
+
+def _requested(text: str, found: Found) -> _Requested:
+    """The modality of one `--features`."""
+    name, path, column = parse_features(text)
+    if path is None:
         known = {modality.name: modality for modality in _found(found)}
         if name in known:
             return known[name]
         names = ", ".join(known) or "none"
         message = f"--features {name}: not among the modalities of the input ({names}); give NAME=FILE"
         raise InputError(message, "features.unknown")
-    path, column = Path(file), ""
-    if not path.exists() and ":" in file:
-        path, column = Path(file.rpartition(":")[0]), file.rpartition(":")[2]
     if path.suffix == ".npy":
         return _Requested(name, npy=path)
     table = open_table(path)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import scipy.linalg
 from tqdm import tqdm
 
+from partition.columns_on_disk import npy_file
 from partition.errors import InputError, reading, require
 from partition.read.table_file import TableFile, first_null
 from partition.transform.dataset import Features
@@ -150,7 +151,7 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
     energy, basis = energy[::-1], basis[:, ::-1]
     basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(dim)])
     np.save(_basis_of(target), basis)
-    reduced = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(rows, dim))
+    reduced = npy_file(target, np.float32, (rows, dim))
     for block in _blocks(values):
         reduced[block] = project(values[block], basis)
     total = np.trace(gram)
@@ -182,7 +183,7 @@ def _check_finite(values: np.ndarray, path: Path) -> None:
 
 
 def _select(values: np.ndarray, kept: np.ndarray, target: Path) -> np.ndarray:
-    selected = np.lib.format.open_memmap(target, mode="w+", dtype=values.dtype, shape=(len(kept), values.shape[1]))
+    selected = npy_file(target, values.dtype, (len(kept), values.shape[1]))
     for block in _blocks(selected):
         selected[block] = values[kept[block]]
     return selected
@@ -197,7 +198,7 @@ def _gather(source: ListColumn, items: int, target: Path) -> np.ndarray:
             lists = batch.column(0)
             rows = _rows(lists, table, source.column, row, None if matrix is None else matrix.shape[1])
             if matrix is None:
-                matrix = np.lib.format.open_memmap(target, mode="w+", dtype=rows.dtype, shape=(items, rows.shape[1]))
+                matrix = npy_file(target, rows.dtype, (items, rows.shape[1]))
             elif matrix.dtype != rows.dtype:
                 message = f"is {rows.dtype} here and {matrix.dtype} in another file"
                 raise table.error(message, source.column, code="features.dtype")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partition.columns_on_disk import npy_file
 from partition.transform.dataset import Features
 
 BLOCK = 65_536  # rows copied at a time
@@ -38,7 +39,7 @@ def permute_rows(features: Features, chosen: np.ndarray, seed: int, modality: in
     source = np.arange(len(values))
     order = np.random.default_rng([seed, _ORDER, modality]).permutation(chosen)
     source[order] = np.roll(order, 1)
-    result = np.lib.format.open_memmap(target, mode="w+", dtype=values.dtype, shape=values.shape)
+    result = npy_file(target, values.dtype, values.shape)
     for begin in range(0, len(values), BLOCK):
         result[begin : begin + BLOCK] = values[source[begin : begin + BLOCK]]
     return Features(result, features.source_dim, features.basis)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,26 @@ def test_a_pair_that_is_repeated_far_apart_is_merged(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(merged.item, item[:200])
     np.testing.assert_array_equal(merged.split, label.reshape(3, 200).min(axis=0))
     np.testing.assert_array_equal(merged.time, time.reshape(3, 200).min(axis=0))
+
+
+def test_room_is_set_aside_before_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that writes to a mapped file on a full disk is killed by SIGBUS."""
+    values = blocks.npy_file(tmp_path / "matrix.npy", np.float32, (300, 5))
+    assert (tmp_path / "matrix.npy").stat().st_blocks * 512 >= values.nbytes
+    values[:] = 7
+    values.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / "matrix.npy"), np.full((300, 5), 7, np.float32))
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        blocks.npy_file(tmp_path / "more.npy", np.float32, (300, 5))
+    assert error.value.filename == str(tmp_path / "more.npy")
+    with pytest.raises(OSError, match="No space left") as error:
+        blocks.column(10, np.int64, tmp_path)
+    assert error.value.filename == str(tmp_path)
 
 
 def test_nodes_are_cut_into_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from partition import cli as command
 from partition.errors import InputError
 from partition.extract.request import Request
+from partition.folder.layout import part_dir
 from partition.folder.manifest import Manifest, read_manifest
 from partition.options import BuildOptions, Options
 from partition.resume import work_folder
@@ -254,6 +255,29 @@ def test_work_of_another_command_or_of_changed_files_is_not_used(
         pass
     assert caught.value.code == "file.locked"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_changed_feature_files_outside_of_the_input_are_read_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of `--features` is as much input as the folder of `--input`."""
+    features, out = tmp_path / "features.npy", tmp_path / "out"
+    arguments = ["build", "--input", made, "--parts", 2, "--features", f"image={features}", "--output", out]
+    items = pq.read_metadata(made / "items.parquet").num_rows
+    np.save(features, np.full((items, 3), 1, np.float32))
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("partition.folder.write._manifest", crash)
+        patch.setattr(sys, "argv", ["partition", *map(str, arguments)])
+        with pytest.raises(RuntimeError, match="out of luck"):
+            command.main()
+    np.save(features, np.full((items, 3), 22, np.float32))
+    assert run(monkeypatch, *arguments) == 0
+    for part in range(2):
+        assert (np.load(part_dir(out, part) / "features-image.npy") == 22).all()
 
 
 def test_synthetic_data_is_not_replaced_unasked(

@@ -86,8 +86,10 @@ def accept_bytes(root: Path, **sizes: int) -> None:
     change_manifest(root, change)
 
 
-def refused(root: Path) -> str:
+def refused(root: Path, code: str | None = None) -> str:
+    """The line with which `verify` refuses a folder; `code` is that of the error, if given."""
     with pytest.raises(InputError) as error:
         verify(root)
     assert "\n" not in str(error.value)
+    assert error.value.code == code or (code is None and error.value.code)
     return str(error.value)

@@ -195,8 +195,9 @@ def test_a_prepared_folder_is_replaced_and_nothing_else(tmp_path: Path) -> None:
             (other / "diary.txt").write_text("mine")
         else:
             other.write_text("mine")
-        with pytest.raises(InputError, match="exists and is not a prepared folder"):
+        with pytest.raises(InputError) as error:
             prepare_small(other.parent)
+        assert error.value.code == "output.not_prepared"
         assert [path.name for path in other.parent.iterdir()] == ["prepared"]
         assert (other / "diary.txt" if name == "notes" else other).read_text() == "mine"
 
@@ -230,10 +231,13 @@ def test_describe_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture
     for word in (f"{manifest.train:,}", f"{manifest.statistics['edge_cut']:.1%}", "largest / mean", "degrees.png"):
         assert word in text
     assert (tmp_path / "degrees.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match=r"nowhere/x\.png: cannot be written"):
-        describe(root, tmp_path / "nowhere" / "x.png")
-    with pytest.raises(InputError, match="this is not a prepared folder"):
-        describe(tmp_path, None)
+    for folder, picture, code in (
+        (root, tmp_path / "no" / "x.png", "file.unwritable"),
+        (tmp_path, None, "prepared.missing"),
+    ):
+        with pytest.raises(InputError) as error:
+            describe(folder, picture)
+        assert error.value.code == code
 
 
 def test_describe_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import secrets
 import string
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cm3_dist.config.loading import load_settings
@@ -41,7 +40,7 @@ from partition.options import BuildOptions, CutMethod
 from tests.support.small import prepare_small
 from tests.support.tamper import accept_manifest
 
-# The same examples in every run, and many others under the marker `slow`, with a seed that is printed.
+# Which examples is the hypothesis profile's affair (tests/conftest.py): the same in every run, or random in test-all.
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -286,9 +285,7 @@ def test_readers_take_or_refuse(reader: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_take_or_refuse_at_length(reader: str) -> None:
-    number = int(os.environ.get("FUZZ_SEED", secrets.randbits(32)))
-    print(f"FUZZ_SEED={number} repeats this test")
-    seed(number)(MANY(READERS[reader]))()
+    MANY(READERS[reader])()
 
 
 def small_graph() -> Graph:
