@@ -54,5 +54,5 @@ def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file under a temporary name, then renames it."""
+    """Replaces a JSON file atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -9,7 +9,6 @@ import pytest
 from cm3_dist.config.loading import load_settings
 from cm3_dist.config.settings import Settings
 from cm3_dist.training.run_dir import open_run_folder
-from partition.files import write_text
 
 
 class Killed(BaseException):
@@ -18,19 +17,6 @@ class Killed(BaseException):
 
 def _killed(*_: object) -> None:
     raise Killed
-
-
-def test_an_interrupted_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_text(path, "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", _killed)
-        with pytest.raises(Killed):
-            write_text(path, "new")
-    assert path.read_text() == "old"
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_killed_resume_leaves_settings_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
