@@ -35,7 +35,7 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
     def __init__(self, signal_number: int, step: int, checkpoint: str) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after {step} steps, saved as {checkpoint}; go on with --resume")
+        super().__init__(f"stopped by {name} after {step} steps, saved as {checkpoint}; continue with --resume")
 
 
 class LostRankError(Exception):

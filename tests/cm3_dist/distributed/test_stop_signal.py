@@ -156,7 +156,7 @@ def test_exit_code_of_an_interrupted_run(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as end:
         entry_point(interrupted)()
     assert end.value.code == INTERRUPTED == 75
-    message = "stopped by SIGTERM after 7 steps, saved as step-00000007; go on with --resume"
+    message = "stopped by SIGTERM after 7 steps, saved as step-00000007; continue with --resume"
     assert capsys.readouterr().err.strip() == message
 
 
