@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.growth import AXES, MIDDLE, draw
-from benchmarks.observe import observe
+from benchmarks.observe import family_memory, observe
 from benchmarks.scale import targets
 from benchmarks.scale_figures import draw as draw_scale
 from benchmarks.scale_stages import slope
@@ -72,13 +72,25 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
     assert set(MIDDLE) == set(AXES)
 
 
-def test_a_command_is_observed_with_its_children(tmp_path: Path) -> None:
-    child = "import time; x = bytearray(200 << 20); time.sleep(1.5)"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    found = observe([sys.executable, "-c", program], tmp_path / "log.txt")
-    assert 0.19 < found.peak_own_gib <= found.peak_gib < 0.4
-    assert found.seconds >= 1.5
-    assert found.command.startswith("python -c")
+def test_memory_of_a_command_is_that_of_its_children_too() -> None:
+    child = "x = bytearray(200 << 20); print(flush=True); input()"
+    program = f"import subprocess, sys; input(); subprocess.run([sys.executable, '-c', {child!r}])"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before = family_memory(process.pid)
+        process.stdin.write("\n")
+        process.stdout.readline()  # the child has its memory
+        after = family_memory(process.pid)
+        process.stdin.write("\n")
+    assert after[2] >= 200 << 20
+    assert after[0] >= after[1] >= before[1] + (200 << 20)
+
+
+def test_a_command_is_observed(tmp_path: Path) -> None:
+    found = observe([sys.executable, "-c", "pass"], tmp_path / "log.txt")
+    assert found.command == "python -c pass"
     with pytest.raises(InputError, match=r"status 3; .*log.txt: went wrong"):
         observe([sys.executable, "-c", "print('went wrong'); raise SystemExit(3)"], tmp_path / "log.txt")
 
