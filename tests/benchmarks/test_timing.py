@@ -33,6 +33,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_speed_writes_its_table(tmp_path: Path) -> None:
     prepared, output = prepare_small(tmp_path), tmp_path / "speed.json"
     only = ["--only", "propagation layer", "--only", "batch assembly"]
@@ -45,12 +46,14 @@ def test_speed_writes_its_table(tmp_path: Path) -> None:
         assert row["met"] == (row["ratio"] <= row["target"] if row["at_most"] else row["ratio"] >= row["target"])
 
 
+@pytest.mark.slow
 def test_an_unknown_benchmark_is_refused() -> None:
     done = _run("benchmarks.speed", "--only", "nothing")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --only 'nothing': not a benchmark; one of epoch")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: this refusal is for machines without one")
 def test_gpu_benchmarks_say_that_there_is_no_gpu() -> None:
     done = _run("benchmarks.gpu")
@@ -121,6 +124,7 @@ def test_scale_has_its_targets() -> None:
     assert found["bytes, METIS / random: baby, exact"].ratio == 0.5
 
 
+@pytest.mark.slow
 def test_walks_and_trees_estimate_the_exact_sum(tmp_path: Path) -> None:
     """Over many draws of a small graph both come to it, and the noise falls with the size of a draw."""
     shard = load_shard(prepare_small(tmp_path), 0, 1)
@@ -162,6 +166,7 @@ def test_a_step_on_walks_is_the_operator_that_was_drawn(tmp_path: Path) -> None:
     torch.testing.assert_close(gradient, matrix.detach().T @ direction)
 
 
+@pytest.mark.slow
 def test_training_on_walks_learns(tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     settings = ["train.batch_size=64", "model.dim=8"]

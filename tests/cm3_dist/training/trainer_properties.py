@@ -23,6 +23,7 @@ from cm3_dist.training.trainer import Trainer
 from cm3_dist.training.trainer_state import resume_from, save
 from partition.folder import layout
 from partition.folder.arrays import read_similar
+from partition.folder.manifest import read_manifest
 from partition.transform.dataset import Dataset, Features
 from tests.support import reference as ref
 from tests.support.ranks import run_ranks
@@ -118,7 +119,7 @@ class Planted:
 
     def __init__(self, prepared: Path) -> None:
         dataset = planted_dataset()
-        manifest = layout.read_manifest(prepared)
+        manifest = read_manifest(prepared)
         self.users = _rows(prepared, manifest.user_stride, layout.USERS)
         self.items = _rows(prepared, manifest.item_stride, layout.ITEMS)
         rows = manifest.num_parts * manifest.user_stride, manifest.num_parts * manifest.item_stride
@@ -135,7 +136,7 @@ class Planted:
 def _rows(prepared: Path, stride: int, table: str) -> np.ndarray:
     """[N] the row of every user or item, whose ids are 0 .. N - 1."""
     row: dict[int, int] = {}
-    for part in range(layout.read_manifest(prepared).num_parts):
+    for part in range(read_manifest(prepared).num_parts):
         with pa.memory_map(str(layout.part_dir(prepared, part) / table)) as source:
             ids = pa.ipc.open_file(source).read_all().column("id").to_pylist()
         row |= {number: part * stride + offset for offset, number in enumerate(ids)}
