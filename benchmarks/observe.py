@@ -18,10 +18,8 @@ import psutil
 from partition.errors import InputError
 
 GIB = 2**30
-PERIOD, SHARE = (
-    0.5,
-    0.02,
-)  # seconds between two looks, and how much of a core they may take: pages are counted one by one
+PERIOD = 0.5  # seconds between two looks
+SHARE = 0.02  # of a core that they may take: pages are counted one by one
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,8 @@ class _Watch(threading.Thread):
             pause = max(PERIOD, (time.thread_time() - begin) / SHARE)
 
     def look(self) -> None:
-        try:
-            family = psutil.Process(self.root)
-            found = [_memory(process.pid) for process in [family, *family.children(recursive=True)]]
-        except psutil.Error:
-            return
-        self.peak = max(self.peak, sum(whole for whole, _ in found))
-        self.own = max(self.own, sum(own for _, own in found))
-        self.most = max(self.most, *(own for _, own in found))
+        whole, own, most = family_memory(self.root)
+        self.peak, self.own, self.most = max(self.peak, whole), max(self.own, own), max(self.most, most)
 
     def stop(self) -> None:
         self.ended.set()
@@ -96,6 +88,16 @@ class _Watch(threading.Thread):
 
     def peaks(self) -> tuple[float, float, float]:
         return tuple(round(found / GIB, 2) for found in (self.peak, self.own, self.most))  # type: ignore[return-value]
+
+
+def family_memory(pid: int) -> tuple[int, int, int]:
+    """Bytes of a process and its descendants now: all, those of no file, and the most of the latter in one process."""
+    try:
+        family = psutil.Process(pid)
+        found = [_memory(process.pid) for process in [family, *family.children(recursive=True)]]
+    except psutil.Error:
+        return 0, 0, 0
+    return sum(whole for whole, _ in found), sum(own for _, own in found), max(own for _, own in found)
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from benchmarks.plain_data import load_plain
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.training.trainer import Trainer
-from tests.support.paths import ROOT
 from tests.support.small import prepare_small, small_dataset, small_settings
 
 
@@ -87,11 +85,3 @@ def test_negatives_are_drawn_among_what_the_user_lacks(tmp_path: Path) -> None:
         assert seen >= set(zip(user.tolist(), positive.tolist(), strict=True))
         drawn += len(user)
     assert drawn == len(data.train)
-
-
-def test_the_product_imports_no_benchmark() -> None:
-    for path in (path for package in ("cm3_dist", "partition", "jobs") for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.split(".")[0] in ("benchmarks", "tests")], path

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.growth import AXES, MIDDLE, draw
-from benchmarks.observe import observe
+from benchmarks.observe import family_memory, observe
 from benchmarks.scale import targets
 from benchmarks.scale_figures import draw as draw_scale
 from benchmarks.scale_stages import slope
@@ -33,6 +33,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_speed_writes_its_table(tmp_path: Path) -> None:
     prepared, output = prepare_small(tmp_path), tmp_path / "speed.json"
     only = ["--only", "propagation layer", "--only", "batch assembly"]
@@ -45,12 +46,14 @@ def test_speed_writes_its_table(tmp_path: Path) -> None:
         assert row["met"] == (row["ratio"] <= row["target"] if row["at_most"] else row["ratio"] >= row["target"])
 
 
+@pytest.mark.slow
 def test_an_unknown_benchmark_is_refused() -> None:
     done = _run("benchmarks.speed", "--only", "nothing")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --only 'nothing': not a benchmark; one of epoch")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: this refusal is for machines without one")
 def test_gpu_benchmarks_say_that_there_is_no_gpu() -> None:
     done = _run("benchmarks.gpu")
@@ -72,13 +75,25 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
     assert set(MIDDLE) == set(AXES)
 
 
-def test_a_command_is_observed_with_its_children(tmp_path: Path) -> None:
-    child = "import time; x = bytearray(200 << 20); time.sleep(1.5)"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    found = observe([sys.executable, "-c", program], tmp_path / "log.txt")
-    assert 0.19 < found.peak_own_gib <= found.peak_gib < 0.4
-    assert found.seconds >= 1.5
-    assert found.command.startswith("python -c")
+def test_memory_of_a_command_is_that_of_its_children_too() -> None:
+    child = "x = bytearray(200 << 20); print(flush=True); input()"
+    program = f"import subprocess, sys; input(); subprocess.run([sys.executable, '-c', {child!r}])"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before = family_memory(process.pid)
+        process.stdin.write("\n")
+        process.stdout.readline()  # the child has its memory
+        after = family_memory(process.pid)
+        process.stdin.write("\n")
+    assert after[2] >= 200 << 20
+    assert after[0] >= after[1] >= before[1] + (200 << 20)
+
+
+def test_a_command_is_observed(tmp_path: Path) -> None:
+    found = observe([sys.executable, "-c", "pass"], tmp_path / "log.txt")
+    assert found.command == "python -c pass"
     with pytest.raises(InputError, match=r"status 3; .*log.txt: went wrong"):
         observe([sys.executable, "-c", "print('went wrong'); raise SystemExit(3)"], tmp_path / "log.txt")
 
@@ -109,6 +124,7 @@ def test_scale_has_its_targets() -> None:
     assert found["bytes, METIS / random: baby, exact"].ratio == 0.5
 
 
+@pytest.mark.slow
 def test_walks_and_trees_estimate_the_exact_sum(tmp_path: Path) -> None:
     """Over many draws of a small graph both come to it, and the noise falls with the size of a draw."""
     shard = load_shard(prepare_small(tmp_path), 0, 1)
@@ -150,6 +166,7 @@ def test_a_step_on_walks_is_the_operator_that_was_drawn(tmp_path: Path) -> None:
     torch.testing.assert_close(gradient, matrix.detach().T @ direction)
 
 
+@pytest.mark.slow
 def test_training_on_walks_learns(tmp_path: Path) -> None:
     prepared = prepare_small(tmp_path)
     settings = ["train.batch_size=64", "model.dim=8"]

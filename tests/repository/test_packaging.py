@@ -180,7 +180,7 @@ def test_no_file_names_where_packages_come_from() -> None:
     for path in (ROOT / "requirements").iterdir():
         assert "://" not in path.read_text(), path.name
         assert not re.search(r"(?m)^\s*-", path.read_text()), f"{path.name} holds an option"
-    named = re.compile(r"index-url|find-links|pypi|pythonhosted", re.IGNORECASE)
+    named = re.compile(r"index-url|find-links|pypi\.|pythonhosted\.", re.IGNORECASE)
     names = ["pyproject.toml", "setup.py", "Makefile", "CITATION.cff", ".pre-commit-config.yaml", ".ci/run"]
     for path in [*map(ROOT.joinpath, names), *ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.yml")]:
         assert not named.search(path.read_text()), path.name

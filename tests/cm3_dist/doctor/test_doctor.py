@@ -23,6 +23,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
+@pytest.mark.slow
 def test_this_machine_is_well() -> None:
     done = doctor("--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,6 +115,7 @@ def test_a_library_that_breaks(
     assert "\n" not in finding.message
 
 
+@pytest.mark.slow
 def test_ranks_that_cannot_reach_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
     finding = probe("collective", tmp_path, "cpu", ranks=2)

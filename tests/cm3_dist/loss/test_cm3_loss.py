@@ -12,7 +12,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import peak_mib, resident_mib
 from cm3_dist.config.settings import Loss
 from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.kernels import pair_sum as pairs_kernel
@@ -23,6 +22,7 @@ from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.pipeline.step_plan import StepPlan
 from tests.support import reference as ref
 from tests.support.ranks import run_ranks
+from tests.support.tensor_bytes import TensorBytes
 
 CLAMP = (0.0, 0.8)
 WORLDS = (1, 2, 4)
@@ -293,22 +293,16 @@ def test_value_and_gradient_do_not_depend_on_the_ranks(ranks: list[Any], world_s
             np.testing.assert_allclose(np.concatenate([own[2] for own in found]), grad_s, rtol=1e-10, atol=1e-14)
 
 
-def _peaks(*sizes: int) -> list[float]:
-    """Peak memory added by the loss of so many rows, forward and backward, in MiB."""
-    torch.set_num_threads(1)
-    before, peaks = 0.0, []
-    for rows in (100, *sizes):  # the first run loads libraries
-        generator = torch.Generator().manual_seed(0)
-        x, s = (F.normalize(torch.randn(rows, w, generator=generator), dim=1).requires_grad_() for w in (16, 8))
-        resident = resident_mib(reset_peak=True)
+def _peak_bytes(rows: int) -> int:
+    """Of the tensors that the loss of so many rows makes, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    x, s = (F.normalize(torch.randn(rows, w, generator=generator), dim=1).requires_grad_() for w in (16, 8))
+    with TensorBytes() as made:
         uniformity(x, _pairs(torch.ones(rows), torch.zeros(rows)), 2.0, "global", None, s, (0.0, 1.0)).backward()
-        before = before or resident  # what an earlier size left allocated serves the next one
-        peaks.append(peak_mib() - before)
-    return peaks[1:]
+    return made.peak
 
 
 def test_memory_grows_linearly_in_the_batch() -> None:
-    small, large = run_ranks(_peaks, 1, 5_000, 20_000)[0]
-    pair_matrix = 20_000**2 * 4 / 2**20  # 1,526 MiB
-    assert 10 < large < 0.2 * pair_matrix
+    small, large = _peak_bytes(2_500), _peak_bytes(10_000)
+    assert large < 0.2 * 10_000**2 * 4  # of the matrix of all pairs
     assert large < 4 * small  # pairs computed at a time stay as many, rows and gradients are four times as many

@@ -75,6 +75,7 @@ def test_fused_rows_off_the_sphere(tmp_path: Path) -> None:
     assert_quoted(f"warning: {line}")
 
 
+@pytest.mark.slow
 def test_a_fused_channel_that_is_emptied(prepared: Path, tmp_path: Path) -> None:
     fast = {"train": {"epochs": 20}, "evaluate": {"every": 5}, "dense": {"lr": 0.02}}
     (line,) = train(small_settings(prepared, tmp_path / "run", **fast))["warnings"]

@@ -58,6 +58,7 @@ def test_a_run_writes_its_folder(prepared: Path, tmp_path: Path, capsys: pytest.
     assert "popularity" in shown
 
 
+@pytest.mark.slow
 def test_resuming_on_other_ranks_equals_an_uninterrupted_run(prepared: Path, tmp_path: Path) -> None:
     def settings(name: str, **train: int) -> Settings:
         return small_settings(prepared, tmp_path / name, train={"batch_size": 100, **train})
