@@ -23,7 +23,7 @@ from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 
 if TYPE_CHECKING:
-    from cm3_dist.inference.trained_model import FinishedRun
+    from cm3_dist.inference.trained_model import TrainedModel
 
 PAIRS, BLOCK = 200_000, 16_384
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -40,7 +40,7 @@ class Cosines:
     values: np.ndarray
 
 
-def cosines_of(run: FinishedRun, seed: int = 0) -> list[Cosines]:
+def cosines_of(run: TrainedModel, seed: int = 0) -> list[Cosines]:
     """All of a run that is held by one process."""
     rng = np.random.default_rng(seed)
     trained = np.flatnonzero(run.shard.item_degree > 0)
@@ -52,7 +52,7 @@ def cosines_of(run: FinishedRun, seed: int = 0) -> list[Cosines]:
     )  # one process: local rows are global ones
     joined = np.stack([first, second])[:, (first != second) & (run.shard.item_degree[first] > 0)]
     kinds = {"random": random[:, random[0] != random[1]], JOINED: joined}
-    features = run.trainer.features.gather(np.arange(run.shard.item_rows))
+    features = run.features.gather(np.arange(run.shard.item_rows))
     rows = {
         "features": [values.float() for values in features.values()],
         "fused": [run.item_ego[:, -run.settings.model.dim :]],
@@ -112,10 +112,10 @@ def main(
     """Cosines between a run's items: of features, fused rows and final rows."""
     settings, found = [run_settings(folder, []) for folder in runs], []
     with distributed(settings[0].machine if len(settings) == 1 else Machine()) as runtime:
-        from cm3_dist.inference.trained_model import FinishedRun
+        from cm3_dist.inference.trained_model import TrainedModel
 
         for each in settings:
-            found += cosines_of(FinishedRun(each, runtime, checkpoint))
+            found += cosines_of(TrainedModel(each, runtime, checkpoint))
     print(table(found))
     if picture is not None:
         draw(found, picture)

@@ -158,9 +158,9 @@ def random_rows(shard: Shard, width: int) -> tuple[Tensor, Tensor]:
 def trained_rows(folder: Path, prepared: Path, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Ego rows of a run."""
     from cm3_dist.config.command_options import run_settings
-    from cm3_dist.inference.trained_model import FinishedRun
+    from cm3_dist.inference.trained_model import TrainedModel
 
-    users, items, _ = FinishedRun(run_settings(folder, [f"data.path={prepared}"]), runtime).trainer.ego_rows()
+    users, items, _ = TrainedModel(run_settings(folder, [f"data.path={prepared}"]), runtime).ego_rows()
     return users, items
 
 

@@ -1,7 +1,7 @@
-"""What the commands do, from Python: prepare data, train, and use a finished run. docs/python.md shows it at work.
+"""The Python API: prepare data, train, and use a finished run, as the commands do. docs/python.md has examples.
 
-In a notebook everything runs in this one process. In a script under torchrun the same calls are collective: all ranks
-make them, and each gets the rows and lists of its own parts.
+In a notebook everything runs in one process. In a script under torchrun the same calls are collective: all ranks make
+them, and each gets the embeddings and lists of its own parts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.loading import load_settings
@@ -23,24 +22,29 @@ from cm3_dist.config.run_files import METRICS
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import InputError
 
-Ids: TypeAlias = Union[Sequence[str], Sequence[int], np.ndarray, "pa.Array"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cm3_dist.inference.id_map import Ids
+    from cm3_dist.inference.trained_model import TrainedModel
+
 Folder: TypeAlias = str | Path
 
 
 def prepare(
     data: Folder | Sequence[Folder], output: Folder, *, parts: int = 4, quiet: bool = False, **options: Any
 ) -> Path:
-    """Makes a prepared folder, as `python -m partition build` does.
+    """Writes a prepared folder, as `python -m partition build` does.
 
     Args:
         data: a folder or files: interactions, items, features (docs/data.md).
         output: the folder to write.
-        parts: P; the ranks that train are a divisor of it.
+        parts: P; the number of ranks that train must divide it.
         quiet: print nothing.
         **options: as on the command line, with underscores: split="cold-items", kcore=5, overwrite=True, ...
 
     Raises:
-        InputError: a wrong option, or anything wrong with the data.
+        InputError: an option or the data is wrong.
     """
     from pydantic import ValidationError
 
@@ -53,7 +57,8 @@ def prepare(
         wanted = BuildOptions(input=[Path(p) for p in places], output=Path(output), parts=parts, **options)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"prepare: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        message = f"prepare: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(message, "prepare.option") from None
     return build(wanted, Stages(quiet=quiet))
 
 
@@ -71,11 +76,11 @@ def fit(
         data: prepared folder (data.path).
         run: run folder (run.dir).
         config: YAML file of settings.
-        resume: go on from the run's newest checkpoint.
+        resume: continue from the run's newest checkpoint.
         **sections: settings over the file's, by section: train={"epochs": 5}, loss={"gamma": 0.5}, negatives="uniform".
 
     Raises:
-        InputError: a wrong setting, or data or a run folder that do not fit.
+        InputError: a setting is wrong, or the data or the run folder do not fit.
     """
     from cm3_dist.training.loop import run as train
 
@@ -95,12 +100,12 @@ def load_run(folder: Folder, *, data: Folder | None = None, checkpoint: str = "b
 
     Args:
         folder: run folder.
-        data: its prepared folder, where that has moved.
+        data: its prepared folder, if that has moved.
         checkpoint: "best", "latest" or a name.
         **sections: settings of this machine, as in `fit`.
 
     Raises:
-        InputError: no run, no such checkpoint, or data that the run was not trained on.
+        InputError: there is no run or no such checkpoint, or the run was not trained on these data.
     """
     overrides = _overrides(sections)
     if data is not None:
@@ -112,14 +117,13 @@ class Run:
     """A finished run. Use it in a `with` block, or `close` it: until then it keeps its memory and process group."""
 
     def __init__(self, folder: Path, overrides: list[str], checkpoint: str) -> None:
-        from cm3_dist.inference.trained_model import FinishedRun
+        from cm3_dist.inference.trained_model import open_model
 
         settings = run_settings(folder, overrides)
         with ExitStack() as stack:
-            runtime = stack.enter_context(distributed(settings.machine))
-            self._finished: FinishedRun | None = FinishedRun(settings, runtime, checkpoint)
+            self._model: TrainedModel | None = stack.enter_context(open_model(settings, checkpoint))
             self._stack = stack.pop_all()
-        self.folder, self.settings, self.channels = folder, settings, self._finished.channels
+        self.folder, self.settings, self.channels = folder, settings, self._model.channels
         atexit.register(self.close)
 
     @property
@@ -133,7 +137,8 @@ class Run:
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file, so the run has not ended; resume it, or use evaluate()") from None
+            message = f"{path}: no such file, so the run has not ended; resume it, or use evaluate()"
+            raise InputError(message, "run.unfinished") from None
         return content
 
     def recommend(
@@ -147,74 +152,64 @@ class Run:
         new_items: Folder | None = None,
         new_users: Folder | None = None,
     ) -> pa.Table:
-        """Top-k lists: columns user, rank, item, score; `.to_pandas()` makes a frame of it.
+        """Top-k lists: columns user, rank, item, score; `.to_pandas()` turns it into a data frame.
 
         Args:
-            users: own ids; None for every trained user, whose lists must fit in memory (else `cm3_dist.recommend`).
+            users: external ids; None for all trained users, whose lists must fit in memory (else `cm3_dist.recommend`).
             k: length of a list.
             exclude_seen: leave out training items, as evaluation does.
             exclude_held_out: leave out validation and test items as well.
-            items: own ids of the items of the catalogue that may be recommended; None for all.
+            items: external ids of the items of the catalogue that may be recommended; None for all.
             new_items: table or folder of items without interactions, by their features: recommended as well.
-            new_users: table of user and item ids of users whom training never saw: lists for them, instead of `users`.
+            new_users: table of user and item ids of users that training never saw: lists for them, instead of `users`.
 
         Raises:
-            InputError: an unknown id, a user without a training interaction, or new items or users that do not fit.
+            InputError: an id is unknown, a user has no training interaction, or new items or users do not fit.
         """
-        from cm3_dist.inference.cold_start_inputs import read_new_users
-        from cm3_dist.inference.top_k_lists import Catalogue, chosen_items, new_user_lists, trained_users, user_lists
-        from cm3_dist.recommend import candidates
+        from cm3_dist.inference.recommend_lists import recommend_table
 
-        run = self._open()
-        new = candidates(run, None, Path(new_items)).new if new_items is not None else None
-        catalogue = Catalogue(chosen_items(run, self._rows("item", items)), new)
-        if new_users is not None:
-            if users is not None:
-                raise InputError("users and new_users: ask for one of them at a time")
-            strangers = read_new_users(Path(new_users), run, None if new is None else new.ids)
-            blocks = new_user_lists(run, strangers, catalogue, k, seen=exclude_seen)
-        else:
-            known, untrained = trained_users(run, self._rows("user", users))
-            if users is not None and len(untrained):
-                name = self._ids("user").take(untrained[:1] + run.shard.first_user)[0].as_py()
-                raise InputError(f"user {name!r} has no training interaction, so its row means nothing")
-            blocks = user_lists(run, known, catalogue, k, seen=exclude_seen, held_out=exclude_held_out)
-        tables = [block.table() for block in blocks]
-        types = {"user": self._ids("user").type, "rank": pa.int32(), "item": self._ids("item").type}
-        return pa.concat_tables(tables) if tables else pa.schema({**types, "score": pa.float32()}).empty_table()
+        exclude = {"exclude_seen": exclude_seen, "exclude_held_out": exclude_held_out}
+        new = [None if path is None else Path(path) for path in (new_items, new_users)]
+        return recommend_table(self._open(), users, k, items=items, new_items=new[0], new_users=new[1], **exclude)
 
     def similar(self, item: str | int, k: int = 10, by: str = "all") -> list[dict[str, Any]]:
-        """The nearest items and why, as `cm3_dist.inference.similar_items.nearest_items` describes it."""
-        from cm3_dist.similar import similar
+        """The nearest items and why: see `cm3_dist.inference.similar_items.similar_items`."""
+        from cm3_dist.inference.similar_items import similar_items
 
-        return similar(self._open(), item, k, by)
+        return similar_items(self._open(), item, k, by)
 
     def embeddings(self, kind: Literal["user", "item"]) -> tuple[pa.Array, np.ndarray]:
-        """Own ids [n] and final rows [n, width] float32; the inner product of a user's and an item's is the score."""
-        run = self._open()
-        rows = run.rows[0 if kind == "user" else 1].cpu().numpy()
-        ids = [self._ids(kind).part(part)["id"].combine_chunks() for part in run.shard.parts]
-        stride = len(rows) // len(ids)
-        own = [rows[index * stride : index * stride + len(part)] for index, part in enumerate(ids)]
-        return pa.concat_arrays([_one_chunk(part) for part in ids]), np.concatenate(own)
+        """External ids [n] and final embeddings [n, width] float32 of this rank's users or items.
+
+        The inner product of a user's and an item's is the score. Text ids are of type large_string.
+        """
+        model = self._open()
+        ids, rows = (model.user_ids, model.rows[0]) if kind == "user" else (model.item_ids, model.rows[1])
+        parts = model.shard.parts
+        own = [block[: ids.part(part).num_rows] for part, block in zip(parts, rows.chunk(len(parts)), strict=True)]
+        return ids.part_ids(parts), np.concatenate([block.cpu().numpy() for block in own])
 
     def evaluate(self, split: str = "test", **options: Any) -> dict[str, Any]:
-        """All figures of `cm3_dist.evaluate.evaluate`; `against` takes another open run."""
-        from cm3_dist.evaluate import evaluate
+        """All figures of `cm3_dist.evaluation.report.evaluate_model`; `against` takes another open run."""
+        from cm3_dist.evaluation.report import evaluate_model
 
-        other = options.pop("against", None)
-        return evaluate(self._open(), split, against=other._open() if other is not None else None, **options)
+        other: Run | None = options.pop("against", None)
+        return evaluate_model(self._open(), split, against=None if other is None else other._open(), **options)
 
     def export(self, out: Folder, **options: Any) -> dict[str, Any]:
-        """Writes rows as Parquet, as `cm3_dist.export.export` describes it; returns the manifest."""
-        from cm3_dist.export import export
+        """Writes embeddings as Parquet, with the options of `cm3_dist.inference.export_rows.write_rows`.
 
-        return export(self._open(), Path(out), **options)
+        Returns:
+            The manifest. On several ranks rank 0 builds an index after the others have returned.
+        """
+        from cm3_dist.inference.export_rows import write_rows
+
+        return write_rows(self._open(), Path(out), **options).finish()
 
     def close(self) -> None:
-        """Lets go of the model; the last run to be closed also leaves the process group."""
-        if self._finished is not None:
-            self._finished = None
+        """Frees the model; closing the last open run also leaves the process group."""
+        if self._model is not None:
+            self._model = None
             self._stack.close()
             atexit.unregister(self.close)
 
@@ -227,22 +222,12 @@ class Run:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}{'' if self._finished is not None else ', closed'})"
+        return f"Run({str(self.folder)!r}{'' if self._model is not None else ', closed'})"
 
-    def _open(self) -> Any:
-        if self._finished is None:
-            raise InputError(f"{self.folder}: this run has been closed; open it with load_run")
-        return self._finished
-
-    def _ids(self, kind: Literal["user", "item"]) -> Any:
-        from cm3_dist.inference.id_map import OwnIds
-
-        run = self._open()
-        return OwnIds(run.shard.root, run.manifest, kind)
-
-    def _rows(self, kind: Any, ids: Ids | None) -> np.ndarray | None:
-        rows: np.ndarray | None = None if ids is None else self._ids(kind).rows(ids)
-        return rows
+    def _open(self) -> TrainedModel:
+        if self._model is None:
+            raise InputError(f"{self.folder}: this run has been closed; open it with load_run", "run.closed")
+        return self._model
 
 
 def _overrides(sections: dict[str, Any], prefix: str = "") -> list[str]:
@@ -261,7 +246,3 @@ def _overrides(sections: dict[str, Any], prefix: str = "") -> list[str]:
 def _text(value: Any) -> str:
     """As YAML, which JSON is."""
     return json.dumps(value, default=str)
-
-
-def _one_chunk(values: Any) -> pa.Array:
-    return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values

@@ -1,4 +1,4 @@
-"""What the commands that use a finished run have in common on the command line."""
+"""Command-line options shared by the commands that use a finished run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ CheckpointName = Annotated[str, typer.Option(help="best, latest, or a name such 
 
 
 def run_settings(folder: Path, overrides: list[str]) -> Settings:
-    """The settings of a run, with `overrides`; the folder may have moved since.
+    """The settings of a run, with `overrides`; the folder may have been moved since.
 
     Raises:
-        InputError: `folder` is no run, or an override is wrong.
+        InputError: `folder` is not a run, or an override is wrong.
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise InputError(f"{folder}: no {SETTINGS} here, so this is not a run; make one with python -m cm3_dist.train")
+        message = f"{folder}: no {SETTINGS} here, so this is not a run; make one with python -m cm3_dist.train"
+        raise InputError(message, "run.missing")
     return load_settings(path, [*overrides, f"run.dir={folder}"])

@@ -16,7 +16,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate me
 
 
 @contextmanager
-def explained(settings: Settings, rank: int) -> Iterator[None]:
+def explained(settings: Settings, rank: int, *, training: bool = True) -> Iterator[None]:
     """Turns an allocation that fails in the block into `OutOfMemoryError`, with settings that need less memory."""
     try:
         yield
@@ -25,10 +25,14 @@ def explained(settings: Settings, rank: int) -> Iterator[None]:
         if not (on_gpu or isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
             raise
         where = "GPU memory" if on_gpu else "memory"
-        raise OutOfMemoryError(
-            f"rank {rank}: out of {where}; {advice(settings, read_manifest(settings.data.path))}",
-            "memory.exhausted",
-        ) from error
+        hint = advice(settings, read_manifest(settings.data.path)) if training else inference_advice(settings)
+        raise OutOfMemoryError(f"rank {rank}: out of {where}; {hint}", "memory.exhausted") from error
+
+
+def inference_advice(settings: Settings) -> str:
+    """The settings that lower a rank's memory in the commands that use a finished run."""
+    blocks = f"evaluate.user_block below {settings.evaluate.user_block}"
+    return f"try more ranks, {blocks}, evaluate.item_block below {settings.evaluate.item_block}"
 
 
 def advice(settings: Settings, manifest: Manifest) -> str:

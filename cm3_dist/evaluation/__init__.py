@@ -1,1 +1,1 @@
-"""What a finished run is judged by, besides the mean metrics of training."""
+"""Judges a trained model: accuracy in slices, baselines, coverage, novelty, popularity bias, comparisons."""

@@ -1,4 +1,4 @@
-"""Beyond accuracy: how much of the catalogue is shown, how new it is, and how far popular items are favoured."""
+"""Figures beyond accuracy: how much of the catalogue is recommended, its novelty, and popularity bias."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import torch
 import torch.distributed as dist
 
 from cm3_dist.evaluation.protocol import Ranked, Task
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference.trained_model import TrainedModel
 
 NAMES = ("coverage", "gini", "novelty", "popularity", "popularity_lift")
 
 
-def exposure(run: FinishedRun, task: Task, ranked: Ranked) -> dict[str, float]:
-    """Figures of the lists at every K. Collective.
+def exposure(model: TrainedModel, task: Task, ranked: Ranked) -> dict[str, float]:
+    """Figures of the lists at each cut-off K. Collective.
 
-    coverage@K         share of the candidates that stand in at least one list
-    gini@K             inequality of the candidates' numbers of entries: 0 all equal, 1 one item takes all
+    coverage@K         share of the candidates that occur in at least one list
+    gini@K             inequality of the candidates' numbers of list entries: 0 if equal, 1 if one item has all
     novelty@K          mean over list entries of -log2(max(training interactions, 1) / users), in bits
     popularity@K       mean over users of the mean number of training interactions of their list
-    popularity_lift@K  popularity@K over the same mean of what the users have in training, minus 1: 0 when lists are as
-                       popular as what the users take themselves (Abdollahpouri et al., 2019)
+    popularity_lift@K  popularity@K divided by the same mean over the users' training items, minus 1: 0 if lists are as
+                       popular as the items that users choose themselves (Abdollahpouri et al., 2019)
     """
     degree = task.item_degree
-    own = [float(degree[items].mean()) for items in _split(task) if len(items)]
-    profile, count = _totals(run, sum(own), len(own))
+    own = [float(degree[items].mean()) for items in _seen_items(task) if len(items)]
+    profile, count = _sums(model, sum(own), len(own))
     found = {}
     for k in task.ks:
         lists = ranked.lists[:, :k].numpy()
-        there = lists >= 0
-        entries = torch.from_numpy(np.bincount(lists[there], minlength=len(degree)))
-        dist.all_reduce(entries, group=run.runtime.control)
+        valid = lists >= 0
+        entries = torch.from_numpy(np.bincount(lists[valid], minlength=len(degree)))
+        dist.all_reduce(entries, group=model.runtime.control)
         shown = np.sort(entries.numpy()[task.is_candidate])
-        bits = -np.log2(np.maximum(degree[lists[there]], 1) / run.manifest.users)
-        lengths = there.sum(1)
-        popularity = np.where(there, degree[lists], 0).sum(1) / np.maximum(lengths, 1)
-        novelty, all_entries, mean, users = _totals(
-            run, float(bits.sum()), there.sum(), float(popularity[lengths > 0].sum()), (lengths > 0).sum()
+        bits = -np.log2(np.maximum(degree[lists[valid]], 1) / model.manifest.users)
+        lengths = valid.sum(1)
+        popularity = np.where(valid, degree[lists], 0).sum(1) / np.maximum(lengths, 1)
+        novelty, all_entries, mean, users = _sums(
+            model, float(bits.sum()), valid.sum(), float(popularity[lengths > 0].sum()), (lengths > 0).sum()
         )
         mean /= max(users, 1)
         found[f"coverage@{k}"] = float((shown > 0).mean())
@@ -47,13 +47,14 @@ def exposure(run: FinishedRun, task: Task, ranked: Ranked) -> dict[str, float]:
     return found
 
 
-def _split(task: Task) -> list[np.ndarray]:
+def _seen_items(task: Task) -> list[np.ndarray]:
     return np.split(task.seen.values.numpy(), task.seen.indptr.numpy()[1:-1]) if len(task.users) else []
 
 
-def _totals(run: FinishedRun, *values: float) -> list[float]:
+def _sums(model: TrainedModel, *values: float) -> list[float]:
+    """Over all ranks. Collective."""
     summed = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    dist.all_reduce(summed, group=run.runtime.control)
+    dist.all_reduce(summed, group=model.runtime.control)
     found: list[float] = summed.tolist()
     return found
 

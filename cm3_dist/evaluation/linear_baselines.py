@@ -1,13 +1,14 @@
-"""Two baselines without features, computed on the spot: EASE in closed form, and the nearest neighbours of items.
+"""Two baselines without features: EASE in closed form, and item-based nearest neighbours (item-kNN).
 
-Both score a user by `x_u B`, x_u the user's training interactions and B an item-item matrix: dense for EASE, which is
-therefore for small catalogues only, sparse for item-kNN. They read the training interactions of all parts, on every
-rank; scores exist for a block of users at a time.
+Both score a user by `x_u B`, where x_u are the user's training interactions and B is an item-item matrix: dense for
+EASE, which is therefore for small catalogues only, sparse for item-kNN. Every rank reads the training interactions of
+all parts; scores exist for a block of users at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,63 +18,68 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cm3_dist.errors import InputError
-from cm3_dist.evaluation.protocol import Ranked, Task, judged
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.evaluation.protocol import Ranked, Task, with_metrics
+from cm3_dist.inference.trained_model import TrainedModel
 from cm3_dist.ranking.topk import top_columns
 from partition.folder import layout
 from partition.folder.arrays import read_graph
 
-EASE_ITEMS = 20_000  # above: a dense matrix in float64 is more than a sanity check is worth
+EASE_ITEMS = 20_000  # most items: the dense matrix in float64 then has 3.2 GB
 EASE_L2 = 400.0  # best of 50, 100, 200, 400, 800 on Baby's validation
-NEIGHBOURS, SHRINK = 200, 100.0  # on Baby's validation .076; without shrinking .033
-SCORES = 1 << 26  # at a time
+NEIGHBOURS, SHRINK = 200, 100.0  # Recall@20 0.076 on Baby's validation; without shrinking 0.033
+SCORES = 1 << 26  # computed at a time
+EASE_TIMEOUT = timedelta(days=1)
 ITEM_BLOCK = 1024
 
 Scorer = Callable[[sp.csr_array], np.ndarray]
 
 
-def ease(run: FinishedRun, task: Task, l2: float = EASE_L2) -> Ranked:
+def ease(model: TrainedModel, task: Task, l2: float = EASE_L2) -> Ranked:
     """Embarrassingly shallow autoencoder: B = I - P / diag(P), P = (X'X + l2 I)^-1 (Steck, WWW 2019). Collective.
 
     Raises:
         InputError: more than EASE_ITEMS items.
     """
-    if run.manifest.items > EASE_ITEMS:
+    if model.manifest.items > EASE_ITEMS:
         raise InputError(
-            f"{run.manifest.name}: {run.manifest.items:,} items are too many for EASE (up to {EASE_ITEMS:,}); "
-            "use --baselines popularity,item-knn"
+            f"{model.manifest.name}: {model.manifest.items:,} items are too many for EASE (up to {EASE_ITEMS:,}); "
+            "use --baselines popularity,item-knn",
+            "baselines.too_many_items",
         )
-    matrix = _training(run)
+    matrix = _training(model)
     rows = matrix.shape[1]
     weights = torch.zeros(rows, rows)
-    if run.runtime.rank == 0:
-        # In float64, so that items with the same users get the same weights: ties then stay ties on any W.
+    if model.runtime.rank == 0:
+        # In float64, so that items with the same users get the same weights: ties stay ties on any number of ranks.
         gram = torch.from_numpy((matrix.T @ matrix).toarray()).double()
         gram.diagonal().add_(l2)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         weights = inverse.div_(-inverse.diagonal().clone()).float().fill_diagonal_(0).contiguous()
-    if run.runtime.world_size > 1:
-        dist.broadcast(weights, group_src=0, group=run.runtime.control)
+    if model.runtime.world_size > 1:
+        # The other ranks wait for rank 0 longer than machine.timeout allows.
+        patient = dist.new_group(backend="gloo", timeout=EASE_TIMEOUT)
+        dist.broadcast(weights, group_src=0, group=patient)
+        dist.destroy_process_group(patient)
     dense = weights.numpy()
-    return _rank(run, task, lambda users: users @ dense)
+    return _rank(model, task, lambda users: users @ dense)
 
 
-def item_knn(run: FinishedRun, task: Task, neighbours: int = NEIGHBOURS) -> Ranked:
-    """Item-based collaborative filtering: B_ji = common users / (sqrt(d_i d_j) + SHRINK), `neighbours` an item.
+def item_knn(model: TrainedModel, task: Task, neighbours: int = NEIGHBOURS) -> Ranked:
+    """Item-based collaborative filtering: B_ji = common users / (sqrt(d_i d_j) + SHRINK), `neighbours` per item.
 
     Collective.
     """
-    matrix = _training(run)
-    similar = _neighbours(run, matrix, neighbours)
-    return _rank(run, task, lambda users: (users @ similar).toarray())
+    matrix = _training(model)
+    similar = _neighbours(model, matrix, neighbours)
+    return _rank(model, task, lambda users: (users @ similar).toarray())
 
 
-def _training(run: FinishedRun) -> sp.csr_array:
+def _training(model: TrainedModel) -> sp.csr_array:
     """[user rows, item rows] of ones."""
-    manifest = run.manifest
+    manifest = model.manifest
     users, items = [], []
     for part in range(manifest.num_parts):
-        graph = read_graph(layout.part_dir(run.shard.root, part) / layout.GRAPH)
+        graph = read_graph(layout.part_dir(model.shard.root, part) / layout.GRAPH)
         source, destination = graph.edges[layout.ITEM_TO_USER]
         users.append(graph.row["user"][destination])
         items.append(graph.row["item"][source])
@@ -81,14 +87,14 @@ def _training(run: FinishedRun) -> sp.csr_array:
     return sp.csr_array((np.ones(len(user), np.float32), (user, item)), shape=(manifest.user_rows, manifest.item_rows))
 
 
-def _neighbours(run: FinishedRun, matrix: sp.csr_array, count: int) -> sp.csr_array:
-    """[item rows, item rows]: column i holds the similarities of its `count` nearest items; ranks share the columns."""
+def _neighbours(model: TrainedModel, matrix: sp.csr_array, count: int) -> sp.csr_array:
+    """[item rows, item rows]: column i has the similarities of item i's `count` nearest; ranks share the columns."""
     degree = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1)
     by_item = sp.csr_array(matrix.T)
-    first, last = run.shard.first_item, run.shard.first_item + run.shard.item_rows
+    first, last = model.shard.first_item, model.shard.first_item + model.shard.item_rows
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    quiet = None if run.runtime.rank == 0 else True
-    for begin in tqdm(range(first, last, ITEM_BLOCK), desc="item-kNN", unit="block", disable=quiet, leave=False):
+    disable = None if model.runtime.rank == 0 else True
+    for begin in tqdm(range(first, last, ITEM_BLOCK), desc="item-kNN", unit="block", disable=disable, leave=False):
         common = sp.csr_array(by_item[begin : min(begin + ITEM_BLOCK, last)] @ matrix)
         row = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr)) + begin
         column = common.indices.astype(np.int64)
@@ -99,16 +105,16 @@ def _neighbours(run: FinishedRun, matrix: sp.csr_array, count: int) -> sp.csr_ar
         row, column, value = row[order], column[order], value[order]
         top = np.arange(len(row)) - np.searchsorted(row, row) < count
         found.append((row[top], column[top], value[top].astype(np.float32)))
-    gathered: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(run.runtime.world_size)]
-    dist.all_gather_object(gathered, found, group=run.runtime.control)
+    gathered: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(model.runtime.world_size)]
+    dist.all_gather_object(gathered, found, group=model.runtime.control)
     row, column, value = (np.concatenate(parts) for parts in zip(*(b for own in gathered for b in own), strict=True))
     return sp.csr_array((value, (column, row)), shape=(matrix.shape[1],) * 2)
 
 
-def _rank(run: FinishedRun, task: Task, score: Scorer) -> Ranked:
-    """The lists of the task's users; `score`: users' interactions [b, item rows], sparse -> scores, dense."""
+def _rank(model: TrainedModel, task: Task, score: Scorer) -> Ranked:
+    """Ranks by `score`: interactions of b users [b, item rows], sparse -> scores [b, item rows], dense."""
     seen = task.seen
-    rows, k = run.manifest.item_rows, max(task.ks)
+    rows, k = model.manifest.item_rows, max(task.ks)
     lists = torch.full((len(task.users), k), -1, dtype=torch.int64)
     candidates = np.flatnonzero(task.is_candidate)
     block = max(1, SCORES // rows)
@@ -120,7 +126,7 @@ def _rank(run: FinishedRun, task: Task, score: Scorer) -> Ranked:
         scores = score(users)
         scores[np.repeat(np.arange(len(part)), np.diff(indptr)), values] = -np.inf
         lists[part.start : part.stop] = _best(torch.from_numpy(scores[:, candidates]), candidates, k)
-    return judged(lists, task)
+    return with_metrics(lists, task)
 
 
 def _best(scores: Tensor, columns: np.ndarray, k: int) -> Tensor:

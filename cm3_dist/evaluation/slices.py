@@ -1,4 +1,4 @@
-"""Accuracy by item popularity and by user activity: who is served, and with what."""
+"""Accuracy by item popularity and by user activity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cm3_dist.evaluation.protocol import Ranked, Task
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference.trained_model import TrainedModel
 from cm3_dist.ranking.metrics import hits
 
 GROUPS = 5
@@ -18,12 +18,12 @@ GROUPS = 5
 
 @dataclass(frozen=True)
 class Group:
-    """Items or users whose number of training interactions lies in [low, high]."""
+    """Items or users whose number of training interactions is in [low, high]."""
 
     low: int
     high: int
 
-    def holds(self, degree: np.ndarray) -> np.ndarray:
+    def contains(self, degree: np.ndarray) -> np.ndarray:
         """[n] int64 -> [n] bool."""
         return (degree >= self.low) & (degree <= self.high)
 
@@ -34,9 +34,9 @@ class Group:
 
 
 def groups(histogram: np.ndarray) -> list[Group]:
-    """Up to GROUPS groups of about equal size, cut where the degree changes; those without training come apart.
+    """Up to GROUPS groups of about equal size, cut where the degree changes, and one for degree 0.
 
-    `histogram` [d + 1] int64: how many have each number of training interactions.
+    `histogram` [d + 1] int64: number of nodes per number of training interactions.
     """
     found = [Group(0, 0)] if histogram[0] else []
     trained = histogram.copy()
@@ -50,11 +50,11 @@ def groups(histogram: np.ndarray) -> list[Group]:
     return found
 
 
-def by_popularity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
-    """Per group of candidates: recall of the held-out items in it, mean over the users who have any, at every K.
+def by_popularity(model: TrainedModel, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
+    """Per group of candidates: recall of its held-out items at each K, mean over the users who have any. Collective.
 
-    Besides, the group's share of the candidates, of the held-out interactions and of the list entries at the largest K:
-    a fair ranking gives a group the share of what users want. Collective.
+    In addition, the group's share of the candidates, of the held-out interactions and of the list entries at the
+    largest K. A fair ranking gives a group its share of the held-out interactions.
     """
     relevant = task.relevant
     owner, item = relevant.row_ids().numpy(), relevant.values.numpy()
@@ -64,17 +64,17 @@ def by_popularity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str
     shown = ranked.lists.numpy()
     shown_degree = np.where(shown >= 0, degree[shown], -1)
     for group in groups(np.bincount(degree[task.is_candidate])):
-        wanted = np.bincount(owner[group.holds(degree[item])], minlength=len(task.users))
-        inside = torch.from_numpy(group.holds(shown_degree)) & hit
+        wanted = np.bincount(owner[group.contains(degree[item])], minlength=len(task.users))
+        inside = torch.from_numpy(group.contains(shown_degree)) & hit
         has = wanted > 0
         recalls = [inside[:, :k].sum(1).numpy()[has] / wanted[has] for k in task.ks]
-        entries = int(group.holds(shown_degree).sum()), int((shown >= 0).sum())
+        entries = int(group.contains(shown_degree).sum()), int((shown >= 0).sum())
         sums = [float(recall.sum()) for recall in recalls]
         sums += [float(has.sum()), float(wanted.sum()), float(len(item)), *map(float, entries)]
         values = torch.tensor(sums, dtype=torch.float64)
-        dist.all_reduce(values, group=run.runtime.control)
+        dist.all_reduce(values, group=model.runtime.control)
         *recall, users, held_out, all_held_out, own_entries, all_entries = values.tolist()
-        items = int((group.holds(degree) & task.is_candidate).sum())
+        items = int((group.contains(degree) & task.is_candidate).sum())
         found.append(
             {
                 "training_interactions": [group.low, group.high],
@@ -89,15 +89,15 @@ def by_popularity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str
     return found
 
 
-def by_activity(run: FinishedRun, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
+def by_activity(model: TrainedModel, task: Task, ranked: Ranked) -> list[dict[str, Any]]:
     """Per group of users, by their number of training interactions: all metrics. Collective."""
-    degree = run.shard.user_degree[task.users]
+    degree = model.shard.user_degree[task.users]
     most = torch.tensor(int(degree.max(initial=0)))
-    dist.all_reduce(most, dist.ReduceOp.MAX, group=run.runtime.control)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=model.runtime.control)
     histogram = torch.from_numpy(np.bincount(degree, minlength=int(most) + 1))
-    dist.all_reduce(histogram, group=run.runtime.control)
+    dist.all_reduce(histogram, group=model.runtime.control)
     found = []
     for group in groups(histogram.numpy()):
-        metrics, users = ranked.means(run, group.holds(degree))
+        metrics, users = ranked.means(model, group.contains(degree))
         found.append({"training_interactions": [group.low, group.high], "users": users, **metrics})
     return found

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables."""
+"""Prints the figures of an evaluation as tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cm3_dist.evaluation.slices import Group
 TITLES = {"map": "MAP", "ndcg": "NDCG", "popularity_lift": "popularity lift", "gini": "Gini"}
 
 
-def show(content: dict[str, Any]) -> None:
-    """Prints to stdout."""
+def print_evaluation(content: dict[str, Any]) -> None:
+    """Prints what `evaluate_model` returned."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     rankings = content["rankings"]
     which = ", items without training only" if content["cold"] else ", full ranking"
@@ -48,13 +48,13 @@ def show(content: dict[str, Any]) -> None:
 
 
 def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    """Recall and NDCG at every K, everything else at one."""
+    """Recall and NDCG at each K, everything else at one K."""
     found = [("accuracy", name) for name in entry["accuracy"] if name.startswith(("recall", "ndcg"))]
     return [*found, *(("exposure", f"{name}@{_k(entry)}") for name in NAMES)]
 
 
 def _k(entry: dict[str, Any]) -> int:
-    """The largest K up to 20, or the smallest one."""
+    """The largest K up to 20, else the smallest."""
     ks = sorted(int(name.split("@")[1]) for name in entry["accuracy"] if name.startswith("recall"))
     return max([k for k in ks if k <= 20] or ks[:1])
 

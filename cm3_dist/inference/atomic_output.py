@@ -1,70 +1,103 @@
-"""Files and folders that a command writes: under a temporary name until all ranks are done, then renamed."""
+"""Output that is written under a temporary name and appears, or replaces an earlier one, only when it is complete."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cm3_dist.distributed.collectives import on_rank_0
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.errors import InputError
+from partition.files import remove, replace_folder
 
 
-@contextmanager
-def new_folder(path: Path, runtime: Runtime, marker: str, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes the name `path` when the block has ended well on every rank. Collective.
+class StagedOutput:
+    """A temporary folder beside `path`, in which all ranks write, and which rank 0 then publishes.
+
+    `publish` is not collective: the other ranks may have left the process group by then, so that rank 0 can take as
+    long as it needs for work that it does alone. Make one with `stage_folder` or `stage_file`.
+    """
+
+    def __init__(self, path: Path, runtime: Runtime, *, is_file: bool) -> None:
+        self.path, self.folder = path, path.with_name(f".{path.name}.tmp")
+        self.replaced = path.with_name(f".{path.name}.old")  # name of the replaced folder, if only for a moment
+        self.is_rank_0, self._is_file = runtime.rank == 0, is_file
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Removes the temporary folder if the block fails, on rank 0; an OSError there becomes an InputError."""
+        try:
+            yield
+        except BaseException as error:
+            if self.is_rank_0:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                path = os.fsdecode(error.filename or self.path)
+                message = f"{path}: cannot be written: {error.strerror or error}"
+                raise InputError(message, "output.unwritable") from error
+            raise
+
+    def publish(self) -> None:
+        """Gives the output its final name, in one move where the file system can. Rank 0 only.
+
+        A file is what lies at `folder / path.name`. At every moment the old or the new output is complete on disk.
+        """
+        assert self.is_rank_0
+        if self._is_file:
+            (self.folder / self.path.name).replace(self.path)
+            shutil.rmtree(self.folder)
+        else:
+            replace_folder(self.folder, self.path, self.replaced)
+
+
+def stage_folder(path: Path, runtime: Runtime, marker: str, overwrite: bool) -> StagedOutput:
+    """Makes a temporary folder for a folder. Collective.
 
     Args:
-        path: what the folder is to be called.
-        runtime: the ranks; they share a file system.
-        marker: the file by which a folder that may be replaced is known.
-        overwrite: replace such a folder.
+        path: the final folder.
+        runtime: the ranks, which share a file system.
+        marker: a file by which an earlier output of the same command is recognised.
+        overwrite: whether to replace an earlier output.
 
     Raises:
-        InputError: something lies at `path` that is not to be replaced, or the place cannot be written.
+        InputError: `path` exists and is not to be replaced, or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
 
+    def check() -> None:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        if not (path / marker).is_file():
+            message = f"{path}: exists and is not an earlier output of this command; choose another --out"
+            raise InputError(message, "output.not_ours")
+        if not overwrite:
+            raise InputError(f"{path}: exists already; add --overwrite to replace it", "output.exists")
+
+    return _stage(StagedOutput(path, runtime, is_file=False), runtime, check)
+
+
+def stage_file(path: Path, runtime: Runtime, overwrite: bool) -> StagedOutput:
+    """Makes a temporary folder for a file: rank 0 leaves it there as `path.name`. Collective. Otherwise as above."""
+
+    def check() -> None:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: exists already and is not a file", "output.not_ours")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; add --overwrite to replace it", "output.exists")
+
+    return _stage(StagedOutput(path, runtime, is_file=True), runtime, check)
+
+
+def _stage(staged: StagedOutput, runtime: Runtime, check: Callable[[], None]) -> StagedOutput:
     def begin() -> None:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            if not (path / marker).is_file():
-                raise InputError(f"{path}: exists and is not an earlier output of this command; choose another --out")
-            if not overwrite:
-                raise InputError(f"{path}: exists already; add --overwrite to replace it")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-
-    def end() -> None:
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        if staged.replaced.exists() and not staged.path.exists():  # a process was killed between two renames
+            staged.replaced.rename(staged.path)
+        check()
+        remove(staged.replaced)
+        remove(staged.folder)
+        staged.folder.mkdir(parents=True)
 
     on_rank_0(runtime, begin)
-    try:
-        yield temporary
-        on_rank_0(runtime, end)
-    finally:
-        if runtime.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def new_file(path: Path, runtime: Runtime, overwrite: bool) -> Iterator[Path]:
-    """The same for one file: a temporary folder in which the block leaves, on rank 0, the file `path.name`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-
-    def begin() -> None:
-        if path.exists() and not (overwrite and path.is_file()):
-            raise InputError(f"{path}: exists already; " + ("add --overwrite" if path.is_file() else "it is no file"))
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-
-    on_rank_0(runtime, begin)
-    try:
-        yield temporary
-        on_rank_0(runtime, lambda: (temporary / path.name).replace(path))
-    finally:
-        if runtime.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+    return staged

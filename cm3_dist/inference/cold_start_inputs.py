@@ -1,4 +1,4 @@
-"""Reads items and users that the prepared folder does not have: features of the ones, items of the others."""
+"""Reads items and users that training never saw: items by their features, users by the items they have."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cm3_dist.errors import InputError
-from cm3_dist.inference.id_map import OwnIds
-from cm3_dist.inference.id_tables import IdFile, id_column, read_column, read_pairs
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference.id_tables import IdColumn, id_column, read_column, read_pairs
+from cm3_dist.inference.trained_model import TrainedModel
 from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
@@ -23,96 +22,94 @@ from partition.read.table_file import SUFFIXES, TableFile, open_table
 
 @dataclass(frozen=True)
 class NewUsers:
-    """Users by the items they have."""
+    """Users that training never saw, as a list of (user, item) pairs."""
 
-    ids: pa.Array  # [n] own ids, in the order in which the file first names them
-    owner: np.ndarray  # [e] int64 position in `ids`; a pair occurs once
-    item: np.ndarray  # [e] int64 global item row, or from `manifest.item_rows` on a position among the new items
+    ids: pa.Array  # [n] external ids, in the order in which they first occur in the file
+    owner: np.ndarray  # [e] int64 position in `ids`; each pair occurs once
+    item: np.ndarray  # [e] int64 global item row; from `manifest.item_rows` on, a position among the new items
 
 
-def read_new_items(path: Path, run: FinishedRun, work: Path) -> tuple[pa.Array, dict[str, np.ndarray]]:
-    """Ids and features of new items.
+def read_new_items(path: Path, model: TrainedModel, work: Path) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    """Reads the ids and features of new items.
 
     Args:
-        path: a table (Parquet or Arrow) with an item column and a list column a modality, or a folder with a table of
-            items and NAME_feat.npy files, whose rows are those of the table.
-        run: for its modalities and ids.
-        work: folder for matrices; has to stay as long as the features are used.
+        path: a table (Parquet or Arrow) with an item column and one list column per modality, or a folder with a table
+            of items and NAME_feat.npy files in the order of its rows.
+        model: for its modalities and ids.
+        work: folder for temporary files, which must exist as long as the features are used.
 
     Returns:
-        Ids [n] in the data's type, and modality -> [n, d_m] in the data's dtype.
+        Ids [n], and modality -> [n, d_m] in the dtype of the prepared folder.
 
     Raises:
-        InputError: a modality is missing or of another width, a value is not finite, an id occurs twice or is in the
-            catalogue already.
+        InputError: a modality is missing or has another width, a value is not finite, an id occurs twice or is in the
+            catalogue.
     """
     table = _items_table(path)
-    own = OwnIds(run.shard.root, run.manifest, "item")
-    listed = read_column(table, id_column(table, "item"), own)
-    _check_new(listed, own)
+    listed = read_column(table, id_column(table, "item"), model.item_ids)
+    _check_new(listed)
     count, features = len(listed.ids), {}
-    for modality in run.manifest.modalities:
-        npy = path / f"{modality.name}_feat.npy"
-        source: NpyFile | ListColumn
-        if path.is_dir() and npy.exists():
-            source = NpyFile(npy)
-            if source.rows != count:
-                raise InputError(f"{npy}: {source.rows} rows, but {table.path} has {count} items")
-        elif is_feature_column(table, modality.name):
-            source = ListColumn((table,), modality.name, np.arange(count))
-        elif modality.name == SPECTRAL:  # it is made of interactions, which they have none of
-            features[SPECTRAL] = np.zeros((count, modality.dim), modality.dtype)
-            continue
-        else:
-            raise table.error(
-                f"no features of modality {modality.name!r}: give a list column of that name, or {npy.name}"
-            )
-        values = load({modality.name: source}, count, None, {}, work)[0][modality.name].values
-        features[modality.name] = _as_prepared(values, modality, run.shard.root, source.paths[0])
+    for modality in model.manifest.modalities:
+        if (source := _feature_source(path, table, modality.name, count)) is not None:
+            values = load({modality.name: source}, count, None, {}, work)[0][modality.name].values
+            features[modality.name] = _as_prepared(values, modality, model.shard.root, source.paths[0])
+        else:  # spectral features are computed from interactions, which new items do not have
+            features[modality.name] = np.zeros((count, modality.dim), modality.dtype)
     return listed.ids, features
 
 
-def read_new_users(path: Path, run: FinishedRun, new_items: pa.Array | None) -> NewUsers:
-    """Users of a table with a user and an item column, one row an interaction; repeated rows count once.
+def _feature_source(path: Path, table: TableFile, name: str, count: int) -> NpyFile | ListColumn | None:
+    """Where the features of a modality are; None for spectral features that are not given."""
+    npy = path / f"{name}_feat.npy"
+    if path.is_dir() and npy.exists():
+        source = NpyFile(npy)
+        if source.rows != count:
+            message = f"{npy}: {source.rows} rows, but {table.path} has {count} items"
+            raise InputError(message, "new_items.features")
+        return source
+    if is_feature_column(table, name):
+        return ListColumn((table,), name, np.arange(count))
+    if name == SPECTRAL:
+        return None
+    message = f"no features of modality {name!r}: give a list column of that name, or {npy.name}"
+    raise table.error(message, code="new_items.features")
+
+
+def read_new_users(path: Path, model: TrainedModel, new_items: pa.Array | None) -> NewUsers:
+    """Reads a table with a user and an item column, one row per interaction; repeated rows count once.
 
     Raises:
-        InputError: an unknown item, or a user who has training interactions and thus a row of their own.
+        InputError: an item is unknown, or a user has training interactions and therefore an embedding of their own.
     """
-    users = OwnIds(run.shard.root, run.manifest, "user")
-    listed, liked = read_pairs(path, users, OwnIds(run.shard.root, run.manifest, "item"))
-    item = rows_with_new(run, liked, new_items)
+    listed, liked = read_pairs(path, model.user_ids, model.item_ids)
+    item = rows_with_new(model, liked, new_items)
     ids = listed.ids.unique()
     owner = pc.index_in(listed.ids, value_set=ids).to_numpy()
-    known = users.find(ids)
-    trained = np.flatnonzero((known >= 0) & (_degree(users, known, run) > 0))
+    trained = np.flatnonzero(_degree(model, model.user_ids.find(ids)) > 0)
     if len(trained):
-        row = int(np.argmax(owner == trained[0]))
-        raise listed.file.error(
-            f"{ids[int(trained[0])].as_py()!r} has training interactions and a row of their own; ask with --users",
-            listed.column,
-            row,
-        )
+        name, row = ids[int(trained[0])].as_py(), int(np.argmax(owner == trained[0]))
+        message = f"{name!r} has training interactions and a row of their own; ask with --users"
+        raise listed.error(message, "new_users.trained", row)
     pairs = np.unique(np.stack([owner, item], axis=1), axis=0)
     return NewUsers(ids, pairs[:, 0], pairs[:, 1])
 
 
-def rows_with_new(run: FinishedRun, listed: IdFile, new: pa.Array | None) -> np.ndarray:
+def rows_with_new(model: TrainedModel, listed: IdColumn, new: pa.Array | None) -> np.ndarray:
     """Global rows of item ids; from `manifest.item_rows` on they are positions among the ids `new`.
 
     Raises:
-        InputError: an id that is neither in the catalogue nor new, by file and row.
+        InputError: an id is neither in the catalogue nor new; the message names file and row.
     """
-    rows = listed.rows(OwnIds(run.shard.root, run.manifest, "item"))
+    rows = listed.find()
     if new is not None:
-        place = pc.index_in(listed.ids, value_set=new).fill_null(-1).to_numpy()
-        rows = np.where(place >= 0, place + run.manifest.item_rows, rows)
-    if (rows < 0).any():
-        raise listed.unknown(int(np.argmax(rows < 0)), "item")
+        position = pc.index_in(listed.ids, value_set=new).fill_null(-1).to_numpy()
+        rows = np.where(position >= 0, position + model.manifest.item_rows, rows)
+    listed.require_known(rows >= 0)
     return rows
 
 
 def _as_prepared(values: np.ndarray, modality: Modality, root: Path, path: Path) -> np.ndarray:
-    """Rows as wide as the prepared folder's, by the basis that it was reduced with if they are as wide as its input."""
+    """Features as wide as those of the prepared folder; those as wide as its input are reduced by the same basis."""
     width, basis_file = values.shape[1], root / layout.basis_file(modality.name)
     if width != modality.dim and width == modality.source_dim and basis_file.is_file():
         basis = open_basis(basis_file, modality)
@@ -122,10 +119,11 @@ def _as_prepared(values: np.ndarray, modality: Modality, root: Path, path: Path)
     if width != modality.dim:
         wanted = f"{modality.dim}"
         if modality.source_dim != modality.dim:
-            wanted += f", reduced from {modality.source_dim}" + (
-                "" if basis_file.is_file() else ", by a basis not kept"
-            )
-        raise InputError(f"{path}: modality {modality.name!r} is {width} wide; the data has {wanted}")
+            wanted += f", reduced from {modality.source_dim}"
+            if not basis_file.is_file():
+                wanted += ", by a basis that was not kept"
+        message = f"{path}: modality {modality.name!r} is {width} wide; the data has {wanted}"
+        raise InputError(message, "new_items.width")
     return values.astype(modality.dtype, copy=False)
 
 
@@ -134,27 +132,29 @@ def _items_table(path: Path) -> TableFile:
         return open_table(path)
     tables = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES - {".txt"}]
     if len(tables) != 1:
-        raise InputError(f"{path}: {len(tables)} tables in it; new items are one table, and NAME_feat.npy beside it")
+        message = f"{path}: {len(tables)} tables in it; new items are one table, and NAME_feat.npy beside it"
+        raise InputError(message, "new_items.tables")
     return open_table(tables[0])
 
 
-def _check_new(listed: IdFile, own: OwnIds) -> None:
-    rows = listed.rows(own)
-    if (rows >= 0).any():
-        row = int(np.argmax(rows >= 0))
-        raise listed.file.error(f"{listed.ids[row].as_py()!r} is in the catalogue already", listed.column, row)
-    first = pc.index_in(listed.ids, value_set=listed.ids.unique()).to_numpy()
-    repeated = np.flatnonzero(first < np.maximum.accumulate(np.concatenate([[-1], first[:-1]])) + 1)
-    if len(repeated):
-        row = int(repeated[0])
-        raise listed.file.error(f"{listed.ids[row].as_py()!r} a second time", listed.column, row)
+def _check_new(listed: IdColumn) -> None:
+    """Raises InputError if an id is in the catalogue or occurs twice."""
+    known = listed.find() >= 0
+    if known.any():
+        row = int(np.argmax(known))
+        raise listed.error(f"{listed.ids[row].as_py()!r} is in the catalogue already", "new_items.known", row)
+    distinct = listed.ids.unique()  # in the order of their first rows
+    first = pc.index_in(distinct, value_set=listed.ids).to_numpy()
+    if len(first) < len(listed.ids):
+        row = int(np.setdiff1d(np.arange(len(listed.ids)), first)[0])
+        raise listed.error(f"{listed.ids[row].as_py()!r} a second time", "ids.duplicate", row)
 
 
-def _degree(users: OwnIds, rows: np.ndarray, run: FinishedRun) -> np.ndarray:
+def _degree(model: TrainedModel, rows: np.ndarray) -> np.ndarray:
     """Training interactions of global user rows [n]; 0 where the row is -1."""
     degree = np.zeros(len(rows), np.int64)
-    part, offset = np.divmod(rows, run.manifest.user_stride)
+    part, offset = np.divmod(rows, model.manifest.user_stride)
     for number in np.unique(part[rows >= 0]):
         own = (part == number) & (rows >= 0)
-        degree[own] = users.part(int(number))["train_degree"].to_numpy()[offset[own]]
+        degree[own] = model.user_ids.part(int(number))["train_degree"].to_numpy()[offset[own]]
     return degree

@@ -1,4 +1,4 @@
-"""A FAISS index over exported item rows, and its recall against exact search, measured on a sample of users."""
+"""Builds a FAISS index over exported item embeddings, and measures its recall against exact search."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from tqdm import tqdm
 from cm3_dist.distributed.seeding import Stream, generator
 from cm3_dist.errors import InputError
 
-Kind = Literal["flat", "hnsw", "ivf"]
+IndexType = Literal["flat", "hnsw", "ivf"]
 FOLDER, INDEX, IDS = "index", "items.faiss", "ids.parquet"
 K, QUERIES = 20, 1000
-TARGET = 0.99  # an approximate index searches wider until it gets there
+TARGET = 0.99  # recall at which an approximate index stops widening its search
 BLOCK = 65_536
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH, HNSW_WIDEST = 32, 200, 64, 4096
-IVF_TRAINING = 64  # rows a list to train the centroids on, at most
+IVF_TRAINING = 64  # at most this many rows per list to train the centroids on
 IVF_SEARCH = 8
 
 
-def build_index(folder: Path, kind: Kind, width: int, seed: int) -> dict[str, Any]:
-    """Indexes the item rows of an export by inner product and writes `index/` into its folder. One process.
+def build_index(folder: Path, kind: IndexType, width: int, seed: int) -> dict[str, Any]:
+    """Indexes the item embeddings of an export by inner product and writes `index/` into its folder. One process.
 
-    Number n of the index is row n of `index/ids.parquet`: items in the order of the export's files. The index holds all
-    item rows in float32; they are added, and searched exactly for comparison, block by block.
+    Vector n of the index is row n of `index/ids.parquet`: items in the order of the export's files. The index holds all
+    item embeddings in float32; they are added, and searched exactly for comparison, block by block.
 
     Args:
-        folder: the export: users/ and items/ are there.
-        kind: flat searches everything; hnsw and ivf search a part, for large catalogues.
-        width: of the rows.
-        seed: of the users on whom recall is measured, and of the rows that centroids are trained on.
+        folder: the export, with users/ and items/.
+        kind: flat searches all items; hnsw and ivf search some, for large catalogues.
+        width: of the embeddings.
+        seed: of the sample of users for the recall, and of the sample of items for the centroids.
 
     Returns:
-        For the manifest: the kind, its parameters, and `recall@20`, the mean share of a user's true 20 nearest that the
-        index finds, over `queries` users.
+        For the manifest: the kind, its parameters, and `recall@20`, the mean share of a user's exact 20 nearest items
+        that the index finds, over `queries` users.
 
     Raises:
         InputError: there is no item or no trained user.
@@ -48,7 +48,8 @@ def build_index(folder: Path, kind: Kind, width: int, seed: int) -> dict[str, An
     ids = pa.concat_tables([pq.read_table(path, columns=["id"]) for path in _files(folder, "items")])
     queries = _queries(folder, rng)
     if not len(ids) or not len(queries):
-        raise InputError(f"{folder}: no {'item' if not len(ids) else 'trained user'}, so there is nothing to index")
+        missing = "item" if not len(ids) else "trained user"
+        raise InputError(f"{folder}: no {missing}, so there is nothing to index", "export.empty")
     index = _empty(folder, kind, width, len(ids), rng)
     with tqdm(total=len(ids), desc=f"index: {kind}", unit="row", unit_scale=True, disable=None, leave=False) as bar:
         for rows in _rows(folder, "items"):
@@ -81,7 +82,7 @@ def _matrix(lists: pa.FixedSizeListArray) -> np.ndarray:
 
 
 def _queries(folder: Path, rng: np.random.Generator) -> np.ndarray:
-    """Rows of up to QUERIES users with training interactions, drawn at random: [n, width]."""
+    """Embeddings [n, width] of up to QUERIES trained users, drawn at random."""
     files = _files(folder, "users")
     degree = [pq.read_table(path, columns=["train_degree"])["train_degree"].to_numpy() for path in files]
     trained = np.flatnonzero(np.concatenate(degree) > 0)
@@ -93,14 +94,14 @@ def _queries(folder: Path, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _empty(folder: Path, kind: Kind, width: int, items: int, rng: np.random.Generator) -> Any:
+def _empty(folder: Path, kind: IndexType, width: int, items: int, rng: np.random.Generator) -> Any:
     if kind == "flat":
         return faiss.index_factory(width, "Flat", faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
         graph: Any = faiss.index_factory(width, f"HNSW{HNSW_LINKS},Flat", faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = HNSW_BUILD
         return graph
-    lists = max(1, min(int(4 * items**0.5), items // 39 or 1))  # faiss wants 39 rows a centroid
+    lists = max(1, min(int(4 * items**0.5), items // 39 or 1))  # FAISS recommends 39 rows per centroid
     wanted = np.sort(rng.choice(items, min(items, IVF_TRAINING * lists), replace=False))
     sample, first = [], 0
     for rows in _rows(folder, "items"):
@@ -112,7 +113,7 @@ def _empty(folder: Path, kind: Kind, width: int, items: int, rng: np.random.Gene
 
 
 def _exact(folder: Path, queries: np.ndarray, k: int) -> np.ndarray:
-    """[n, k] positions of the true nearest."""
+    """[n, k] positions of the exact nearest items."""
     best, place, first = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), 0
     for rows in _rows(folder, "items"):
         score, found = faiss.knn(queries, rows, min(k, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -124,9 +125,9 @@ def _exact(folder: Path, queries: np.ndarray, k: int) -> np.ndarray:
 
 
 def _widened(
-    index: Any, kind: Kind, queries: np.ndarray, truth: np.ndarray, k: int
+    index: Any, kind: IndexType, queries: np.ndarray, truth: np.ndarray, k: int
 ) -> tuple[dict[str, int | float], float]:
-    """Searches ever wider until TARGET is reached; the width stays set in the index."""
+    """Widens the search until TARGET is reached; the index keeps that width."""
 
     def recall() -> float:
         found = index.search(queries, k)[1]

@@ -1,4 +1,4 @@
-"""Reads the users' and items' own ids from files that a person gives to a command, and finds their rows."""
+"""Reads external ids from tables that the user passes to a command, and finds their global rows."""
 
 from __future__ import annotations
 
@@ -7,85 +7,111 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cm3_dist.errors import InputError
-from cm3_dist.inference.id_map import Kind, OwnIds
+from cm3_dist.inference.id_map import IdMap, NodeType
 from partition.read.sources import ALIASES, usual_columns
 from partition.read.table_file import TableFile, open_table
 
 
 @dataclass(frozen=True)
-class IdFile:
+class IdColumn:
     """One column of ids in a table."""
 
     file: TableFile
     column: str
-    ids: pa.Array  # [n] in the data's own type, as they stand in the file
+    ids: pa.Array  # [n] of `id_map.type`, in the order of the file
+    id_map: IdMap
 
-    def rows(self, own: OwnIds) -> np.ndarray:
+    def find(self) -> np.ndarray:
         """Global rows [n] int64; -1 for ids that the data does not have."""
-        distinct = self.ids.unique()
-        return own.find(distinct)[pc.index_in(self.ids, value_set=distinct).to_numpy()]
+        return self.id_map.find_any(self.ids)
 
-    def unknown(self, row: int, kind: Kind, hint: str = "") -> InputError:
-        """The error for an id that is not among the data's."""
-        return self.file.error(
-            f"{self.ids[row].as_py()!r} is not among the {kind}s of the data{hint}", self.column, row
-        )
+    def rows(self) -> np.ndarray:
+        """Global rows [n] int64.
+
+        Raises:
+            InputError: the data does not have an id; the message names file, column and row.
+        """
+        rows = self.find()
+        self.require_known(rows >= 0)
+        return rows
+
+    def require_known(self, known: np.ndarray) -> None:
+        """Raises InputError for the first id that is not `known` [n] bool."""
+        if not known.all():
+            row = int(np.argmin(known))
+            message = f"{self.ids[row].as_py()!r} is not among the {self.id_map.node_type}s of the data"
+            raise self.error(message, "ids.unknown", row)
+
+    def error(self, message: str, code: str, row: int | None = None) -> InputError:
+        """An error that names file, column and row."""
+        return self.file.error(message, self.column, row, code=code)
 
 
-def read_ids(path: Path, own: OwnIds) -> IdFile:
-    """The ids of a table (Parquet, Arrow, CSV, TSV) with one column, or with one of a usual name.
+def read_ids(path: Path, id_map: IdMap) -> IdColumn:
+    """Reads a table (Parquet, Arrow, CSV, TSV) with a single column, or with one id column of a usual name.
 
     Raises:
-        InputError: no such file, no such column, no row, a missing id, or text where the data has whole numbers.
+        InputError: the file or the column does not exist, there is no row, an id is missing, or it is text where the
+            ids of the data are whole numbers.
     """
     file = open_table(path)
-    return read_column(file, file.names[0] if len(file.names) == 1 else id_column(file, own.kind), own)
+    return read_column(file, file.names[0] if len(file.names) == 1 else id_column(file, id_map.node_type), id_map)
 
 
-def id_column(file: TableFile, kind: Kind) -> str:
+def read_column(file: TableFile, column: str, id_map: IdMap) -> IdColumn:
+    """Reads a given column; raises as `read_ids`."""
+    return _read(file, [(column, id_map)])[0]
+
+
+def read_pairs(path: Path, users: IdMap, items: IdMap) -> tuple[IdColumn, IdColumn]:
+    """Reads a table with a user and an item column; raises as `read_ids`."""
+    file = open_table(path)
+    first, second = _read(file, [(id_column(file, id_map.node_type), id_map) for id_map in (users, items)])
+    return first, second
+
+
+def id_column(file: TableFile, node_type: NodeType) -> str:
     """The column with a usual name for users or items.
 
     Raises:
         InputError: there is none, or more than one.
     """
-    usual = usual_columns(file, kind)
+    usual = usual_columns(file, node_type)
     if not usual:
-        raise file.error(f"no {kind} column ({', '.join(ALIASES[kind])}); the columns are {', '.join(file.names)}")
+        names = ", ".join(ALIASES[node_type])
+        message = f"no {node_type} column ({names}); the columns are {', '.join(file.names)}"
+        raise file.error(message, code="ids.no_column")
     if len(usual) > 1:
         both = " and ".join(map(repr, usual[:2]))
-        raise file.error(f"columns {both} could both be the {kind} column; leave one of them out")
+        message = f"columns {both} could both be the {node_type} column; leave one of them out"
+        raise file.error(message, code="ids.ambiguous_column")
     return usual[0]
 
 
-def read_column(file: TableFile, column: str, own: OwnIds) -> IdFile:
-    """The same for a column that is known."""
-    return _read(file, [(column, own)])[0]
-
-
-def read_pairs(path: Path, users: OwnIds, items: OwnIds) -> tuple[IdFile, IdFile]:
-    """The same for a table with a user and an item column."""
-    file = open_table(path)
-    first, second = _read(file, [(id_column(file, own.kind), own) for own in (users, items)])
-    return first, second
-
-
-def _read(file: TableFile, wanted: list[tuple[str, OwnIds]]) -> list[IdFile]:
+def _read(file: TableFile, wanted: list[tuple[str, IdMap]]) -> list[IdColumn]:
     names = [column for column, _ in wanted]
-    table, found = file.read(names, names), []
+    table = file.read(names, names)
     if not table.num_rows:
-        raise file.error("has no rows")
-    for column, own in wanted:
-        values = table[column].combine_chunks()
-        if isinstance(values, pa.ChunkedArray):
-            values = pa.concat_arrays(values.chunks)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        if values.null_count:
-            raise file.error("the id is missing", column, int(np.flatnonzero(values.is_null().to_numpy(False))[0]))
-        if not any(check(values.type) for check in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
-            raise file.error(f"has type {values.type}; ids are whole numbers or text", column)
-        found.append(IdFile(file, column, own.cast(values, file, column)))
-    return found
+        raise file.error("has no rows", code="ids.empty")
+    return [IdColumn(file, column, _ids(file, column, table[column], id_map), id_map) for column, id_map in wanted]
+
+
+def _ids(file: TableFile, column: str, values: pa.ChunkedArray, id_map: IdMap) -> pa.Array:
+    """The values of a column as ids of `id_map.type`."""
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy()))
+        raise file.error("the id is missing", column, row, code="ids.missing")
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if not any(check(kind) for check in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
+        raise file.error(f"has type {values.type}; ids are whole numbers or text", column, code="ids.type")
+    own = pa.concat_arrays(
+        [chunk.cast(kind if pa.types.is_integer(kind) else pa.large_string()) for chunk in values.chunks]
+    )
+    try:
+        return own.cast(id_map.type)
+    except pa.ArrowInvalid:
+        row = next(row for row, value in enumerate(own.to_pylist()) if not str(value).lstrip("-").isdigit())
+        message = f"{own[row].as_py()!r} is text; the {id_map.node_type} ids of the data are whole numbers"
+        raise file.error(message, column, row, code="ids.type") from None

@@ -1,70 +1,44 @@
-"""Lists as files: Parquet, one row an entry, or JSON lines, one object a user."""
+"""Writes top-K lists to files: Parquet, one row per list entry, or JSON lines, one object per user."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cm3_dist.inference.top_k_lists import Lists
+from cm3_dist.inference.top_k_lists import TopKLists
+
+# A block of this kind opens a file, and calling what it returns appends lists.
+ListWriter = Callable[[Path, pa.Schema], AbstractContextManager[Callable[[TopKLists], None]]]
 
 
-class Writer(Protocol):
-    """Appends lists to a file."""
-
-    def add(self, lists: Lists) -> None:
-        """Writes some users' lists behind the others."""
-        ...
-
-    def close(self) -> None:
-        """Ends the file."""
-        ...
-
-
-class ParquetLists:
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[TopKLists], None]]:
     """Columns user, rank (int32, from 1), item, score (float32)."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: Any = None  # made when the columns' types are known
-
-    def add(self, lists: Lists) -> None:
-        """See `Writer`."""
-        table = lists.table()
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """See `Writer`."""
-        if self._writer is not None:
-            self._writer.close()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        yield lambda lists: writer.write_table(lists.table(schema))
 
 
-class JsonLists:
-    """{"user": id, "items": [ids, best first], "scores": [...]} a line."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = path.open("w", encoding="utf-8")
-
-    def add(self, lists: Lists) -> None:
-        """See `Writer`."""
-        self._handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in json_objects(lists))
-
-    def close(self) -> None:
-        """See `Writer`."""
-        self._handle.close()
+@contextmanager
+def json_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[TopKLists], None]]:
+    """Per user a line {"user": id, "items": [ids, best first], "scores": [...]}."""
+    with path.open("w", encoding="utf-8") as handle:
+        yield lambda lists: handle.writelines(
+            json.dumps(line, ensure_ascii=False) + "\n" for line in json_objects(lists)
+        )
 
 
-WRITERS: dict[str, type[ParquetLists] | type[JsonLists]] = {".parquet": ParquetLists, ".jsonl": JsonLists}
+WRITERS: dict[str, ListWriter] = {".parquet": parquet_writer, ".jsonl": json_writer}
 
 
-def json_objects(lists: Lists) -> Iterator[dict[str, Any]]:
-    """One object a user."""
+def json_objects(lists: TopKLists) -> Iterator[dict[str, Any]]:
+    """One object per user."""
     items, scores, begin = lists.items.to_pylist(), lists.scores.tolist(), 0
     for user, length in zip(lists.users.to_pylist(), lists.lengths.tolist(), strict=True):
         end = begin + length
@@ -73,7 +47,7 @@ def json_objects(lists: Lists) -> Iterator[dict[str, Any]]:
 
 
 def join(parts: list[Path], target: Path) -> None:
-    """All ranks' files one after the other; row groups and bytes are copied piece by piece."""
+    """Concatenates the files of all ranks, a row group or a block of bytes at a time."""
     if len(parts) == 1:
         parts[0].rename(target)
     elif target.suffix == ".jsonl":

@@ -17,14 +17,12 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.graph.lightgcn import Propagation
 from cm3_dist.model.embedding_tables import Tables
+from cm3_dist.model.final_rows import encode_all_items, join_channels, mix_channels, propagate_all
 from cm3_dist.model.item_encoder import ItemEncoder
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 from partition.folder.manifest import Manifest
-
-ENCODE_BLOCK = 65_536  # rows per block when encoding or mixing without gradients
-FINAL_COLUMNS = 16  # columns propagated at a time: one cache line per row
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class CM3(nn.Module):
         """Looks up users and encodes items. Collective unless the local tables are used."""
         looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items, inputs.whole)
         channels, fused = self.encoder(inputs.features, inputs.curve)
-        items = self._items(channels, fused, item_ids)
-        return Ego(self._unit(looked_up), items, mixing, fused, looked_up)
+        items = join_channels(channels, fused, item_ids)
+        return Ego(l2_normalize(looked_up, self.dim), items, mixing, fused, looked_up)
 
     def propagate(self, ego: Ego, plan: StepPlan) -> tuple[Tensor, Tensor]:
         """Propagates. Collective.
@@ -67,7 +65,7 @@ class CM3(nn.Module):
         """
         users, items = plan.inputs.propagation(ego.users, ego.items)
         users = users if plan.users is None else users.index_select(0, plan.users)
-        return self.mix(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
+        return mix_channels(users, ego.mixing), items if plan.items is None else items.index_select(0, plan.items)
 
     @torch.no_grad()
     def final_rows(
@@ -84,63 +82,9 @@ class CM3(nn.Module):
         Returns:
             Users [local users, C * d] and items [local items, C * d].
         """
-        users, items, mixing = self.ego_rows(features, parts_users, parts_items)
-        # A few columns at a time, in place. Columns are independent, and the rows fetched from other ranks, which may
-        # be most of the graph, are then never held in full width.
-        for begin in range(0, users.shape[1], FINAL_COLUMNS):
-            columns = slice(begin, begin + FINAL_COLUMNS)
-            parts = users[:, columns].contiguous(), items[:, columns].contiguous()
-            users[:, columns], items[:, columns] = propagation(*parts)
-        for some in torch.arange(len(users)).split(ENCODE_BLOCK):
-            block = slice(int(some[0]), int(some[-1]) + 1)
-            users[block] = self.mix(users[block], mixing[block])
-        return users, items
-
-    @torch.no_grad()
-    def ego_rows(
-        self, features: ItemFeatures, parts_users: Tensor, parts_items: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of all local users and items before propagation. Arguments as in `final_rows`.
-
-        Returns:
-            Users [local users, C * d] and items [local items, C * d] with channels of norm 1, and the users' mixing
-            logits [local users, C].
-        """
         looked_up, mixing, item_ids = self.tables(parts_users, parts_users, parts_items, True)
-        # Written in place: joining blocks would take twice the memory.
         items = looked_up.new_empty(features.rows, looked_up.shape[1])
-        for rows in torch.arange(features.rows).split(ENCODE_BLOCK):
-            ids = None if item_ids is None else item_ids[rows.to(looked_up.device)]
-            block = slice(int(rows[0]), int(rows[-1]) + 1)
-            items[block] = self.encode(features.gather(rows.numpy()), looked_up.device, ids)
-        return self._unit(looked_up), items, mixing
-
-    @torch.no_grad()
-    def encode(self, features: dict[str, Tensor], device: torch.device, item_ids: Tensor | None = None) -> Tensor:
-        """Encodes items for ranking, with curve parameter 0.5.
-
-        Args:
-            features: modality -> [m, d_m].
-            device: of the result.
-            item_ids: [m, d] item embeddings, or None.
-
-        Returns:
-            Rows before propagation, [m, C * d].
-        """
-        on_device = {name: values.to(device) for name, values in features.items()}
-        count = len(next(iter(features.values())))
-        channels, fused = self.encoder(on_device, torch.full((count,), 0.5, device=device))
-        return self._items(channels, fused, item_ids)
-
-    def _items(self, channels: list[Tensor], fused: Tensor, item_ids: Tensor | None) -> Tensor:
-        blocks = [*channels, fused if item_ids is None else fused + item_ids]
-        return self._unit(torch.cat(blocks, dim=1))
-
-    def _unit(self, rows: Tensor) -> Tensor:
-        """Scales every channel to norm 1."""
-        return l2_normalize(rows, self.dim)
-
-    def mix(self, rows: Tensor, logits: Tensor) -> Tensor:
-        """Multiplies every channel of user rows [n, C * d] by its weight, the softmax of `logits` [n, C]."""
-        weights = torch.softmax(logits, dim=1).unsqueeze(-1)
-        return (rows.view(len(rows), -1, self.dim) * weights).view(len(rows), -1)
+        encode_all_items(self.encoder, features, item_ids, out=items)
+        users = l2_normalize(looked_up, self.dim)
+        propagate_all(users, items, mixing, propagation)
+        return users, items

@@ -177,10 +177,6 @@ class Trainer:
         release_free_memory()  # left by building the operator
         return self.model.final_rows(self.features, self._users, self._items, operator)
 
-    def ego_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of all local users and items before propagation, and the users' mixing logits (`CM3.ego_rows`)."""
-        return self.model.ego_rows(self.features, self._users, self._items)
-
 
 def check_splits(manifest: Manifest) -> None:
     """Checks that the data have a validation split.

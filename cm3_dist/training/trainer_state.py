@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 
@@ -10,16 +9,12 @@ import torch
 from torch import Tensor
 
 from cm3_dist.checkpoint.manager import Checkpoints
-from cm3_dist.config.loading import REMOVED, drop_removed
+from cm3_dist.checkpoint.same_run import check_same_run
 from cm3_dist.config.run_files import versions
-from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.errors import InputError
 from cm3_dist.training.progress import Progress
 from cm3_dist.training.trainer import Trainer
-
-# Sections that must be unchanged to resume a run; the others may change.
-FIXED = ("model", "propagation", "negatives", "loss", "tables", "dense")
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best: bool) -> Path:
@@ -123,7 +118,7 @@ def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None
         )
     sharded, replicated = _state(trainer)
     record = checkpoints.peek(path)
-    _same_run(trainer, path, record)
+    check_same_run(path, record, trainer.manifest, trainer.settings)
     checkpoints.load(path, sharded, replicated)
     return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
 
@@ -137,36 +132,3 @@ def _state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         for part, rows in zip(parts, values.chunk(len(parts)), strict=True)
     }
     return sharded, trainer.dense.state()
-
-
-def _same_run(trainer: Trainer, path: Path, record: dict[str, object]) -> None:
-    if record["parts"] != trainer.manifest.num_parts:
-        raise InputError(
-            f"{path}: saved with {record['parts']} parts, the data has {trainer.manifest.num_parts}; prepare it again",
-            "resume.data",
-        )
-    if record["data"] != trainer.manifest.digest():
-        raise InputError(f"{path}: saved on other data than {trainer.settings.data.path}", "resume.data")
-    saved, now, defaults = copy.deepcopy(record["settings"]), trainer.settings.plain(), Settings().plain()
-    assert isinstance(saved, dict)
-    drop_removed(saved, dict.fromkeys(REMOVED, str(path)))
-    for section in FIXED:
-        before, after = saved[section], now[section]
-        if isinstance(after, dict):  # the defaults of settings newer than the checkpoint change nothing
-            before = defaults[section] | before
-        if before == after:
-            continue
-        if isinstance(after, dict):
-            key = next(name for name in after if before.get(name) != after[name])
-            section, before, after = f"{section}.{key}", before.get(key), after[key]
-        raise InputError(
-            f"{path}: saved with {section}={before}, resumed with {after}; resume with the same, "
-            "or start a new run.dir",
-            "resume.setting",
-        )
-    for key in ("batch_size", "seed"):
-        if saved["train"][key] != now["train"][key]:
-            raise InputError(
-                f"{path}: saved with train.{key}={saved['train'][key]}, resumed with {now['train'][key]}",
-                "resume.setting",
-            )

@@ -10,14 +10,14 @@ from benchmarks.similarities import JOINED, cosines_of, draw, table
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference.trained_model import TrainedModel
 from tests.support.small import finish_small
 
 
 def test_cosines_of_a_run(tmp_path: Path) -> None:
     folder = finish_small(tmp_path, train={"epochs": 1})
     with distributed(Machine(device="cpu", threads=1)) as runtime:
-        run = FinishedRun(run_settings(folder, []), runtime)
+        run = TrainedModel(run_settings(folder, []), runtime)
         found = cosines_of(run)
         final = run.rows[1].double().numpy()
         graph = run.shard.similar

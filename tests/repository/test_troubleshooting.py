@@ -21,8 +21,8 @@ from cm3_dist.config.loading import load_settings
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.shard import own_parts
-from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.recommend import recommend
+from cm3_dist.inference.recommend_lists import write_lists
+from cm3_dist.inference.trained_model import open_model
 from cm3_dist.training.loop import run
 from partition.build import build
 from partition.errors import InputError
@@ -75,9 +75,8 @@ def torn(place: Path) -> None:
 
 
 def recommended(place: Path, folder: str) -> None:
-    settings = run_settings(place / folder, [])
-    with distributed(settings.machine) as runtime:
-        recommend(FinishedRun(settings, runtime), place / "lists.jsonl", users=place / "who.csv")
+    with open_model(run_settings(place / folder, [])) as model:
+        write_lists(model, place / "lists.jsonl", users=place / "who.csv")
 
 
 def built(place: Path, *files: str, features: str | None = None) -> None:

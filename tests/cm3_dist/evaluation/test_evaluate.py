@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from cm3_dist.config.command_options import run_settings
-from cm3_dist.distributed.runtime import distributed
-from cm3_dist.evaluate import evaluate, main
+from cm3_dist.evaluate import main
 from cm3_dist.evaluation.beyond_accuracy import exposure
 from cm3_dist.evaluation.bootstrap import paired_bootstrap
 from cm3_dist.evaluation.linear_baselines import EASE_L2, SHRINK, ease, item_knn
-from cm3_dist.evaluation.neighbourhood_overlap import kept_neighbours
-from cm3_dist.evaluation.protocol import Ranked, Task, rank, task
+from cm3_dist.evaluation.neighbourhood_overlap import neighbourhood_overlap
+from cm3_dist.evaluation.protocol import Ranked, Task, evaluation_task, rank_by_rows
+from cm3_dist.evaluation.report import evaluate_model
 from cm3_dist.evaluation.slices import Group, groups
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference.trained_model import TrainedModel, open_model
 from partition.errors import InputError
 from tests.support.refusals import refusal
 
@@ -29,9 +29,8 @@ EVERYTHING: dict[str, Any] = {"by": ("popularity", "activity"), "baselines": "po
 
 def _evaluate(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     settings = run_settings(folder, [])
-    with distributed(settings.machine) as runtime:
-        run = FinishedRun(settings, runtime)
-        return evaluate(run, against=FinishedRun(settings, runtime), resamples=100, **options)
+    with open_model(settings) as model:
+        return evaluate_model(model, against=TrainedModel(settings, model.runtime), resamples=100, **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,26 +66,24 @@ def test_a_run_equals_itself(content: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def opened(finished_run: Path) -> Any:
-    settings = run_settings(finished_run, [])
-    with distributed(settings.machine) as runtime:
-        run = FinishedRun(settings, runtime)
-        yield run, task(run, "test", cold=False)
+    with open_model(run_settings(finished_run, [])) as model:
+        yield model, evaluation_task(model, "test", cold=False)
 
 
-def _matrix(run: FinishedRun) -> np.ndarray:
+def _matrix(run: TrainedModel) -> np.ndarray:
     matrix = np.zeros((run.manifest.user_rows, run.manifest.item_rows))
     edges = run.shard.user_from_item
     matrix[np.repeat(np.arange(len(matrix)), np.diff(edges.indptr)), edges.source] = 1
     return matrix
 
 
-def _top(run: FinishedRun, what: Task, score: np.ndarray) -> np.ndarray:
+def _top(run: TrainedModel, what: Task, score: np.ndarray) -> np.ndarray:
     score = np.where(_matrix(run)[what.users] > 0, -np.inf, score[what.users])
     score[:, ~what.is_candidate] = -np.inf
     return score
 
 
-def test_ease_and_item_knn_are_their_formulas(opened: tuple[FinishedRun, Task]) -> None:
+def test_ease_and_item_knn_are_their_formulas(opened: tuple[TrainedModel, Task]) -> None:
     run, what = opened
     x = _matrix(run)
     gram = x.T @ x
@@ -106,9 +103,9 @@ def test_ease_and_item_knn_are_their_formulas(opened: tuple[FinishedRun, Task]) 
     assert not torch.equal(few.lists, item_knn(run, what, 100).lists)
 
 
-def test_exposure_by_hand(opened: tuple[FinishedRun, Task]) -> None:
+def test_exposure_by_hand(opened: tuple[TrainedModel, Task]) -> None:
     run, what = opened
-    ranked = rank(run, what, run.rows)
+    ranked = rank_by_rows(run, what, run.rows)
     found = exposure(run, what, ranked)
     lists = ranked.lists[:, :5].numpy()
     items, users = int(what.is_candidate.sum()), run.manifest.users
@@ -129,7 +126,7 @@ def test_groups() -> None:
     assert groups(np.array([4])) == [Group(0, 0)]
 
 
-def test_bootstrap_sees_a_difference_and_its_size(opened: tuple[FinishedRun, Task]) -> None:
+def test_bootstrap_sees_a_difference_and_its_size(opened: tuple[TrainedModel, Task]) -> None:
     run, _ = opened
     rng = np.random.default_rng(0)
     base = torch.from_numpy(rng.random(500))
@@ -145,17 +142,18 @@ def test_bootstrap_sees_a_difference_and_its_size(opened: tuple[FinishedRun, Tas
     assert nothing["low"] < 0 < nothing["high"] or nothing["p"] > 0.01
 
 
-def test_cold_ranks_untrained_items_only(opened: tuple[FinishedRun, Task]) -> None:
+def test_cold_ranks_untrained_items_only(opened: tuple[TrainedModel, Task]) -> None:
     run, _ = opened
-    what = task(run, "test", cold=True)
+    what = evaluation_task(run, "test", cold=True)
     assert what.item_degree[what.is_candidate].tolist() == [0]
     assert set(what.relevant.values.tolist()) == set(np.flatnonzero(what.is_candidate))
-    assert evaluate(run, cold=True, baselines="none")["rankings"]["CM3"]["accuracy"]["recall@20"] == 1.0
+    assert evaluate_model(run, cold=True, baselines="none")["rankings"]["CM3"]["accuracy"]["recall@20"] == 1.0
 
 
 def test_refusals(finished_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "no baseline 'best'" in refusal(main, [str(finished_run), "--baselines", "popularity,best"], capsys)
-    assert "not a run" in refusal(main, [str(finished_run), "--against", str(tmp_path)], capsys)
+    cases = {"baselines.unknown": ["--baselines", "popularity,best"], "run.missing": ["--against", str(tmp_path)]}
+    for code, arguments in cases.items():
+        assert refusal(main, [str(finished_run), *arguments], capsys).startswith(f"error[{code}]: ")
 
 
 def test_the_command_prints_and_writes(
@@ -179,14 +177,19 @@ def test_the_command_prints_and_writes(
     assert set(json.loads(out.read_text())["rankings"]) == {"CM3", "popularity", "ease", "other run"}
 
 
-def test_ease_refuses_a_large_catalogue(opened: tuple[FinishedRun, Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_catalogue_has_no_linear_baseline_by_default(
+    opened: tuple[TrainedModel, Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("cm3_dist.evaluation.linear_baselines.EASE_ITEMS", 10)
-    with pytest.raises(InputError, match="too many for EASE"):
+    monkeypatch.setattr("cm3_dist.evaluation.report.EASE_ITEMS", 10)
+    with pytest.raises(InputError) as refused:
         ease(*opened)
-    assert "item-knn" in evaluate(opened[0])["rankings"]
+    assert refused.value.code == "baselines.too_many_items"
+    assert list(evaluate_model(opened[0])["rankings"]) == ["CM3", "popularity"]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_kept_neighbours_by_brute_force(opened: tuple[FinishedRun, Task]) -> None:
+def test_neighbourhood_overlap_by_brute_force(opened: tuple[TrainedModel, Task]) -> None:
     run, _ = opened
     items = np.flatnonzero(run.shard.is_item)
 
@@ -196,11 +199,11 @@ def test_kept_neighbours_by_brute_force(opened: tuple[FinishedRun, Task]) -> Non
         np.fill_diagonal(cosine, -2)
         return [set(row[:3].tolist()) for row in np.argsort(-cosine, axis=1)]
 
-    found = kept_neighbours(run, nearest=3)
+    found = neighbourhood_overlap(run, nearest=3)
     assert list(found) == ["image", "text", "fused", "ego", "final"]
     dim, ego = run.settings.model.dim, run.item_ego.double().numpy()[items]
     rows = {"text": ego[:, dim : 2 * dim], "fused": ego[:, 2 * dim :], "final": run.rows[1].double().numpy()[items]}
-    for modality, values in run.trainer.features.gather(items).items():
+    for modality, values in run.features.gather(items).items():
         raw = nearest(values.double().numpy())
         for name, these in rows.items():
             shared = np.mean([len(a & b) / 3 for a, b in zip(raw, nearest(these), strict=True)])

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from cm3_dist.config.command_options import run_settings
-from cm3_dist.distributed.runtime import distributed
 from cm3_dist.inference.cold_start import place_items, place_users
-from cm3_dist.inference.id_map import OwnIds
-from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.recommend import main, recommend
+from cm3_dist.inference.recommend_lists import write_lists
+from cm3_dist.inference.trained_model import TrainedModel, open_model
+from cm3_dist.recommend import main
 from tests.support.refusals import refusal
 from tests.support.small import finish_small, small_dataset
 
@@ -32,18 +31,17 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         train={"epochs": 1},
         propagation={"item_item_layers": request.param},
     )
-    settings = run_settings(folder, [])
-    with distributed(settings.machine) as runtime:
-        yield FinishedRun(settings, runtime)
+    with open_model(run_settings(folder, [])) as model:
+        yield model
 
 
-def _features(run: FinishedRun, row: int) -> dict[str, np.ndarray]:
-    return {name: values.numpy() for name, values in run.trainer.features.gather(np.array([row])).items()}
+def _features(run: TrainedModel, row: int) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in run.features.gather(np.array([row])).items()}
 
 
-def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: FinishedRun) -> None:
+def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: TrainedModel) -> None:
     """Place an untrained item of the catalogue as if it were new: the same row, but for its being its own neighbour."""
-    row = int(OwnIds(opened.shard.root, opened.manifest, "item").find(pa.array([1000 + NEW]))[0])
+    row = int(opened.item_ids.find(pa.array([1000 + NEW]))[0])
     assert opened.shard.item_degree[row] == 0
     opened.shard.is_item[row] = False  # the search is not to find the item itself
     placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row))
@@ -52,13 +50,13 @@ def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: Finished
     np.testing.assert_allclose(placed.ego[0].numpy(), opened.item_ego[row].numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_new_user_by_its_formula(opened: FinishedRun) -> None:
+def test_a_new_user_by_its_formula(opened: TrainedModel) -> None:
     """Against dense matrices: two users, one of whom also likes a new item."""
     run, dim = opened, opened.settings.model.dim
     edges = run.shard.user_from_item
     a = np.zeros((run.shard.user_rows, run.shard.item_rows))
     a[np.repeat(np.arange(len(a)), np.diff(edges.indptr)), edges.source] = edges.value
-    users, items, mixing = (part.double().numpy() for part in run.trainer.ego_rows())
+    users, items, mixing = (part.double().numpy() for part in run.ego_rows())
     u, i = users, items
     for _ in range(2):
         u, i = users + a @ i, items + a.T @ u
@@ -79,7 +77,7 @@ def test_a_new_user_by_its_formula(opened: FinishedRun) -> None:
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_zero_features_have_no_neighbours(opened: FinishedRun) -> None:
+def test_zero_features_have_no_neighbours(opened: TrainedModel) -> None:
     zeros = {m.name: np.zeros((1, m.dim), m.dtype) for m in opened.manifest.modalities}
     placed = place_items(opened, pa.array([9000]), zeros)
     layers = opened.settings.propagation.item_item_layers
@@ -124,13 +122,11 @@ def _lists(path: Path) -> dict[str, list[int]]:
 def test_new_items_reach_the_users_who_want_them(held_out: tuple[Path, Path, Any], tmp_path: Path) -> None:
     """Cold start: the users' own interactions with the held-out items, which no training saw, against chance."""
     run, table, whole = held_out
-    settings = run_settings(run, [])
     new = pq.read_table(table)["item"].to_pylist()
     (tmp_path / "new.csv").write_text("item\n" + "\n".join(map(str, new)) + "\n")
-    with distributed(settings.machine) as runtime:
-        finished = FinishedRun(settings, runtime)
-        recommend(finished, tmp_path / "all.jsonl", k=1000, exclude_seen=False, new_items=table)
-        recommend(finished, tmp_path / "new.jsonl", k=2, new_items=table, items=tmp_path / "new.csv")
+    with open_model(run_settings(run, [])) as model:
+        write_lists(model, tmp_path / "all.jsonl", k=1000, exclude_seen=False, new_items=table).finish()
+        write_lists(model, tmp_path / "new.jsonl", k=2, new_items=table, items=tmp_path / "new.csv").finish()
     everything, two = _lists(tmp_path / "all.jsonl"), _lists(tmp_path / "new.jsonl")
     for user, items in everything.items():
         assert sorted(items) == whole.item_ids.to_pylist()
@@ -146,11 +142,9 @@ def test_new_items_reach_the_users_who_want_them(held_out: tuple[Path, Path, Any
 def test_a_new_item_lands_near_its_category(held_out: tuple[Path, Path, Any]) -> None:
     """Items near in number are alike, in features and in who likes them: a category is a tenth of the circle."""
     run, table, _ = held_out
-    settings = run_settings(run, [])
     rows = pq.read_table(table)
     features = {name: np.array(rows[name].to_pylist()) for name in ("image", "text")}
-    with distributed(settings.machine) as runtime:
-        finished = FinishedRun(settings, runtime)
+    with open_model(run_settings(run, [])) as finished:
         dtypes = {m.name: m.dtype for m in finished.manifest.modalities}
         new = place_items(
             finished,
@@ -158,7 +152,7 @@ def test_a_new_item_lands_near_its_category(held_out: tuple[Path, Path, Any]) ->
             {name: values.astype(dtypes[name]) for name, values in features.items()},
         )
         known = np.flatnonzero(finished.shard.is_item)
-        number = OwnIds(finished.shard.root, finished.manifest, "item").take(known).to_numpy() - 1000
+        number = finished.item_ids.take(known).to_numpy() - 1000
         unit = torch.nn.functional.normalize
         cosine = unit(new.rows) @ unit(finished.rows[1][torch.from_numpy(known)]).T
     own = new.ids.to_numpy() - 1000
@@ -173,16 +167,15 @@ def test_a_trained_user_taken_for_a_new_one_gets_a_similar_list(
     held_out: tuple[Path, Path, Any], tmp_path: Path
 ) -> None:
     run, table, whole = held_out
-    settings = run_settings(run, [])
     train = (whole.split == 0) & (whole.item % 6 != 3)
     lines = [f"newu{u},{1000 + i}" for u, i in zip(whole.user[train], whole.item[train], strict=True)]
     (tmp_path / "new.csv").write_text("user,item\n" + "\n".join([*lines, lines[0]]) + "\nx,1003\nx,1004\n")
-    with distributed(settings.machine) as runtime:
-        finished = FinishedRun(settings, runtime)
-        recommend(finished, tmp_path / "own.jsonl", k=10)
-        counts = recommend(finished, tmp_path / "new.jsonl", k=10, new_users=tmp_path / "new.csv", new_items=table)
+    with open_model(run_settings(run, [])) as model:
+        write_lists(model, tmp_path / "own.jsonl", k=10).finish()
+        lists = write_lists(model, tmp_path / "new.jsonl", k=10, new_users=tmp_path / "new.csv", new_items=table)
+        lists.finish()
     own, new = _lists(tmp_path / "own.jsonl"), _lists(tmp_path / "new.jsonl")
-    assert counts["users"] == len(new) == len(own) + 1
+    assert lists.users == len(new) == len(own) + 1
     assert 1003 not in new["x"]  # a new item, and on the list
     assert 1004 not in new["x"]
     overlap = np.mean([len(set(own[user]) & set(new[f"new{user}"])) / 10 for user in own])
@@ -201,18 +194,20 @@ def test_refusals(held_out: tuple[Path, Path, Any], tmp_path: Path, capsys: pyte
     (tmp_path / "trained.csv").write_text("user,item\nx,1001\nu7,1002\n")
     (tmp_path / "unknown.csv").write_text("user,item\nx,1001\nx,5\n")
     cases = {
-        "no features of modality 'text'": ["--new-items", "no-text.parquet"],
-        f"row {len(new)}: {new['item'][0].as_py()} a second time": ["--new-items", "twice.parquet"],
-        "row 0: 1000 is in the catalogue already": ["--new-items", "known.parquet"],
-        "modality 'text' is 1 wide; the data has 8": ["--new-items", "narrow.parquet"],
-        "row 1 (line 3): 'u7' has training interactions": ["--new-users", "trained.csv"],
-        "row 1 (line 3): 5 is not among the items": ["--new-users", "unknown.csv"],
+        "no-text.parquet": ("--new-items", "new_items.features", ""),
+        "twice.parquet": ("--new-items", "ids.duplicate", f"row {len(new)}"),
+        "known.parquet": ("--new-items", "new_items.known", "row 0"),
+        "narrow.parquet": ("--new-items", "new_items.width", ""),
+        "trained.csv": ("--new-users", "new_users.trained", "row 1 (line 3)"),
+        "unknown.csv": ("--new-users", "ids.unknown", "row 1 (line 3)"),
     }
-    for message, (option, name) in cases.items():
+    for name, (option, code, place) in cases.items():
         out = ["--out", str(tmp_path / "lists.jsonl")]
-        assert message in refusal(main, [str(run), option, str(tmp_path / name), *out], capsys), name
+        line = refusal(main, [str(run), option, str(tmp_path / name), *out], capsys)
+        assert line.startswith(f"error[{code}]: {tmp_path / name}"), line
+        assert place in line
     both = ["--users", "all", "--new-users", "x.csv", "--out", str(tmp_path / "lists.jsonl")]
-    assert "one of them at a time" in refusal(main, [str(run), *both], capsys)
+    assert refusal(main, [str(run), *both], capsys).startswith("error[options.conflict]")
     assert not (tmp_path / "lists.jsonl").exists()
 
 
@@ -224,11 +219,9 @@ def test_new_items_as_a_folder_with_arrays(held_out: tuple[Path, Path, Any], tmp
     (folder / "items.csv").write_text("item_id\n" + "\n".join(map(str, rows["item"].to_pylist())) + "\n")
     for name in ("image", "text"):
         np.save(folder / f"{name}_feat.npy", np.array(rows[name].to_pylist()))
-    settings = run_settings(run, [])
-    with distributed(settings.machine) as runtime:
-        finished = FinishedRun(settings, runtime)
-        recommend(finished, tmp_path / "a.jsonl", new_items=folder)
-        recommend(finished, tmp_path / "b.jsonl", new_items=table)
+    with open_model(run_settings(run, [])) as model:
+        write_lists(model, tmp_path / "a.jsonl", new_items=folder).finish()
+        write_lists(model, tmp_path / "b.jsonl", new_items=table).finish()
     assert _lists(tmp_path / "a.jsonl") == _lists(tmp_path / "b.jsonl")
 
 
@@ -246,9 +239,9 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     pq.write_table(catalogue.set_column(0, "item", names), tmp_path / "new.parquet")
     fit(prepared, tmp_path / "run", train={"epochs": 1}, model={"dim": 8}, machine={"device": "cpu"}).close()
     with load_run(tmp_path / "run") as run:
-        assert run._finished is not None
-        ids, features = read_new_items(tmp_path / "new.parquet", run._finished, tmp_path)
-        assert ids.equals(names)
-        rows = OwnIds(prepared, run._finished.manifest, "item").rows(catalogue["item"].combine_chunks())
-        for name, values in run._finished.trainer.features.gather(rows).items():
+        model = run._open()
+        ids, features = read_new_items(tmp_path / "new.parquet", model, tmp_path)
+        assert ids.to_pylist() == names.to_pylist()
+        rows = model.item_ids.rows(catalogue["item"].combine_chunks())
+        for name, values in model.features.gather(rows).items():
             np.testing.assert_allclose(features[name], values.numpy(), rtol=1e-5, atol=1e-6)

@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from cm3_dist.config.command_options import run_settings
-from cm3_dist.distributed.runtime import distributed
-from cm3_dist.export import batches, export, main, read_manifest
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.export import main
+from cm3_dist.inference.export_rows import read_batches, read_manifest, write_rows
+from cm3_dist.inference.trained_model import open_model
 from partition.errors import InputError
 from partition.folder.manifest import read_manifest as read_prepared
 from tests.support.refusals import refusal
 
 
 def _export(run: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    settings = run_settings(run, [])
-    with distributed(settings.machine) as runtime:
-        return export(FinishedRun(settings, runtime), out, **options)
+    with open_model(run_settings(run, [])) as model:
+        export = write_rows(model, out, **options)
+    return export.finish()
 
 
 def _table(out: Path, kind: str) -> pa.Table:
@@ -55,7 +55,7 @@ def test_every_id_once_with_its_row(finished_run: Path, exported: Path) -> None:
         assert pq.read_metadata(exported / name).num_rows == entry["rows"]
     for name in ("modality_image", "modality_text", "fused"):
         np.testing.assert_allclose(np.linalg.norm(_rows(items, name), axis=1), 1, atol=1e-5)
-    streamed = [row for batch in batches(exported, "items", ["id"], 7) for row in batch["id"].to_pylist()]
+    streamed = [row for batch in read_batches(exported, "items", ["id"], 7) for row in batch["id"].to_pylist()]
     assert streamed == items["id"].to_pylist()
 
 
@@ -96,17 +96,19 @@ def test_float16(finished_run: Path, exported: Path, tmp_path: Path) -> None:
 
 def test_refusals(finished_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        "add --overwrite": [str(finished_run), "--out", str(exported)],
-        "choose another --out": [str(finished_run), "--out", str(finished_run)],
-        "not a run": [str(tmp_path), "--out", str(tmp_path / "out")],
-        "no such checkpoint; there are step-": [str(finished_run), "--out", str(tmp_path / "o"), "--checkpoint", "x"],
-        "unknown setting 'machine.devise'": [str(finished_run), "--out", str(tmp_path / "o"), "machine.devise=cpu"],
+        "output.exists": [str(finished_run), "--out", str(exported)],
+        "output.not_ours": [str(finished_run), "--out", str(finished_run)],
+        "run.missing": [str(tmp_path), "--out", str(tmp_path / "out")],
     }
-    for message, arguments in cases.items():
-        assert message in refusal(main, arguments, capsys)
+    for code, arguments in cases.items():
+        assert refusal(main, arguments, capsys).startswith(f"error[{code}]: ")
+    for name in ("x", "..", "step-1", "../checkpoints"):
+        arguments = [str(finished_run), "--out", str(tmp_path / "o"), "--checkpoint", name]
+        assert refusal(main, arguments, capsys).startswith("error[checkpoint.missing]: ")
     assert not list(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match="cannot be read; an export is made"):
+    with pytest.raises(InputError) as refused:
         read_manifest(tmp_path)
+    assert refused.value.code == "export.missing"
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])

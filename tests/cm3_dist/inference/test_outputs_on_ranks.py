@@ -12,36 +12,42 @@ import pyarrow.parquet as pq
 import pytest
 
 from cm3_dist.config.command_options import run_settings
-from cm3_dist.distributed.runtime import distributed
-from cm3_dist.evaluate import evaluate
-from cm3_dist.export import export
-from cm3_dist.inference.trained_model import FinishedRun
-from cm3_dist.recommend import recommend
-from cm3_dist.similar import similar
+from cm3_dist.evaluation.report import evaluate_model
+from cm3_dist.inference import top_k_lists
+from cm3_dist.inference.export_rows import write_rows
+from cm3_dist.inference.recommend_lists import write_lists
+from cm3_dist.inference.similar_items import similar_items
+from cm3_dist.inference.trained_model import TrainedModel, open_model
 from tests.support.ranks import run_ranks
 
 
 def _everything(folder: Path, out: Path) -> dict[str, Any]:
     """Calls every command; files go to `out`, and what is returned comes back."""
-    settings = run_settings(folder, [])
-    with distributed(settings.machine) as runtime:
-        run = FinishedRun(settings, runtime)
-        export(run, out / "rows", modality_rows=True)
-        recommend(run, out / "all.parquet")
-        recommend(run, out / "all.jsonl", exclude_held_out=True)
-        new_items = out.parent / "new.parquet"
-        recommend(run, out / "new-items.jsonl", new_items=new_items)
-        recommend(run, out / "new-users.jsonl", new_items=new_items, new_users=out.parent / "new.csv")
-        return {
-            "similar": [similar(run, item, 7, by) for item in (1000, 1033) for by in ("all", "text")],
-            "evaluate": evaluate(
-                run,
-                against=FinishedRun(settings, runtime),
+    settings, new_items = run_settings(folder, []), out.parent / "new.parquet"
+    with open_model(settings) as model:
+        found = {
+            "similar": [similar_items(model, item, 7, by) for item in (1000, 1033) for by in ("all", "text")],
+            "evaluate": evaluate_model(
+                model,
+                against=TrainedModel(settings, model.runtime),
                 resamples=100,
                 by=("popularity", "activity"),
                 baselines="popularity,random,ease,item-knn",
             ),
         }
+        rows = write_rows(model, out / "rows", modality_rows=True, index="flat")
+        lists = [
+            write_lists(model, out / "all.parquet"),
+            write_lists(model, out / "all.jsonl", exclude_held_out=True),
+            write_lists(model, out / "new-items.jsonl", new_items=new_items),
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(top_k_lists, "USERS_PER_BLOCK", 2)
+            new = write_lists(model, out / "new-users.jsonl", new_items=new_items, new_users=out.parent / "new.csv")
+    rows.finish()  # the ranks have left each other: rank 0 completes the files alone
+    for file in (*lists, new):
+        file.finish()
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,21 @@ import pytest
 import torch
 
 from cm3_dist.config.command_options import run_settings
-from cm3_dist.distributed.runtime import distributed
-from cm3_dist.inference import top_k_lists as lists_module
-from cm3_dist.inference.id_map import OwnIds
-from cm3_dist.inference.trained_model import FinishedRun
+from cm3_dist.inference import top_k_lists
+from cm3_dist.inference.id_map import IdMap
+from cm3_dist.inference.recommend_lists import ListFile, write_lists
+from cm3_dist.inference.trained_model import open_model
 from cm3_dist.ranking.metrics import ranking_metrics
-from cm3_dist.recommend import main, recommend
+from cm3_dist.recommend import main
 from tests.support.refusals import refusal
 
 
-def _recommend(run: Path, calls: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, int]]:
-    settings = run_settings(run, [])
-    with distributed(settings.machine) as runtime:
-        finished = FinishedRun(settings, runtime)
-        return [recommend(finished, out, **options) for out, options in calls]
+def _recommend(run: Path, calls: list[tuple[Path, dict[str, Any]]]) -> list[ListFile]:
+    with open_model(run_settings(run, [])) as model:
+        written = [write_lists(model, out, **options) for out, options in calls]
+    for lists in written:
+        lists.finish()
+    return written
 
 
 def _lists(path: Path) -> dict[str, list[int]]:
@@ -42,22 +43,19 @@ def _lists(path: Path) -> dict[str, list[int]]:
 @pytest.fixture(scope="module")
 def everyone(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("lists") / "all.parquet"
-    counts = _recommend(finished_run, [(out, {})])[0]
-    assert counts["entries"] == pq.read_metadata(out).num_rows
-    assert counts["untrained"] == 1  # u5 has no interaction at all
+    lists = _recommend(finished_run, [(out, {})])[0]
+    assert lists.entries == pq.read_metadata(out).num_rows
+    assert lists.untrained == 1  # u5 has no interaction at all
     return out
 
 
 def test_lists_are_the_ranking_of_evaluation(finished_run: Path, everyone: Path) -> None:
     """The metrics of the lists in the file are those of metrics.json, every one of them."""
-    settings = run_settings(finished_run, [])
     found = _lists(everyone)
-    with distributed(settings.machine) as runtime:
-        run = FinishedRun(settings, runtime)
-        held_out = run.shard.held_out["test"]
-        users = OwnIds(run.shard.root, run.manifest, "user").take(held_out.users).to_pylist()
-        items = OwnIds(run.shard.root, run.manifest, "item")
-        ranked = torch.from_numpy(np.stack([items.find(pa.array(found[user])) for user in users]))
+    with open_model(run_settings(finished_run, [])) as model:
+        held_out = model.shard.held_out["test"]
+        users = model.user_ids.take(held_out.users).to_pylist()
+        ranked = torch.from_numpy(np.stack([model.item_ids.rows(found[user]) for user in users]))
     metrics = ranking_metrics(ranked, held_out.relevant, [5, 20])
     expected = json.loads((finished_run / "metrics.json").read_text())["test"]
     assert {name: float(values.mean()) for name, values in metrics.items()} == pytest.approx(expected, abs=1e-12)
@@ -66,7 +64,7 @@ def test_lists_are_the_ranking_of_evaluation(finished_run: Path, everyone: Path)
 def test_small_blocks_write_the_same(
     finished_run: Path, everyone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists_module, "USERS_AT_A_TIME", 7)
+    monkeypatch.setattr(top_k_lists, "USERS_PER_BLOCK", 7)
     _recommend(finished_run, [(tmp_path / "blocks.parquet", {}), (tmp_path / "blocks.jsonl", {})])
     expected = _lists(everyone)
     for path in tmp_path.iterdir():
@@ -80,7 +78,7 @@ def test_some_users_and_items(finished_run: Path, everyone: Path, tmp_path: Path
     (tmp_path / "items.csv").write_text("sku\n" + "\n".join(str(1000 + n) for n in range(12)) + "\n")
     files = {"users": tmp_path / "users.csv", "items": tmp_path / "items.csv"}
     plain, whole, none = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
-    counts = _recommend(
+    written = _recommend(
         finished_run,
         [
             (plain, {"users": files["users"], "k": 20}),
@@ -88,7 +86,7 @@ def test_some_users_and_items(finished_run: Path, everyone: Path, tmp_path: Path
             (none, {**files, "exclude_held_out": True}),
         ],
     )
-    assert [(c["users"], c["untrained"]) for c in counts] == [(2, 1)] * 3
+    assert [(lists.users, lists.untrained) for lists in written] == [(2, 1)] * 3
     expected = _lists(everyone)
     assert _lists(plain) == {user: expected[user] for user in _lists(plain)}
     assert {len(items) for items in _lists(whole).values()} == {12}
@@ -104,7 +102,7 @@ def _known(data: Path, user: str) -> set[int]:
     from cm3_dist.graph.shard import load_shard
 
     shard = load_shard(data, 0, 1)
-    ids = [OwnIds(data, shard.manifest, kind) for kind in ("user", "item")]  # type: ignore[arg-type]
+    ids = [IdMap(data, shard.manifest, kind) for kind in ("user", "item")]  # type: ignore[arg-type]
     row = ids[0].find(pa.array([user]))
     rows = [shard.seen(row).values.numpy()]
     for split in shard.held_out.values():
@@ -121,18 +119,19 @@ def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     pq.write_table(pa.table({"item": [1.5]}), tmp_path / "floats.parquet")
     out = ["--out", str(tmp_path / "lists.parquet")]
     cases = {
-        "column 'user', row 1 (line 3): 'u999' is not among the users": ["--users", str(tmp_path / "users.csv"), *out],
-        "column 'item', row 1 (line 3): 'abc' is text": ["--items", str(tmp_path / "items.csv"), *out],
-        "no item column (item,": ["--items", str(tmp_path / "odd.csv"), *out],
-        "could both be the item column; leave one of them out": ["--items", str(tmp_path / "two.csv"), *out],
-        "ids are whole numbers or text": ["--items", str(tmp_path / "floats.parquet"), *out],
-        "no such file": ["--users", str(tmp_path / "nowhere.csv"), *out],
-        "unknown extension": ["--out", str(tmp_path / "lists.csv")],
-        "add --overwrite": ["--out", str(finished_run / "metrics.json").replace(".json", ".parquet")],
+        "[ids.unknown]: {}: column 'user', row 1 (line 3): ": ["--users", str(tmp_path / "users.csv"), *out],
+        "[ids.type]: {}: column 'item', row 1 (line 3): ": ["--items", str(tmp_path / "items.csv"), *out],
+        "[ids.no_column]: {}: ": ["--items", str(tmp_path / "odd.csv"), *out],
+        "[ids.ambiguous_column]: {}: ": ["--items", str(tmp_path / "two.csv"), *out],
+        "[ids.type]: {}: column 'item': ": ["--items", str(tmp_path / "floats.parquet"), *out],
+        "[output.format]: {}: ": ["--out", str(tmp_path / "lists.csv")],
+        "[output.exists]: {}: ": ["--out", str(tmp_path / "taken.parquet")],
+        "[output.not_ours]: {}: ": ["--out", str(tmp_path / "folder.parquet")],
     }
-    (finished_run / "metrics.parquet").touch()
+    (tmp_path / "taken.parquet").touch()
+    (tmp_path / "folder.parquet").mkdir()
     before = sorted(tmp_path.iterdir())
-    for message, arguments in cases.items():
-        assert message in refusal(main, [str(finished_run), *arguments], capsys)
-    (finished_run / "metrics.parquet").unlink()
+    for expected, arguments in cases.items():
+        line = refusal(main, [str(finished_run), *arguments], capsys)
+        assert line.startswith("error" + expected.format(arguments[1])), line
     assert sorted(tmp_path.iterdir()) == before

@@ -117,20 +117,19 @@ def test_without_a_checkpoint_the_run_starts_from_the_beginning(
     assert after["test"] == whole["test"]
 
 
-def test_a_checkpoint_may_be_older_than_a_setting(alone: Runtime, tmp_path: Path) -> None:
-    from cm3_dist.training.trainer import Trainer
-    from cm3_dist.training.trainer_state import _same_run
+def test_a_checkpoint_may_be_older_than_a_setting(tmp_path: Path) -> None:
+    from cm3_dist.checkpoint.same_run import check_same_run
+    from partition.folder.manifest import read_manifest
 
     prepared = prepare_small(tmp_path)
-    trainer = Trainer(small_settings(prepared, tmp_path / "run"), alone)
-    saved = trainer.settings.plain()
+    manifest, settings = read_manifest(prepared), small_settings(prepared, tmp_path / "run")
+    saved = settings.plain()
     del saved["model"]["fusion"], saved["loss"]["phi"]
     saved["model"]["layer_weights"] = None  # removed since, at the value that changes nothing
-    record = {"parts": trainer.manifest.num_parts, "data": trainer.manifest.digest(), "settings": saved}
-    _same_run(trainer, tmp_path, record)
-    trainer.settings = small_settings(prepared, tmp_path / "run", loss={"t": 3})
+    record = {"parts": manifest.num_parts, "data": manifest.digest(), "settings": saved}
+    check_same_run(tmp_path, record, manifest, settings)
     with pytest.raises(InputError, match=r"saved with loss.t=2.0, resumed with 3.0") as error:
-        _same_run(trainer, tmp_path, record)
+        check_same_run(tmp_path, record, manifest, small_settings(prepared, tmp_path / "run", loss={"t": 3}))
     assert error.value.code == "resume.setting"
 
 
