@@ -30,7 +30,7 @@ from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard, load_shard
 from cm3_dist.graph.sparse_ops import Csr
 from cm3_dist.model.l2_normalize import l2_normalize
-from cm3_dist.pipeline.batch_sampler import Batches
+from cm3_dist.pipeline.batch_sampler import BatchSampler
 from partition.folder import layout
 
 WALKS = [1, 2, 5, 10, 20, 50, 100]  # a node
@@ -88,7 +88,7 @@ class Comparison:
 
     def __init__(self, shard: Shard, runtime: Runtime, ego: tuple[Tensor, Tensor], batch: int, draws: int) -> None:
         self._shard, self._runtime, self._ego, self._draws = shard, runtime, ego, draws
-        first = next(Batches(shard, batch, "in_batch", SEED).epoch(0))
+        first = next(BatchSampler(shard, batch, "in_batch", SEED).epoch(0))
         self._users, self._items = np.unique(first.user), np.unique(first.positive)
         groups = runtime.group, runtime.planning
         rows = exact_propagation(shard, LAYERS, 0, *groups, adjoint=False)(*ego)

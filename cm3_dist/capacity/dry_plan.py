@@ -14,8 +14,8 @@ from cm3_dist.capacity.scenario import Halo, RankLoad, RankStep, Relation, Scena
 from cm3_dist.distributed.traffic import Kind
 from cm3_dist.graph.halo_exchange import Exchange
 from cm3_dist.graph.lightgcn import Hop, Propagation
-from cm3_dist.graph.sparse_ops import Csr, Pull, Push
-from cm3_dist.graph.sparse_ops import Relation as Operator
+from cm3_dist.graph.sparse_ops import Csr, GatherSpMM, ScatterSpMM
+from cm3_dist.graph.sparse_ops import LinearMap as Operator
 from cm3_dist.pipeline.pair_weights import Pairs, PairWeight
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 
@@ -105,17 +105,17 @@ def _sampled(step: RankStep) -> Propagation:
     return Propagation(hops, similar)
 
 
-def _both_ways(pull: Pull) -> Operator:
+def _both_ways(pull: GatherSpMM) -> Operator:
     matrix = pull.matrix
     transposed = Csr(ids(matrix.columns + 1), ids(len(matrix.indices)), _floats(len(matrix.indices)), 0)
-    return Operator(pull, Push(replace(transposed, columns=len(matrix.indptr) - 1), pull.exchange))
+    return Operator(pull, ScatterSpMM(replace(transposed, columns=len(matrix.indptr) - 1), pull.exchange))
 
 
-def _pull(relation: Relation, own: float, kind: Kind) -> Pull:
+def _pull(relation: Relation, own: float, kind: Kind) -> GatherSpMM:
     """`own`: rows of the sources' kind on this rank, to which the halo is appended."""
     exchange = _exchange(relation.halo, kind)
     columns = math.ceil(own) + exchange.received
-    return Pull(Csr(ids(relation.rows + 1), ids(relation.edges), _floats(relation.edges), columns), exchange)
+    return GatherSpMM(Csr(ids(relation.rows + 1), ids(relation.edges), _floats(relation.edges), columns), exchange)
 
 
 def _exchange(halo: Halo, kind: Kind) -> Exchange:

@@ -30,9 +30,9 @@ from cm3_dist.loss.cm3_loss import cm3_loss
 from cm3_dist.loss.constants import LossConstants
 from cm3_dist.model.cm3 import CM3
 from cm3_dist.model.dimensions import ITEM_IDS, tables
-from cm3_dist.model.embedding_tables import Tables
+from cm3_dist.model.embedding_tables import EmbeddingTables
 from cm3_dist.model.item_encoder import ItemEncoder
-from cm3_dist.model.local_table import LocalRows, can_update
+from cm3_dist.model.local_table import LocalTable, can_update
 from cm3_dist.pipeline.device_transfer import map_tensors
 
 SMALL = 32 << 20  # glibc keeps freed blocks up to this size (`cm3_dist.distributed.allocator`)
@@ -149,7 +149,7 @@ def _storages(value: object) -> dict[int, int]:
     return found
 
 
-class _Tables(Tables):
+class _Tables(EmbeddingTables):
     """This rank's rows without TorchRec."""
 
     def __init__(self, scenario: Scenario, load: RankLoad) -> None:
@@ -162,7 +162,7 @@ class _Tables(Tables):
             weight = self._weights[name] = torch.empty(rows, width, device=META)
             state = {"rowwise_adagrad": weight[:, 0], "adagrad": weight}.get(settings.tables.name)
             if can_update(settings.tables):
-                self._local[name] = LocalRows(weight, state, settings.tables, 0)
+                self._local[name] = LocalTable(weight, state, settings.tables, 0)
 
     def model(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """TorchRec's lookup: the rows, and their copy on the way to the rank that requested them, here the same."""

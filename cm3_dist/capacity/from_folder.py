@@ -18,9 +18,9 @@ from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Adjacency, Shard, column, load_shard, own_parts
-from cm3_dist.graph.sparse_ops import Pull
-from cm3_dist.graph.sparse_ops import Relation as Operator
-from cm3_dist.pipeline.batch_sampler import Batch, Batches
+from cm3_dist.graph.sparse_ops import GatherSpMM
+from cm3_dist.graph.sparse_ops import LinearMap as Operator
+from cm3_dist.pipeline.batch_sampler import Batch, BatchSampler
 from partition.folder import layout
 from partition.folder.arrays import read_graph, read_similar
 from partition.folder.manifest import Manifest, read_manifest
@@ -117,7 +117,7 @@ def drawn_steps(scenario: Scenario, steps: int) -> list[list[RankStep]]:
     settings, loads = scenario.settings, list(scenario.loads)
     with distributed(Machine(device="cpu")) as runtime:
         shard = load_shard(settings.data.path, 0, 1)
-        batches = Batches(shard, settings.train.batch_size, settings.negatives, settings.train.seed)
+        batches = BatchSampler(shard, settings.train.batch_size, settings.negatives, settings.train.seed)
         fanouts = Fanouts.of(settings.propagation)
         sampler = Sampler(shard, fanouts, settings.train.seed, runtime.group, runtime.planning)
         draw = _Draw(shard, settings, loads, sampler if scenario.mode == "sampled" else None)
@@ -202,7 +202,7 @@ class _Draw:
     def _relation(self, operator: Operator, rows: _Frontier, sources: _Frontier) -> list[Relation]:
         """One layer of one relation, by rank."""
         pull, ranks = operator.forward, self._ranks
-        assert isinstance(pull, Pull)
+        assert isinstance(pull, GatherSpMM)
         degree = np.diff(pull.matrix.indptr.numpy())
         rank = rows.rows[: len(degree)] // rows.per_rank
         source = sources.rows[pull.matrix.indices.numpy()]

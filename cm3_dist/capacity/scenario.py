@@ -15,7 +15,7 @@ import numpy as np
 from cm3_dist.capacity.hardware import Hardware
 from cm3_dist.config.settings import Propagation, Settings
 from cm3_dist.graph.propagation_mode import resolve_mode
-from cm3_dist.model.dimensions import Widths
+from cm3_dist.model.dimensions import Dimensions
 from partition.folder.manifest import Manifest
 
 
@@ -144,9 +144,9 @@ class Scenario:
         return self.hardware.ranks
 
     @property
-    def widths(self) -> Widths:
+    def widths(self) -> Dimensions:
         """Row widths of the model."""
-        return Widths.of(self.manifest, self.settings)
+        return Dimensions.of(self.manifest, self.settings)
 
     def feature_bytes(self, rows: float) -> float:
         """Features of so many items, as stored."""

@@ -22,7 +22,7 @@ from partition.files import recover, write_text
 LATEST, BEST = "latest", "best"
 
 
-class CheckpointFolder:
+class CheckpointDirectory:
     """Checkpoints `step-*`, and the pointers `latest` and `best`.
 
     Args:

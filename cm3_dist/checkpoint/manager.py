@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.checkpoint.directory import CheckpointFolder
+from cm3_dist.checkpoint.directory import CheckpointDirectory
 from cm3_dist.checkpoint.integrity import check_files, read_record, read_sums
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.distributed.runtime import Runtime
@@ -37,7 +37,7 @@ from partition.files import sha256
 T = TypeVar("T")
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run: the newest `keep` and the best. Every method except `failed` is collective.
 
     Args:
@@ -49,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime, *, background: bool = False) -> None:
         self.folder, self._runtime, self._background = folder, runtime, background
-        self._on_disk = CheckpointFolder(folder, keep)
+        self._on_disk = CheckpointDirectory(folder, keep)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 

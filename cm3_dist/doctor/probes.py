@@ -97,7 +97,7 @@ def lookup(folder: Path, device: str, parts: int) -> str:
     from cm3_dist.distributed.runtime import distributed
     from cm3_dist.graph.shard import own_parts
     from cm3_dist.model.dimensions import CHANNELS
-    from cm3_dist.model.embedding_tables import Tables
+    from cm3_dist.model.embedding_tables import EmbeddingTables
     from partition.folder.manifest import read_manifest
 
     machine, root = Machine(device=device, timeout=60), folder / "prepared"  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def lookup(folder: Path, device: str, parts: int) -> str:
     with distributed(machine) as runtime:
         own = own_parts(manifest, root, runtime.rank, runtime.world_size)
         settings = Settings.model_validate({"model": {"dim": 8}, "tables": {"name": "sgd", "lr": 0.5}})
-        tables = Tables(manifest, own, settings, runtime)
+        tables = EmbeddingTables(manifest, own, settings, runtime)
         # Every value of row r is r. All ranks look up every third row of the whole table, and each rank's gradient is 1
         # everywhere, so the update has to subtract 0.5 per rank.
         number = torch.arange(own.start * manifest.user_stride, own.stop * manifest.user_stride, device=runtime.device)

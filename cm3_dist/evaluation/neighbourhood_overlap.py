@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.inference.trained_model import TrainedModel
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.ranking.full_ranking import top_k
@@ -55,7 +55,7 @@ def neighbourhood_overlap(
 def _nearest(model: TrainedModel, rows: Tensor, sample_rows: Tensor, nearest: int) -> Tensor:
     """[n, nearest] global rows of the items nearest to the local items `sample_rows` [n] by cosine."""
     shard = model.shard
-    itself = Ragged(torch.arange(len(sample_rows) + 1), sample_rows + shard.first_item)
+    itself = CsrLists(torch.arange(len(sample_rows) + 1), sample_rows + shard.first_item)
     items = torch.from_numpy(shard.is_item)
     unit = l2_normalize(rows)
     return top_k(unit, unit, sample_rows, itself, items, nearest, group=model.runtime.rows_group)[1].cpu()

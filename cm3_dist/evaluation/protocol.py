@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.errors import InputError
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.inference.top_k_lists import candidate_mask
 from cm3_dist.inference.trained_model import TrainedModel
 from cm3_dist.ranking.full_ranking import top_k
@@ -26,8 +26,8 @@ class Task:
     """This rank's users with held-out items, and all items that are ranked for them."""
 
     users: np.ndarray  # [n] int64 local rows, ascending
-    relevant: Ragged  # n lists of held-out items, global rows; none is empty
-    seen: Ragged  # n lists of training items, which are not ranked
+    relevant: CsrLists  # n lists of held-out items, global rows; none is empty
+    seen: CsrLists  # n lists of training items, which are not ranked
     candidates: Tensor  # [local items] bool
     item_degree: np.ndarray  # [all item rows] int64 training interactions; 0 for padding
     is_candidate: np.ndarray  # [all item rows] bool
@@ -71,7 +71,7 @@ def evaluation_task(model: TrainedModel, split: str, cold: bool) -> Task:
         row, item = relevant.row_ids().numpy(), relevant.values.numpy()
         untrained = degree[item] == 0
         kept, row = np.unique(row[untrained], return_inverse=True)
-        users, relevant = users[kept], Ragged.from_pairs(row, item[untrained], len(kept))
+        users, relevant = users[kept], CsrLists.from_pairs(row, item[untrained], len(kept))
         candidates = candidate_mask(model, relevant.values.numpy())
     else:
         candidates = model.evaluator.candidates(split)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ragged:
+class CsrLists:
     """N lists of integers: list n is values[indptr[n]:indptr[n + 1]]."""
 
     indptr: Tensor  # [N + 1] int64
@@ -20,17 +20,19 @@ class Ragged:
         return len(self.indptr) - 1
 
     @staticmethod
-    def from_numpy(indptr: np.ndarray, values: np.ndarray) -> Ragged:
+    def from_numpy(indptr: np.ndarray, values: np.ndarray) -> CsrLists:
         """From CSR arrays of any integer dtype."""
-        return Ragged(torch.from_numpy(indptr.astype(np.int64)), torch.from_numpy(values.astype(np.int64, copy=False)))
+        return CsrLists(
+            torch.from_numpy(indptr.astype(np.int64)), torch.from_numpy(values.astype(np.int64, copy=False))
+        )
 
     @staticmethod
-    def from_pairs(row: np.ndarray, value: np.ndarray, rows: int) -> Ragged:
+    def from_pairs(row: np.ndarray, value: np.ndarray, rows: int) -> CsrLists:
         """From (row, value) pairs in any order: `rows` lists, each ascending."""
         order = np.lexsort((value, row))
         indptr = np.zeros(rows + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
-        return Ragged.from_numpy(indptr, np.asarray(value)[order])
+        return CsrLists.from_numpy(indptr, np.asarray(value)[order])
 
     @property
     def lengths(self) -> Tensor:
@@ -41,10 +43,10 @@ class Ragged:
         """The list that each value belongs to, [sum of lengths] int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
-    def rows(self, index: np.ndarray | Tensor) -> Ragged:
+    def rows(self, index: np.ndarray | Tensor) -> CsrLists:
         """The lists at `index` [n], in that order."""
         indptr, place = row_places(self.indptr, torch.as_tensor(index))
-        return Ragged(indptr, self.values[place])
+        return CsrLists(indptr, self.values[place])
 
 
 def row_places(indptr: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.graph.lightgcn import Hop, Propagation
 from cm3_dist.graph.part_graph import SIMILAR
 from cm3_dist.graph.shard import Adjacency, Shard
-from cm3_dist.graph.sparse_ops import Csr, Pull, Relation
+from cm3_dist.graph.sparse_ops import Csr, GatherSpMM, LinearMap
 from cm3_dist.kernels import Kernels
 from partition.folder import layout
 
@@ -57,13 +57,13 @@ def exact_propagation(
     hop = Hop(
         shard.user_rows,
         shard.item_rows,
-        Relation(user_from_item, item_from_user),
-        Relation(item_from_user, user_from_item),
+        LinearMap(user_from_item, item_from_user),
+        LinearMap(item_from_user, user_from_item),
     )
     similar = []
     if item_item_layers:
         pull = _pull(shard.adjacency(SIMILAR), shard.first_item, shard.item_rows, "item-graph rows", *groups, kernels)
-        similar = [(shard.item_rows, Relation.of(pull) if adjoint else Relation.forward_only(pull))]
+        similar = [(shard.item_rows, LinearMap.of(pull) if adjoint else LinearMap.forward_only(pull))]
     return Propagation([hop] * user_item_layers, similar * item_item_layers)
 
 
@@ -76,12 +76,12 @@ def restrict(whole: Propagation, users: Tensor, items: Tensor) -> Propagation:
     hops, similar = list(whole.hops), list(whole.similar)
     if hops:
         pull = hops[0].user_from_item.forward
-        assert isinstance(pull, Pull)
-        hops[0] = replace(hops[0], users=users, user_from_item=Relation.of(pull.rows(users)))
+        assert isinstance(pull, GatherSpMM)
+        hops[0] = replace(hops[0], users=users, user_from_item=LinearMap.of(pull.rows(users)))
     if similar:
         pull = similar[0][1].forward
-        assert isinstance(pull, Pull)
-        similar[0] = (items, Relation.of(pull.rows(items)))
+        assert isinstance(pull, GatherSpMM)
+        similar[0] = (items, LinearMap.of(pull.rows(items)))
     return Propagation(hops, similar)
 
 
@@ -93,7 +93,7 @@ def _pull(
     group: dist.ProcessGroup,
     planning: dist.ProcessGroup,
     kernels: Kernels,
-) -> Pull:
+) -> GatherSpMM:
     """The operator of one relation. Columns: the `own` local rows (global rows from `first`), then remote sources."""
     local = edges.source - first
     remote = (local < 0) | (local >= own)
@@ -101,7 +101,7 @@ def _pull(
     columns = local.copy()
     columns[remote] = own + np.searchsorted(halo, edges.source[remote])
     matrix = Csr.from_numpy(edges.indptr, columns, edges.value, own + len(halo), kernels)
-    return Pull(matrix, plan_exchange(halo, first, own, kind, group, planning))
+    return GatherSpMM(matrix, plan_exchange(halo, first, own, kind, group, planning))
 
 
 def plan_exchange(

@@ -77,7 +77,7 @@ class Exchange:
         dist.all_to_all_single(halo, own[self.send], self.receive_counts, self.send_counts, group=self.group)
         return halo
 
-    def give_back(self, halo: Tensor, own: Tensor) -> None:
+    def fetch_adjoint(self, halo: Tensor, own: Tensor) -> None:
         """The adjoint of `fetch`: sends `halo` [received, width] back and adds it to `own` [n, width]. Collective."""
         if self.group is None:
             return
@@ -99,7 +99,7 @@ class _Fetch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         own = grad.new_zeros(ctx.rows, grad.shape[1])
-        ctx.exchange.give_back(grad, own)
+        ctx.exchange.fetch_adjoint(grad, own)
         return own, None
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cm3_dist.graph.sparse_ops import Relation
+from cm3_dist.graph.sparse_ops import LinearMap
 
 # A frontier within the next one: its first n rows, or the rows at these indices ([n] int64, distinct).
 Rows: TypeAlias = int | Tensor
@@ -33,8 +33,8 @@ class Hop:
 
     users: Rows  # users of F_k in F_{k+1}; indices only in hops[0]
     items: Rows  # items of F_k in F_{k+1}
-    user_from_item: Relation
-    item_from_user: Relation
+    user_from_item: LinearMap
+    item_from_user: LinearMap
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Propagation:
     hops: Sequence[Hop]  # hops[k]: F_k from F_{k+1}
     # Item-item layers: T_k in T_{k+1} (indices only in the first), and the map from T_{k+1} to T_k. The last T is the
     # items of F_0.
-    similar: Sequence[tuple[Rows, Relation]]
+    similar: Sequence[tuple[Rows, LinearMap]]
 
     def __call__(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Propagates ego rows [n_L, width] and [m_L, width]. Differentiable. Collective.

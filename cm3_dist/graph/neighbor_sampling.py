@@ -20,7 +20,7 @@ from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.graph.lightgcn import Hop, Propagation
 from cm3_dist.graph.part_graph import ITEM, SIMILAR, USER, Edges
 from cm3_dist.graph.shard import Shard
-from cm3_dist.graph.sparse_ops import Csr, Pull, Relation
+from cm3_dist.graph.sparse_ops import Csr, GatherSpMM, LinearMap
 from cm3_dist.kernels import Kernels
 from partition.folder import layout
 
@@ -122,7 +122,7 @@ class Sampler:
         wanted: int,
         fanout: int,
         words: tuple[int, ...],
-    ) -> Relation:
+    ) -> LinearMap:
         edges = self._sources(relation, to, wanted, fanout, words)
         return self._compile(edges, to, source, wanted, *self._reach(source, edges, "item-graph rows"))
 
@@ -163,7 +163,7 @@ class Sampler:
 
     def _compile(
         self, edges: Edges, to: _Frontier, source: _Frontier, wanted: int, halo: np.ndarray, exchange: Exchange
-    ) -> Relation:
+    ) -> LinearMap:
         local = edges.source - source.first
         remote = (local < 0) | (local >= len(source.position))
         columns = np.empty_like(edges.source)
@@ -174,4 +174,4 @@ class Sampler:
         indptr = np.zeros(wanted + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=wanted), out=indptr[1:])
         matrix = Csr.from_numpy(indptr, columns[order], edges.value[order], len(source.rows) + len(halo), self._kernels)
-        return Relation.of(Pull(matrix, exchange))
+        return LinearMap.of(GatherSpMM(matrix, exchange))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from cm3_dist.errors import InputError
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.graph.part_graph import SIMILAR, USER, Edges, PartGraph
 from partition.errors import reading
 from partition.folder import layout
@@ -45,7 +45,7 @@ class HeldOut:
     """Held-out interactions of a split."""
 
     users: np.ndarray  # [n] int64 local rows, ascending
-    relevant: Ragged  # n lists of global item rows
+    relevant: CsrLists  # n lists of global item rows
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,12 @@ class Shard:
         """Global row of local item row 0."""
         return self.parts.start * self.manifest.item_stride
 
-    def seen(self, users: np.ndarray) -> Ragged:
+    def seen(self, users: np.ndarray) -> CsrLists:
         """Training items of the local users [n]: n lists of global rows."""
-        found = Ragged(torch.from_numpy(self.interactions.indptr), torch.from_numpy(self.interactions.item)).rows(users)
-        return Ragged(found.indptr, found.values.long())
+        found = CsrLists(torch.from_numpy(self.interactions.indptr), torch.from_numpy(self.interactions.item)).rows(
+            users
+        )
+        return CsrLists(found.indptr, found.values.long())
 
     def adjacency(self, relation: tuple[str, str, str]) -> Adjacency:
         """In-edges of all local rows; built at every call."""
@@ -186,7 +188,7 @@ def _held_out(root: Path, parts: range, name: str, first_user: int) -> HeldOut:
     user = np.concatenate([column(path, "user") for path in files]).astype(np.int64)
     item = np.concatenate([column(path, "item") for path in files]).astype(np.int64)
     users, group = np.unique(user, return_inverse=True)
-    return HeldOut(users - first_user, Ragged.from_pairs(group, item, len(users)))
+    return HeldOut(users - first_user, CsrLists.from_pairs(group, item, len(users)))
 
 
 def column(path: Path, name: str) -> np.ndarray:

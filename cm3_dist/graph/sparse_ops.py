@@ -84,7 +84,7 @@ class Operator(Protocol):
 
 
 @dataclass(frozen=True)
-class Pull:
+class GatherSpMM:
     """y = matrix @ [own rows; fetched rows]."""
 
     matrix: Csr
@@ -96,14 +96,14 @@ class Pull:
         own = x[: self.matrix.columns - self.exchange.received]
         return self.matrix.times(torch.cat([own, halo]) if self.exchange.received else own)
 
-    def rows(self, index: Tensor) -> Pull:
+    def rows(self, index: Tensor) -> GatherSpMM:
         """The operator restricted to the destination rows `index` [n] int64. It fetches the same rows as before."""
-        return Pull(self.matrix.rows(index), self.exchange)
+        return GatherSpMM(self.matrix.rows(index), self.exchange)
 
 
 @dataclass(frozen=True)
-class Push:
-    """The adjoint of a `Pull`: y = own rows of (matrix @ x), plus the rows that other ranks computed for this one."""
+class ScatterSpMM:
+    """The adjoint of a `GatherSpMM`: y = own rows of (matrix @ x), plus the rows that other ranks computed for it."""
 
     matrix: Csr  # transpose of the Pull's matrix
     exchange: Exchange
@@ -113,26 +113,26 @@ class Push:
         y = self.matrix.times(x)
         own = len(self.matrix.indptr) - 1 - self.exchange.received
         result = y[:own]
-        self.exchange.give_back(y[own:], result)
+        self.exchange.fetch_adjoint(y[own:], result)
         return result
 
 
 @dataclass(frozen=True)
-class Relation:
+class LinearMap:
     """A linear map and its adjoint."""
 
     forward: Operator
     adjoint: Operator
 
     @staticmethod
-    def of(pull: Pull) -> Relation:
+    def of(pull: GatherSpMM) -> LinearMap:
         """With an adjoint built by transposing; symmetric operators need none (see `graph.full_graph`)."""
-        return Relation(pull, Push(pull.matrix.transposed(), pull.exchange))
+        return LinearMap(pull, ScatterSpMM(pull.matrix.transposed(), pull.exchange))
 
     @staticmethod
-    def forward_only(pull: Pull) -> Relation:
+    def forward_only(pull: GatherSpMM) -> LinearMap:
         """For inference; its adjoint raises RuntimeError."""
-        return Relation(pull, _no_adjoint)
+        return LinearMap(pull, _no_adjoint)
 
 
 def _no_adjoint(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.graph.halo_exchange import send_to_owners
 from cm3_dist.graph.shard import HeldOut
 from cm3_dist.inference.cold_start import NewItems, place_users
@@ -106,8 +106,8 @@ def new_user_lists(
         excluded = excluded_new = _empty_lists(len(own))
         if exclude_seen:
             is_new = item >= known
-            excluded = Ragged.from_pairs(owner[~is_new], item[~is_new], len(block)).rows(own)
-            excluded_new = Ragged.from_pairs(owner[is_new], item[is_new] - known, len(block)).rows(own)
+            excluded = CsrLists.from_pairs(owner[~is_new], item[~is_new], len(block)).rows(own)
+            excluded_new = CsrLists.from_pairs(owner[is_new], item[is_new] - known, len(block)).rows(own)
         ids = users.ids.take(pa.array(block[own]))
         yield _lists(model, ids, rows, own, catalogue, k, excluded, excluded_new)
 
@@ -119,8 +119,8 @@ def _lists(
     users: np.ndarray,
     catalogue: Catalogue,
     k: int,
-    excluded: Ragged,
-    excluded_new: Ragged,
+    excluded: CsrLists,
+    excluded_new: CsrLists,
 ) -> TopKLists:
     """Ranks known and new items for the rows `users` of `user_rows`. Collective.
 
@@ -154,11 +154,11 @@ def _item_ids(model: TrainedModel, rows: np.ndarray, new: NewItems | None) -> pa
     return both.take(pa.array(position))
 
 
-def _empty_lists(users: int) -> Ragged:
-    return Ragged.from_numpy(np.zeros(users + 1, np.int64), np.empty(0, np.int64))
+def _empty_lists(users: int) -> CsrLists:
+    return CsrLists.from_numpy(np.zeros(users + 1, np.int64), np.empty(0, np.int64))
 
 
-def _excluded_items(model: TrainedModel, users: np.ndarray, seen: bool, held_out: bool) -> Ragged:
+def _excluded_items(model: TrainedModel, users: np.ndarray, seen: bool, held_out: bool) -> CsrLists:
     """Global item rows, ascending, that are not to be recommended to local user rows `users` [n]."""
     if seen and not held_out:
         return model.shard.seen(users)
@@ -167,17 +167,17 @@ def _excluded_items(model: TrainedModel, users: np.ndarray, seen: bool, held_out
         sources += [_held_out_items(split, users) for split in model.shard.held_out.values()]
     user = [np.empty(0, np.int64), *(source.row_ids().numpy() for source in sources)]
     item = [np.empty(0, np.int64), *(source.values.numpy() for source in sources)]
-    return Ragged.from_pairs(np.concatenate(user), np.concatenate(item), len(users))
+    return CsrLists.from_pairs(np.concatenate(user), np.concatenate(item), len(users))
 
 
-def _held_out_items(held_out: HeldOut, users: np.ndarray) -> Ragged:
+def _held_out_items(held_out: HeldOut, users: np.ndarray) -> CsrLists:
     """Held-out items of local user rows `users` [n], none for a user without any."""
     if not len(held_out.users):
         return _empty_lists(len(users))
     position = np.searchsorted(held_out.users, users).clip(max=len(held_out.users) - 1)
     has_any = held_out.users[position] == users
     own = held_out.relevant.rows(position[has_any])
-    return Ragged.from_pairs(np.flatnonzero(has_any)[own.row_ids().numpy()], own.values.numpy(), len(users))
+    return CsrLists.from_pairs(np.flatnonzero(has_any)[own.row_ids().numpy()], own.values.numpy(), len(users))
 
 
 def candidate_mask(model: TrainedModel, rows: np.ndarray | None) -> Tensor:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cm3_dist.checkpoint.dcp_io import check_fit, read_tensors
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.checkpoint.same_run import check_same_run
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error
@@ -95,7 +95,7 @@ class TrainedModel:
         self.evaluator = Evaluator(self.shard, settings, runtime)
         self.user_ids = IdMap(self.shard.root, self.manifest, "user")
         self.item_ids = IdMap(self.shard.root, self.manifest, "item")
-        checkpoints = Checkpoints(self.folder / "checkpoints", settings.run.keep, runtime)
+        checkpoints = CheckpointManager(self.folder / "checkpoints", settings.run.keep, runtime)
         self.checkpoint = _find_checkpoint(checkpoints, checkpoint, runtime)
         self.record = checkpoints.peek(self.checkpoint)  # as trainer_state.save wrote it
         check_same_run(self.checkpoint, self.record, self.manifest, settings)
@@ -199,7 +199,7 @@ class TrainedModel:
         }
 
 
-def _find_checkpoint(checkpoints: Checkpoints, name: str, runtime: Runtime) -> Path:
+def _find_checkpoint(checkpoints: CheckpointManager, name: str, runtime: Runtime) -> Path:
     path = checkpoints.best() if name == "best" else checkpoints.newest()
     if path is None:
         raise InputError(f"{checkpoints.folder}: no checkpoint here; train until the first evaluation", "run.untrained")

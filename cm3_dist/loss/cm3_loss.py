@@ -23,7 +23,7 @@ from cm3_dist.pipeline.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossTerms:
     """The loss of a step, as scalars."""
 
     local: Tensor  # the part of the loss that this rank differentiates
@@ -41,7 +41,7 @@ def cm3_loss(
     constants: LossConstants,
     group: dist.ProcessGroup | None,
     kernels: Kernels = "torch",
-) -> Terms:
+) -> LossTerms:
     """The loss of a step. Collective.
 
     Args:
@@ -71,4 +71,4 @@ def cm3_loss(
         item_term = uniformity(item_rows, plan.item_pairs, settings.t, settings.scope, group, *calibration, kernels)
     half_gamma = constants.gamma / 2
     local = alignment + half_gamma * (user_term + item_term)
-    return Terms(local, alignment.detach(), user_term.detach(), item_term.detach())
+    return LossTerms(local, alignment.detach(), user_term.detach(), item_term.detach())

@@ -16,7 +16,7 @@ from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.graph.lightgcn import Propagation
-from cm3_dist.model.embedding_tables import Tables
+from cm3_dist.model.embedding_tables import EmbeddingTables
 from cm3_dist.model.final_rows import encode_all_items, join_channels, mix_channels, propagate_all
 from cm3_dist.model.item_encoder import ItemEncoder
 from cm3_dist.model.l2_normalize import l2_normalize
@@ -42,7 +42,7 @@ class CM3(nn.Module):
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
         self.dim = settings.model.dim
-        self.tables = Tables(manifest, parts, settings, runtime)
+        self.tables = EmbeddingTables(manifest, parts, settings, runtime)
         dims = {modality.name: modality.dim for modality in manifest.modalities}
         self.encoder = ItemEncoder.of(dims, settings.model, key(Stream.INIT, settings.train.seed)).to(runtime.device)
 

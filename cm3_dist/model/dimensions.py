@@ -14,16 +14,16 @@ CHANNELS, MIXING, ITEM_IDS = "user_channels", "user_mixing", "item_ids"
 
 
 @dataclass(frozen=True)
-class Widths:
+class Dimensions:
     """Floats per row: C = modalities + 1 channels of width d."""
 
     channels: int  # C
     dim: int  # d
 
     @staticmethod
-    def of(manifest: Manifest, settings: Settings) -> Widths:
+    def of(manifest: Manifest, settings: Settings) -> Dimensions:
         """The widths for the modalities of `manifest` and these settings."""
-        return Widths(len(manifest.modalities) + 1, settings.model.dim)
+        return Dimensions(len(manifest.modalities) + 1, settings.model.dim)
 
     @property
     def row(self) -> int:
@@ -38,7 +38,7 @@ class Widths:
 
 def tables(manifest: Manifest, settings: Settings) -> dict[str, tuple[int, int]]:
     """Every sharded table: name -> (rows over all ranks, width). A TorchRec collection has one width, so one each."""
-    widths = Widths.of(manifest, settings)
+    widths = Dimensions.of(manifest, settings)
     shapes = {CHANNELS: (manifest.user_rows, widths.row), MIXING: (manifest.user_rows, widths.mixing)}
     if settings.model.item_ids:
         shapes[ITEM_IDS] = (manifest.item_rows, widths.dim)

@@ -25,8 +25,8 @@ from cm3_dist.config.settings import Settings, TableOptimizer
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.distributed.seeding import Stream, key
 from cm3_dist.errors import AgreedError
-from cm3_dist.model.dimensions import CHANNELS, ITEM_IDS, MIXING, Widths, tables
-from cm3_dist.model.local_table import LocalRows, can_update
+from cm3_dist.model.dimensions import CHANNELS, ITEM_IDS, MIXING, Dimensions, tables
+from cm3_dist.model.local_table import LocalTable, can_update
 from cm3_dist.model.sharding_plan import row_wise_plan
 from partition.folder.manifest import Manifest
 
@@ -38,7 +38,7 @@ _OPTIMIZERS = {
 }
 
 
-class Tables(nn.Module):
+class EmbeddingTables(nn.Module):
     """Looks up this rank's rows. One table holds all C channels of a user: one lookup, one row of optimizer state.
 
     TorchRec's division of gradients by the world size is switched off: the loss is global, and the owner of a row
@@ -51,7 +51,7 @@ class Tables(nn.Module):
     def __init__(self, manifest: Manifest, parts: range, settings: Settings, runtime: Runtime) -> None:
         super().__init__()
         self.parts, self._skip = parts, settings.train.on_nan == "skip"
-        self._channels = Widths.of(manifest, settings).channels
+        self._channels = Dimensions.of(manifest, settings).channels
         self.init_std = settings.model.user_init_std or (2 / (manifest.users + settings.model.dim)) ** 0.5
         collections = {name: _collection(name, *shape) for name, shape in tables(manifest, settings).items()}
         module = _Lookup(collections)
@@ -72,7 +72,7 @@ class Tables(nn.Module):
         state, optimizer, first_user = self.local_state(), settings.tables, parts.start * manifest.user_stride
         first = {CHANNELS: first_user, MIXING: first_user, ITEM_IDS: parts.start * manifest.item_stride}
         self._local = {
-            name: LocalRows(state[name], state.get(f"{name}.momentum1"), optimizer, first[name])
+            name: LocalTable(state[name], state.get(f"{name}.momentum1"), optimizer, first[name])
             for name in collections
             if can_update(optimizer)
         }

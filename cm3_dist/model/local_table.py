@@ -19,11 +19,11 @@ from cm3_dist.config.settings import TableOptimizer
 
 
 def can_update(optimizer: TableOptimizer) -> bool:
-    """Whether `LocalRows` implements this optimizer; otherwise TorchRec's lookup is used."""
+    """Whether `LocalTable` implements this optimizer; otherwise TorchRec's lookup is used."""
     return optimizer.name in _UPDATES and optimizer.weight_decay == 0
 
 
-class LocalRows:
+class LocalTable:
     """The local rows of one table.
 
     Args:

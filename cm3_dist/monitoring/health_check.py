@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import Runtime
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.graph.shard import HeldOut, Shard
 from cm3_dist.model.item_encoder import ItemEncoder
 from cm3_dist.monitoring.health_rules import ColdItems, Fusion, Signs, warnings
@@ -111,7 +111,7 @@ def cold_held_out(shard: Shard, validation: HeldOut, runtime: Runtime) -> tuple[
     dist.all_reduce(count, group=runtime.control)
     if items < LEAST_ITEMS or count < LEAST_USERS:
         return None
-    lists = Ragged.from_pairs(list_of.numpy(), relevant.values[cold].numpy(), len(users))
+    lists = CsrLists.from_pairs(list_of.numpy(), relevant.values[cold].numpy(), len(users))
     return HeldOut(validation.users[users.numpy()], lists), items
 
 

@@ -29,7 +29,7 @@ class Batch:
     negative: np.ndarray  # [b] int64 global item rows; empty if the positives are also the negatives
 
 
-class Batches:
+class BatchSampler:
     """Divides the positives of this rank's parts into the steps of an epoch.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cm3_dist.distributed.seeding import uniform_by_row
 
 
-class Curve:
+class CurveParameter:
     """Draws curve parameters from Beta(alpha, alpha) by inverting a tabulated quantile function.
 
     Args:

@@ -21,14 +21,14 @@ from cm3_dist.graph.halo_exchange import Exchange, send_to_owners
 from cm3_dist.graph.lightgcn import Propagation
 from cm3_dist.graph.neighbor_sampling import Fanouts, Sampler
 from cm3_dist.graph.shard import Shard
-from cm3_dist.pipeline.batch_sampler import Batch, Batches
-from cm3_dist.pipeline.curve_parameter import Curve
+from cm3_dist.pipeline.batch_sampler import Batch, BatchSampler
+from cm3_dist.pipeline.curve_parameter import CurveParameter
 from cm3_dist.pipeline.device_transfer import pack, pinned, to_device
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.negative_weights import negative_weights
 from cm3_dist.pipeline.padding import pad_rows
 from cm3_dist.pipeline.pair_weights import copies_of_one_row, sum_while_planning, weigh_pairs
-from cm3_dist.pipeline.prefetch import Ahead
+from cm3_dist.pipeline.prefetch import Prefetcher
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 
 
@@ -60,7 +60,7 @@ class Planner:
         self,
         shard: Shard,
         features: ItemFeatures,
-        batches: Batches,
+        batches: BatchSampler,
         settings: Settings,
         mode: str,
         runtime: Runtime,
@@ -70,7 +70,7 @@ class Planner:
         self._shard, self._features, self._batches = shard, features, batches
         self._settings, self._runtime = settings, runtime
         propagation = settings.propagation
-        self._curve = Curve(settings.model.alpha)
+        self._curve = CurveParameter(settings.model.alpha)
         # Padded: rows of weight 0 extend the batch's distinct users and items to their largest possible number.
         self.padded = padded
         # Ids of the objects that all plans share, which are on the device from the start.
@@ -100,12 +100,12 @@ class Planner:
         kernels = self._settings.machine.kernels
         return exact_propagation(self._shard, *layers, runtime.group, runtime.control, adjoint=adjoint, kernels=kernels)
 
-    def epoch(self, epoch: int, first_step: int, last_step: int) -> Ahead[StepPlan]:
+    def epoch(self, epoch: int, first_step: int, last_step: int) -> Prefetcher[StepPlan]:
         """Plans the steps [first_step, last_step), up to `machine.prefetch` ahead of their use.
 
         All ranks must take the same number of plans, and call `close` if they take fewer than all.
         """
-        return Ahead(self.plans(epoch, first_step, last_step), self._settings.machine.prefetch)
+        return Prefetcher(self.plans(epoch, first_step, last_step), self._settings.machine.prefetch)
 
     def plans(self, epoch: int, first_step: int, last_step: int) -> Iterator[StepPlan]:
         """As `epoch`, but each step is planned when its plan is requested."""

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Yields the items of an iterator, computed in a thread up to `depth` ahead; with 0 there is no thread.
 
     How many items are computed depends only on how many were taken, not on timing. So if computing an item is
@@ -29,7 +29,7 @@ class Ahead(Generic[T]):
         self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Ahead[T]:
+    def __iter__(self) -> Prefetcher[T]:
         return self
 
     def __next__(self) -> T:

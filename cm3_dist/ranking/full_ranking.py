@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cm3_dist.distributed.traffic import gathered, summed, traffic
 from cm3_dist.errors import AgreedError, NotFiniteError
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.ranking.metrics import NAMES, ranking_metrics
 from cm3_dist.ranking.topk import top_columns
 
@@ -27,8 +27,8 @@ def evaluate(
     user_rows: Tensor,
     item_rows: Tensor,
     users: Tensor,
-    relevant: Ragged,
-    seen: Ragged,
+    relevant: CsrLists,
+    seen: CsrLists,
     candidates: Tensor,
     ks: Sequence[int],
     *,
@@ -88,7 +88,7 @@ def top_k(
     user_rows: Tensor,
     item_rows: Tensor,
     users: Tensor,
-    seen: Ragged,
+    seen: CsrLists,
     candidates: Tensor,
     k: int,
     *,
@@ -119,7 +119,7 @@ def top_k(
     queries = user_rows[users.to(user_rows.device)]
     score = queries.new_full((len(users), k), -torch.inf)
     row = torch.full((len(users), k), -1, dtype=torch.int64, device=queries.device)
-    keys = Ragged(seen.indptr.to(queries.device), seen.values.to(queries.device))
+    keys = CsrLists(seen.indptr.to(queries.device), seen.values.to(queries.device))
     buffer = queries.new_empty(0)
     for block, rows in _item_blocks(item_rows, candidates.to(item_rows.device), item_block, group):
         for begin in range(0, len(users), user_block):
@@ -166,7 +166,7 @@ def _item_blocks(
                 yield block[place], place + (owner * len(item_rows) + begin)
 
 
-def _mask(scores: Tensor, seen: Ragged, begin: int, rows: Tensor) -> None:
+def _mask(scores: Tensor, seen: CsrLists, begin: int, rows: Tensor) -> None:
     """Sets the scores of items that users [begin, begin + n) have seen to -inf.
 
     Args:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 
 NAMES = ("recall", "ndcg", "precision", "map")
 
 
-def hits(ranked: Tensor, relevant: Ragged) -> Tensor:
+def hits(ranked: Tensor, relevant: CsrLists) -> Tensor:
     """Which ranked items are relevant, [U, K] bool.
 
     Args:
@@ -28,7 +28,7 @@ def hits(ranked: Tensor, relevant: Ragged) -> Tensor:
     return known[place] == wanted
 
 
-def ranking_metrics(ranked: Tensor, relevant: Ragged, ks: Sequence[int]) -> dict[str, Tensor]:
+def ranking_metrics(ranked: Tensor, relevant: CsrLists, ks: Sequence[int]) -> dict[str, Tensor]:
     """Recall, NDCG, precision and MAP at every K.
 
     Args:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.collectives import agree_on_error, on_rank_0
 from cm3_dist.distributed.host_memory import peak_memory
@@ -68,7 +68,7 @@ class TrainingLoop:
     def __init__(self, settings: Settings, runtime: Runtime, resume: bool | Resume | None, stack: ExitStack) -> None:
         self._settings, self._runtime, folder = settings, runtime, settings.run.dir
         self._monitor: Monitor | None = None
-        self._checkpoints = Checkpoints(
+        self._checkpoints = CheckpointManager(
             folder / "checkpoints", settings.run.keep, runtime, background=settings.run.save_in_background
         )
         self._stop_signal = stack.enter_context(StopSignal(settings.run, runtime, self._failed))

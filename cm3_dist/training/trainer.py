@@ -23,7 +23,7 @@ from cm3_dist.kernels import Kernels, check_kernels
 from cm3_dist.loss.cm3_loss import cm3_loss
 from cm3_dist.loss.constants import LossConstants
 from cm3_dist.model.cm3 import CM3
-from cm3_dist.pipeline.batch_sampler import Batches
+from cm3_dist.pipeline.batch_sampler import BatchSampler
 from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.planner import Planner
@@ -73,7 +73,7 @@ class Trainer:
         )
         train = settings.train
         self.batches = agree_on_error(
-            runtime, lambda: Batches(self.shard, train.batch_size, settings.negatives, train.seed)
+            runtime, lambda: BatchSampler(self.shard, train.batch_size, settings.negatives, train.seed)
         )
         self.model = CM3(self.manifest, self.shard.parts, settings, runtime)
         recordable = can_record(settings, self.mode, runtime)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.checkpoint.same_run import check_same_run
 from cm3_dist.config.run_files import versions
 from cm3_dist.distributed.collectives import agree_on_error
@@ -17,7 +17,7 @@ from cm3_dist.training.progress import Progress
 from cm3_dist.training.trainer import Trainer
 
 
-def save(trainer: Trainer, checkpoints: Checkpoints, progress: Progress, *, best: bool) -> Path:
+def save(trainer: Trainer, checkpoints: CheckpointManager, progress: Progress, *, best: bool) -> Path:
     """Saves everything that the next step depends on. Collective.
 
     Args:
@@ -59,7 +59,7 @@ def _check_finite(trainer: Trainer, step: int, tensors: dict[str, Tensor]) -> No
             )
 
 
-def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> Progress:
+def resume_from(trainer: Trainer, checkpoints: CheckpointManager, *, whole: bool) -> Progress:
     """Loads the checkpoint from which a run resumes. Collective.
 
     Args:
@@ -102,7 +102,7 @@ def resume_from(trainer: Trainer, checkpoints: Checkpoints, *, whole: bool) -> P
     return Progress(step=before.step, evaluated_at=min(before.evaluated_at, before.step - 1))
 
 
-def restore(trainer: Trainer, checkpoints: Checkpoints, path: Path | None = None) -> Progress:
+def restore(trainer: Trainer, checkpoints: CheckpointManager, path: Path | None = None) -> Progress:
     """Loads `path`, by default the current checkpoint, on any number of ranks. Collective.
 
     Returns:

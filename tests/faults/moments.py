@@ -16,8 +16,8 @@ from typing import Any
 PLACES = {
     "start": "cm3_dist.training.trainer:Trainer.__init__",
     "step": "cm3_dist.training.trainer:Trainer.step",
-    "save": "cm3_dist.checkpoint.manager:Checkpoints._write",
-    "commit": "cm3_dist.checkpoint.directory:CheckpointFolder.commit",  # rank 0 only
+    "save": "cm3_dist.checkpoint.manager:CheckpointManager._write",
+    "commit": "cm3_dist.checkpoint.directory:CheckpointDirectory.commit",  # rank 0 only
     "evaluation": "cm3_dist.training.loop:TrainingLoop._validate",
     "test": "cm3_dist.training.loop:TrainingLoop.test",
     "result": "cm3_dist.training.run_dir:write_result",  # rank 0 only

@@ -124,7 +124,7 @@ class Watch:
 
 def observed_memory(settings: Settings, steps: int) -> dict[str, float]:
     """On one rank: MiB at the highest while it starts, loads, trains, evaluates and saves, as `cm3_dist.train` does."""
-    from cm3_dist.checkpoint.manager import Checkpoints
+    from cm3_dist.checkpoint.manager import CheckpointManager
     from cm3_dist.training.progress import Progress
     from cm3_dist.training.trainer_state import save
 
@@ -143,7 +143,12 @@ def observed_memory(settings: Settings, steps: int) -> dict[str, float]:
             peaks["step"] = watch.take()
             trainer.evaluator.rank(trainer.final_rows(), "validation")
             peaks["evaluate"] = watch.take()
-            save(trainer, Checkpoints(settings.run.dir / "checkpoints", 2, runtime), Progress(step=steps), best=True)
+            save(
+                trainer,
+                CheckpointManager(settings.run.dir / "checkpoints", 2, runtime),
+                Progress(step=steps),
+                best=True,
+            )
             peaks["checkpoint"] = watch.take()
     finally:
         watch.close()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import Runtime, distributed
 from partition.errors import InputError
@@ -59,11 +59,11 @@ def replicated(seed: int | None = None) -> dict[str, Tensor]:
     return {name: torch.zeros_like(value) if seed is None else value for name, value in values.items()}
 
 
-def save(checkpoints: Checkpoints, runtime: Runtime, step: int, best: bool = False) -> Path:
+def save(checkpoints: CheckpointManager, runtime: Runtime, step: int, best: bool = False) -> Path:
     return checkpoints.save(sharded(runtime, step), replicated(step), {"step": step}, step=step, best=best)
 
 
-def holds(checkpoints: Checkpoints, runtime: Runtime, path: Path, seed: int) -> bool:
+def holds(checkpoints: CheckpointManager, runtime: Runtime, path: Path, seed: int) -> bool:
     """Whether the content of `path` is bit for bit what was saved with `seed`."""
     rows, rest = sharded(runtime), replicated()
     checkpoints.load(path, rows, rest)
@@ -83,7 +83,7 @@ def change_ranks(folder: Path) -> None:
     with distributed(MACHINE) as four:
         for step, runtime in enumerate([smaller(four, 1), smaller(four, 2), four, smaller(four, 1)], 1):
             if four.rank < runtime.world_size:
-                checkpoints = Checkpoints(folder, 9, runtime)
+                checkpoints = CheckpointManager(folder, 9, runtime)
                 if step > 1:
                     newest = checkpoints.newest()
                     assert newest is not None
@@ -91,7 +91,7 @@ def change_ranks(folder: Path) -> None:
                     assert holds(checkpoints, runtime, newest, step - 1)
                 save(checkpoints, runtime, step)
             dist.barrier()
-        checkpoints = Checkpoints(folder, 9, four)
+        checkpoints = CheckpointManager(folder, 9, four)
         with pytest.raises(ValueError, match="two tensors of a checkpoint have the key 'same'"):
             checkpoints.save({"same": torch.zeros(1)}, {}, {}, step=9, best=False)
         if four.rank == 0:  # damage that is in one rank's share of the files
@@ -109,7 +109,7 @@ def test_every_number_of_ranks_loads_what_another_saved(tmp_path: Path) -> None:
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     assert checkpoints.newest() is None
     assert checkpoints.best() is None
     for step in range(1, 7):
@@ -124,9 +124,9 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, alone: Runtime) -
 
 def test_a_run_that_resumed_from_an_earlier_step_deletes_later_ones(tmp_path: Path, alone: Runtime) -> None:
     for step in (2, 4, 6, 8):
-        save(Checkpoints(tmp_path, 4, alone), alone, step, best=step != 8)
+        save(CheckpointManager(tmp_path, 4, alone), alone, step, best=step != 8)
     (tmp_path / "latest").write_text("step-00000002\n")  # as a user might
-    checkpoints = Checkpoints(tmp_path, 1, alone)
+    checkpoints = CheckpointManager(tmp_path, 1, alone)
     assert checkpoints.newest() == tmp_path / "step-00000002"
     save(checkpoints, alone, 5)
     assert checkpoints.newest() == tmp_path / "step-00000005"
@@ -152,7 +152,7 @@ class Killed(BaseException):
 def test_an_interrupted_save_changes_nothing(
     tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     first = save(checkpoints, alone, 1, best=True)
     rename = Path.rename
 
@@ -187,7 +187,7 @@ def test_a_step_saved_again_exists_at_all_times(
     tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch, exchanging: bool
 ) -> None:
     """With keep=1 there is no other checkpoint to resume from."""
-    checkpoints = Checkpoints(tmp_path, 1, alone)
+    checkpoints = CheckpointManager(tmp_path, 1, alone)
     path = save(checkpoints, alone, 1)
 
     def killed(*_: object, **__: object) -> None:
@@ -206,7 +206,7 @@ def test_a_step_saved_again_exists_at_all_times(
 
 
 def test_a_full_disk_is_named_in_one_line(tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     first = save(checkpoints, alone, 1)
 
     def full(*_: object) -> None:
@@ -223,12 +223,12 @@ def test_a_full_disk_is_named_in_one_line(tmp_path: Path, alone: Runtime, monkey
     assert checkpoints.newest() == first
     (tmp_path / "file").touch()
     with refused("checkpoint.write", "file"):
-        save(Checkpoints(tmp_path / "file" / "checkpoints", 2, alone), alone, 1)
+        save(CheckpointManager(tmp_path / "file" / "checkpoints", 2, alone), alone, 1)
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
 def test_altered_and_missing_files_are_named(tmp_path: Path, alone: Runtime, name: str) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     file = save(checkpoints, alone, 1) / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -255,7 +255,7 @@ def test_altered_and_missing_files_are_named(tmp_path: Path, alone: Runtime, nam
     ],
 )
 def test_damaged_digests_are_named(tmp_path: Path, alone: Runtime, text: bytes | None) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     file = save(checkpoints, alone, 1) / "SHA256SUMS"
     file.unlink()
     if text is not None:
@@ -278,7 +278,7 @@ def test_damaged_digests_are_named(tmp_path: Path, alone: Runtime, text: bytes |
     ],
 )
 def test_damaged_progress_is_named(tmp_path: Path, alone: Runtime, text: str, code: str) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     path = save(checkpoints, alone, 1)
     (path / "progress.json").write_text(text)
     with refused("checkpoint.torn", "progress.json"):
@@ -295,13 +295,13 @@ def update_digest(path: Path, name: str) -> None:
 
 
 def test_digests_are_in_the_form_of_sha256sum(tmp_path: Path, alone: Runtime) -> None:
-    path = save(Checkpoints(tmp_path, 2, alone), alone, 1)
+    path = save(CheckpointManager(tmp_path, 2, alone), alone, 1)
     shown = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=path, capture_output=True, text=True, check=True)
     assert shown.stdout == ".metadata: OK\n__0_0.distcp: OK\nprogress.json: OK\n"
 
 
 def test_a_background_save_has_the_values_of_its_start(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
+    checkpoints = CheckpointManager(tmp_path, 2, alone, background=True)
     rows, rest = sharded(alone, 1), replicated(1)
     path = checkpoints.save(rows, rest, {"step": 1}, step=1, best=True)
     for value in (*rows.values(), *rest.values()):
@@ -319,7 +319,7 @@ def test_a_background_save_has_the_values_of_its_start(tmp_path: Path, alone: Ru
 def test_a_failed_background_save_is_raised_later(
     tmp_path: Path, alone: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone, background=True)
+    checkpoints = CheckpointManager(tmp_path, 2, alone, background=True)
     save(checkpoints, alone, 1)
     checkpoints.wait()
 
@@ -337,7 +337,7 @@ def test_a_failed_background_save_is_raised_later(
 
 
 def test_the_best_of_every_kept_checkpoint_is_kept(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     for step in range(1, 5):
         save(checkpoints, alone, step, best=step in (1, 4))
     assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["1", "3", "4"]
@@ -346,7 +346,7 @@ def test_the_best_of_every_kept_checkpoint_is_kept(tmp_path: Path, alone: Runtim
 
 
 def test_the_order_in_which_checkpoints_are_tried(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 9, alone)
+    checkpoints = CheckpointManager(tmp_path, 9, alone)
     for step in (1, 2, 3, 4):
         save(checkpoints, alone, step)
 
@@ -364,7 +364,7 @@ def test_the_order_in_which_checkpoints_are_tried(tmp_path: Path, alone: Runtime
 
 
 def test_pointers_stay_inside_the_folder(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, alone)
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", 2, alone)
     save(checkpoints, alone, 1)
     for name in ("../checkpoints", "..", ".", "step-00000007", "latest"):
         (tmp_path / "checkpoints" / "latest").write_text(name + "\n")
@@ -373,7 +373,7 @@ def test_pointers_stay_inside_the_folder(tmp_path: Path, alone: Runtime) -> None
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     path = save(checkpoints, alone, 1)
     wrong = {
         "part-00004/table": {"part-00004/table": torch.zeros(STRIDE, 8)},
@@ -402,7 +402,7 @@ def dotted(module: str, name: str, argument: str) -> bytes:
 
 
 def test_metadata_runs_no_code(tmp_path: Path, alone: Runtime) -> None:
-    checkpoints = Checkpoints(tmp_path, 2, alone)
+    checkpoints = CheckpointManager(tmp_path, 2, alone)
     path = save(checkpoints, alone, 1)
     proof = tmp_path / "proof"
     attacks = [

@@ -13,7 +13,7 @@ import pytest
 from cm3_dist.doctor import checks, probes, versions
 from cm3_dist.doctor.finding import Finding
 from cm3_dist.doctor.probe_runner import fix, probe
-from cm3_dist.model.local_table import LocalRows
+from cm3_dist.model.local_table import LocalTable
 from tests.support.paths import ROOT
 from tests.support.small import prepare_small
 
@@ -168,8 +168,8 @@ def test_what_a_gpu_needs(
 
 def test_the_lookup_is_one_of_torchrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_small(tmp_path)
-    monkeypatch.setattr(LocalRows, "some", None)  # how training steps read and update a table
-    monkeypatch.setattr(LocalRows, "all", None)
+    monkeypatch.setattr(LocalTable, "some", None)  # how training steps read and update a table
+    monkeypatch.setattr(LocalTable, "all", None)
     assert "rows x 24 of 1 rank(s), looked up and updated" in probes.lookup(tmp_path, "cpu", 1)
 
 

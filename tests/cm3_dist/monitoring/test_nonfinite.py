@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.errors import NotFiniteError
@@ -110,7 +110,7 @@ def test_the_rank_is_named() -> None:
 def test_a_state_that_is_not_finite_is_not_saved(prepared: Path, tmp_path: Path) -> None:
     settings = small_settings(prepared, tmp_path / "run")
     with distributed(MACHINE) as runtime:
-        trainer, checkpoints = Trainer(settings, runtime), Checkpoints(tmp_path, 2, runtime)
+        trainer, checkpoints = Trainer(settings, runtime), CheckpointManager(tmp_path, 2, runtime)
         save(trainer, checkpoints, Progress(step=1), best=False)
         trainer.model.tables.channels[3, 2] = torch.inf
         with pytest.raises(

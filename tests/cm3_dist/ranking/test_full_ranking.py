@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.ranking.full_ranking import evaluate, top_k
 from cm3_dist.ranking.topk import top_columns
 from partition.errors import InputError
@@ -85,9 +85,9 @@ def _brute_force(case: Case) -> tuple[dict[int, list[int]], dict[str, float]]:
     return ranked, {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _ragged(lists: list[set[int]]) -> Ragged:
+def _ragged(lists: list[set[int]]) -> CsrLists:
     row = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
-    return Ragged.from_pairs(row, np.array([v for values in lists for v in sorted(values)], np.int64), len(lists))
+    return CsrLists.from_pairs(row, np.array([v for values in lists for v in sorted(values)], np.int64), len(lists))
 
 
 def _share(case: Case, rank: int, world_size: int) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3_dist.graph.csr_lists import Ragged
+from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.ranking.metrics import NAMES, hits, ranking_metrics
 from tests.support import reference as ref
 
@@ -17,9 +17,9 @@ KS = (1, 5, 10, 20)
 MEASURES = {"recall": "recall", "ndcg": "ndcg_cut", "precision": "P", "map": "map_cut"}
 
 
-def _ragged(lists: list[list[int]]) -> Ragged:
+def _ragged(lists: list[list[int]]) -> CsrLists:
     rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
-    return Ragged.from_pairs(rows, np.array([v for values in lists for v in values], np.int64), len(lists))
+    return CsrLists.from_pairs(rows, np.array([v for values in lists for v in values], np.int64), len(lists))
 
 
 def _random_case(seed: int, users: int, items: int) -> tuple[np.ndarray, list[list[int]], list[list[int]]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cm3_dist.checkpoint.manager import Checkpoints
+from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.training.progress import Progress
@@ -75,7 +75,7 @@ def observe(settings: Settings, checkpoints: Path, of_one_process: Path | None) 
     with distributed(settings.machine) as runtime:
         trainer = Trainer(settings, runtime)
         losses = _train(trainer, 0, SAVED_AT)
-        save(trainer, Checkpoints(checkpoints, 1, runtime), Progress(step=SAVED_AT), best=True)
+        save(trainer, CheckpointManager(checkpoints, 1, runtime), Progress(step=SAVED_AT), best=True)
         losses += _train(trainer, SAVED_AT, STEPS)
         final = trainer.final_rows()
         metrics = trainer.evaluator.rank(final, "test")
@@ -84,7 +84,7 @@ def observe(settings: Settings, checkpoints: Path, of_one_process: Path | None) 
         resumed: list[list[list[float]]] = []
         for folder in (checkpoints, of_one_process or checkpoints):
             again = Trainer(settings, runtime)
-            assert resume_from(again, Checkpoints(folder, 1, runtime), whole=False).step == SAVED_AT
+            assert resume_from(again, CheckpointManager(folder, 1, runtime), whole=False).step == SAVED_AT
             resumed.append(_train(again, SAVED_AT, STEPS))
         return Observed(
             losses=losses,
