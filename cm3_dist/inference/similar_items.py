@@ -20,7 +20,7 @@ from cm3_dist.errors import InputError
 from cm3_dist.inference.trained_model import TrainedModel
 from cm3_dist.model.l2_normalize import l2_normalize
 
-BLOCK = 65_536  # rows compared at a time
+BLOCK = 8_192  # rows compared at a time
 ALL = "all"  # the whole embedding rather than one channel
 
 
