@@ -18,6 +18,8 @@ import torch
 from cm3_dist.checkpoint.manager import CheckpointManager
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.model.final_rows import encode_all_items
+from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.training.progress import Progress
 from cm3_dist.training.trainer import Trainer
 from cm3_dist.training.trainer_state import resume_from, save
@@ -80,7 +82,7 @@ def observe(settings: Settings, checkpoints: Path, of_one_process: Path | None) 
         final = trainer.final_rows()
         metrics = trainer.evaluator.rank(final, "test")
         users, items = (torch.arange(count) + first for first, count in _own_rows(trainer))
-        ego = trainer.model.ego_rows(trainer.features, users.to(runtime.device), items.to(runtime.device))
+        ego = _ego_rows(trainer, users.to(runtime.device), items.to(runtime.device))
         resumed: list[list[list[float]]] = []
         for folder in (checkpoints, of_one_process or checkpoints):
             again = Trainer(settings, runtime)
@@ -99,6 +101,15 @@ def observe(settings: Settings, checkpoints: Path, of_one_process: Path | None) 
 def _own_rows(trainer: Trainer) -> list[tuple[int, int]]:
     shard = trainer.shard
     return [(shard.first_user, shard.user_rows), (shard.first_item, shard.item_rows)]
+
+
+@torch.no_grad()
+def _ego_rows(trainer: Trainer, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Unit rows of all local users and items before propagation, and the users' mixing logits."""
+    looked_up, mixing, item_ids = trainer.model.tables(users, users, items, True)
+    encoded = looked_up.new_empty(len(items), looked_up.shape[1])
+    encode_all_items(trainer.model.encoder, trainer.features, item_ids, out=encoded)
+    return l2_normalize(looked_up, trainer.model.dim), encoded, mixing
 
 
 def _numpy(rows: torch.Tensor) -> np.ndarray:
