@@ -2,7 +2,7 @@
 
 The whole graph as a torch COO matrix, propagated with autograd in every batch; the encoder over all items in every
 batch; `pdist` and all pair indices for the uniformity terms; dense Adam on every table; negatives in a Python loop;
-metrics in a loop over users. It is the model of CM3.md section 2, trained as its authors do (uniform negatives, Adam),
+metrics in a loop over users. It is the model of docs/model.md, trained as its authors do (uniform negatives, Adam),
 and reaches the same quality; `tests/benchmarks/test_plain_reference.py` holds it equal to the program, step by step.
 
     python -m benchmarks.reference prepared/baby --epochs 3

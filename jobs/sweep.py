@@ -72,7 +72,7 @@ class Point:
                 raise InputError(
                     f"{self.folder}: holds a run with {key}={found[key]}, but the sweep sets {wanted}; "
                     "choose another --into, or delete it",
-                    "sweep.other_run",
+                    "sweep.other-run",
                 )
         return "done" if (self.folder / METRICS).exists() else "started"
 
@@ -191,7 +191,7 @@ def _named_variants(path: Path, points: dict[Any, Any]) -> Iterator[_Variant]:
         name = str(key)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise InputError(
-                f"{path}: points: {name!r}: a name has letters, digits, '.', '_' and '-' only", "sweep.point_name"
+                f"{path}: points: {name!r}: a name has letters, digits, '.', '_' and '-' only", "sweep.point-name"
             )
         if isinstance(value, str):
             yield _Variant(name, _job_file(path, value), {})

@@ -204,6 +204,6 @@ def check_output(output: Path, overwrite: bool) -> None:
         return
     if not (output / layout.MANIFEST).is_file():
         message = f"{output}: exists and is not a prepared folder; choose another --output"
-        raise InputError(message, "output.not_prepared")
+        raise InputError(message, "output.not-prepared")
     if not overwrite:
         raise InputError(f"{output}: exists already; add --overwrite to replace it", "output.exists")

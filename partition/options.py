@@ -158,15 +158,15 @@ def item_graph_weights(texts: Sequence[str], modalities: Sequence[str]) -> dict[
     for text in texts:
         name, weight = _named_number(text, "--item-graph-weight", modalities)
         if name is None or not 0 <= weight < math.inf:
-            raise InputError(f"--item-graph-weight {text}: expected NAME=W with W >= 0", "option.item_graph_weight")
+            raise InputError(f"--item-graph-weight {text}: expected NAME=W with W >= 0", "option.item-graph-weight")
         weights[name] = weight
     missing = [name for name in modalities if name not in weights]
     if missing:
         raise InputError(
-            f"--item-graph-weight: give one for every modality; {missing[0]!r} is missing", "option.item_graph_weight"
+            f"--item-graph-weight: give one for every modality; {missing[0]!r} is missing", "option.item-graph-weight"
         )
     if not any(weights.values()):
-        raise InputError("--item-graph-weight: at least one weight must be above 0", "option.item_graph_weight")
+        raise InputError("--item-graph-weight: at least one weight must be above 0", "option.item-graph-weight")
     return weights
 
 

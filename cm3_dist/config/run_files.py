@@ -49,7 +49,7 @@ def _commit() -> str | None:
 def cannot_write(path: Path, error: OSError, hint: str = "") -> InputError:
     """The error for a file of a run that cannot be written: the file that `error` names, otherwise `path`."""
     return InputError(
-        f"{os.fsdecode(error.filename or path)}: cannot be written: {error.strerror or error}{hint}", "run.write"
+        f"{os.fsdecode(error.filename or path)}: cannot be written: {error.strerror or error}{hint}", "run.unwritable"
     )
 
 

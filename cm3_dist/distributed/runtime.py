@@ -153,7 +153,7 @@ def choose_device(machine: Machine, local_rank: int, local_world: int) -> torch.
         raise InputError(
             "machine.device=cuda: torch sees no GPU here; `python -m cm3_dist.doctor` says why, or set "
             "machine.device=cpu",
-            "device.no_gpu",
+            "device.no-gpu",
         )
     if gpus == 1:
         return torch.device("cuda", 0)  # Slurm, Kubernetes and Ray can show each process its own GPU only
@@ -161,7 +161,7 @@ def choose_device(machine: Machine, local_rank: int, local_world: int) -> torch.
         raise InputError(
             f"machine.device: {local_world} ranks on this machine but {gpus} GPUs; start torchrun with "
             f"--nproc_per_node={gpus}, or set machine.device=cpu",
-            "device.too_few_gpus",
+            "device.too-few-gpus",
         )
     return torch.device("cuda", local_rank)
 
@@ -179,5 +179,5 @@ def refuse_shared_gpu(control: dist.ProcessGroup, uuid: str) -> None:
         raise AgreedError(
             f"machine.device: {len(uuids)} ranks but {len(set(uuids))} GPUs; start one rank per GPU, or set "
             "machine.device=cpu",
-            "device.too_few_gpus",
+            "device.too-few-gpus",
         )

@@ -44,7 +44,7 @@ def ease(model: TrainedModel, task: Task, l2: float = EASE_L2) -> Ranked:
         raise InputError(
             f"{model.manifest.name}: {model.manifest.items:,} items are too many for EASE (up to {EASE_ITEMS:,}); "
             "use --baselines popularity,item-knn",
-            "baselines.too_many_items",
+            "baselines.too-many-items",
         )
     matrix = _training(model)
     rows = matrix.shape[1]

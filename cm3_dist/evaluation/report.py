@@ -89,7 +89,7 @@ def evaluate_model(
     names = default_baselines(model) if baselines == "auto" else _baseline_names(baselines)
     if against is not None and against.manifest.digest() != model.manifest.digest():
         message = f"{against.folder}: trained on other data than {model.folder}, so their users are not paired"
-        raise InputError(message, "evaluation.other_data")
+        raise InputError(message, "evaluation.other-data")
     task = evaluation_task(model, split, cold)
     rankings: dict[str, Callable[[], Ranked]] = {"CM3": lambda: rank_by_rows(model, task, model.rows)}
     for name in names:

@@ -71,7 +71,7 @@ def stage_folder(path: Path, runtime: Runtime, marker: str, overwrite: bool) -> 
             return
         if not (path / marker).is_file():
             message = f"{path}: exists and is not an earlier output of this command; choose another --out"
-            raise InputError(message, "output.not_ours")
+            raise InputError(message, "output.not-ours")
         if not overwrite:
             raise InputError(f"{path}: exists already; add --overwrite to replace it", "output.exists")
 
@@ -83,7 +83,7 @@ def stage_file(path: Path, runtime: Runtime, overwrite: bool) -> StagedOutput:
 
     def check() -> None:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: exists already and is not a file", "output.not_ours")
+            raise InputError(f"{path}: exists already and is not a file", "output.not-ours")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: exists already; add --overwrite to replace it", "output.exists")
 

@@ -78,7 +78,7 @@ class _ItemGraph:
         missing = {"item_graph_k", "item_graph_weight", "cooccurrence_weight"} - set(options)
         if missing:
             message = f"{manifest.name}: the manifest's settings lack {min(missing)!r}; prepare the data again"
-            raise InputError(message, "prepared.no_graph_settings")
+            raise InputError(message, "prepared.no-graph-settings")
         weights = item_graph_weights(options["item_graph_weight"], [m.name for m in manifest.modalities])
         k, shared = min(options["item_graph_k"], manifest.items), options["cooccurrence_weight"]
         total = sum(weights.values()) + shared

@@ -156,7 +156,7 @@ def _embedding_column(rows: Tensor, dtype: Dtype, name: str) -> pa.Array:
         values = rows.cpu().numpy().astype(dtype, copy=False)
     if not np.isfinite(values).all():
         hint = "; use float32" if dtype == "float16" else ""
-        raise InputError(f"{name}: a value is not finite in {dtype}{hint}", "export.not_finite")
+        raise InputError(f"{name}: a value is not finite in {dtype}{hint}", "export.not-finite")
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 

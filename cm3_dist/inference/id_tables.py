@@ -82,11 +82,11 @@ def id_column(file: TableFile, node_type: NodeType) -> str:
     if not usual:
         names = ", ".join(ALIASES[node_type])
         message = f"no {node_type} column ({names}); the columns are {', '.join(file.names)}"
-        raise file.error(message, code="ids.no_column")
+        raise file.error(message, code="ids.no-column")
     if len(usual) > 1:
         both = " and ".join(map(repr, usual[:2]))
         message = f"columns {both} could both be the {node_type} column; leave one of them out"
-        raise file.error(message, code="ids.ambiguous_column")
+        raise file.error(message, code="ids.ambiguous-column")
     return usual[0]
 
 

@@ -57,12 +57,12 @@ class Points:
         others = [name for name in found.file.names if name != found.column]
         if not others:
             message = f"has the column {found.column!r} only, and nothing to label items by"
-            raise found.file.error(message, code="names.no_label")
+            raise found.file.error(message, code="names.no-label")
         table = found.file.read(others, others).to_pylist()
         line_of_row = {row: line for line, row in enumerate(found.find().tolist()) if row >= 0}
         lines = [line_of_row.get(row) for row in self.rows.tolist()]
         if all(line is None for line in lines):
-            raise found.error("names none of the items shown", "names.no_item")
+            raise found.error("names none of the items shown", "names.no-item")
         words = [["?" if line is None else _word(table[line][name]) for name in others] for line in lines]
         return [*others, *own_header], [[*left, *right] for left, right in zip(words, own, strict=True)]
 

@@ -18,6 +18,6 @@ def check_kernels(kernels: Kernels, device: str) -> Kernels:
     if kernels == "triton" and device != "cuda":
         raise AgreedError(
             "machine.kernels = 'triton': its kernels need an NVIDIA GPU; use machine.kernels=torch",
-            "machine.no-gpu",
+            "device.no-gpu",
         )
     return kernels

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3_dist.config.run_files import EVALUATIONS, STEPS, cannot_write
 from cm3_dist.errors import InputError
+from partition.files import atomic_file
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -153,8 +154,7 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise InputError(
-                    f"{path}:{number}: not a line that this program wrote; fix or delete it", "run.damaged_log"
+                    f"{path}:{number}: not a line that this program wrote; fix or delete it", "run.damaged-log"
                 ) from None
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"".join(kept))
-    temporary.rename(path)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"".join(kept))

@@ -37,7 +37,7 @@ class NonFiniteSteps:
                 return f"{finding}; left out, {self.skipped} of at most {train.max_skipped} steps; lower {rates}"
             finding += f", after train.max_skipped={train.max_skipped} such steps"
         raise NotFiniteError(
-            f"{finding}; the last checkpoint is kept; start again with a lower {rates}", "training.not_finite"
+            f"{finding}; the last checkpoint is kept; start again with a lower {rates}", "training.not-finite"
         )
 
     def _rates(self, values: list[float]) -> str:

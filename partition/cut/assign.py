@@ -55,7 +55,7 @@ def assign_parts(
     if parts > min(users, items):
         kind, count = ("users", users) if users < items else ("items", items)
         message = f"--parts {parts}: more parts than {kind} ({count}); use --parts {count} or fewer"
-        raise InputError(message, "parts.too_many")
+        raise InputError(message, "parts.too-many")
     if parts == 1:
         return Assignment(np.zeros(users, np.int32), np.zeros(items, np.int32))
     if method == CutMethod.RANDOM:

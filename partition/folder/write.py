@@ -55,7 +55,7 @@ def write_prepared(
         work: where finished parts are kept until all are written, to resume; None writes them to the folder at once.
 
     Raises:
-        InputError: `output.not_prepared`, `output` is neither a prepared folder nor an empty one; it is left alone.
+        InputError: `output.not-prepared`, `output` is neither a prepared folder nor an empty one; it is left alone.
         OSError: it cannot be written.
     """
     with atomic_folder(output) as folder:
@@ -65,7 +65,7 @@ def write_prepared(
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
         if output.exists() and not _replaceable(output):
             raise InputError(
-                f"{output}: exists and is not a prepared folder; choose another name", "output.not_prepared"
+                f"{output}: exists and is not a prepared folder; choose another name", "output.not-prepared"
             )
 
 

@@ -50,7 +50,7 @@ def test_a_sweep_skips_what_is_done_and_resumes_the_rest(
     assert (first / "command.txt").read_text() == command_before
     # A run with other settings is not taken for the sweep's.
     assert call(expand, path, "--into", into, "loss.gamma=0.5") == 2
-    assert capfd.readouterr().err.startswith(f"error[sweep.other_run]: {first}: holds a run with loss.gamma=0.9")
+    assert capfd.readouterr().err.startswith(f"error[sweep.other-run]: {first}: holds a run with loss.gamma=0.9")
 
 
 def test_a_point_that_fails_does_not_stop_the_others(

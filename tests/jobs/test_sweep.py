@@ -116,7 +116,7 @@ def test_committed_jobs_load_and_have_run_folders_of_their_own(path: Path) -> No
         ({"grid": {"train.seed": 1}}, "sweep.grid"),
         ({"grid": [1]}, "sweep.grid"),
         ({"grid": {"train.seed": [1, 1]}}, "sweep.names"),
-        ({"points": {"a b": {}}}, "sweep.point_name"),
+        ({"points": {"a b": {}}}, "sweep.point-name"),
         ({"points": ["a"]}, "sweep.points"),
         ({"points": {"a": 3}}, "sweep.settings"),
         ({"points": {"a": {}}, "base": 3}, "sweep.base"),

@@ -168,18 +168,18 @@ def test_what_lies_at_output_is_safe(
     capsys.readouterr()
     for place in (made, made / "items.parquet"):
         code = run(monkeypatch, "build", "--input", made, "--parts", 2, "--output", place, "--overwrite")
-        refused(capsys, code, "output.not_prepared")
+        refused(capsys, code, "output.not-prepared")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "made", "prepared"]
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--parts", 41], "parts.too_many"),
+        (["--parts", 41], "parts.too-many"),
         (["--parts", 2, "--kcore", 99], "option.kcore"),
         (["--parts", 2, "--split", "column"], "column.missing"),
         (["--parts", 2, "--user-column", "who"], "column.missing"),
-        (["--parts", 2, "--item-graph-weight", "image=1"], "option.item_graph_weight"),
+        (["--parts", 2, "--item-graph-weight", "image=1"], "option.item-graph-weight"),
         (["--parts", 2, "--features", "audio=none.npy"], "file.missing"),
         (["--parts", 2, "--cooccurrence-weight", "inf"], "option.value"),
     ],

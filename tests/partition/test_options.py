@@ -26,11 +26,11 @@ def test_weights_of_the_item_graph() -> None:
 @pytest.mark.parametrize(
     ("weights", "code"),
     [
-        (["text=1"], "option.item_graph_weight"),
-        (["text=1", "image=-1"], "option.item_graph_weight"),
-        (["text=1", "image=inf"], "option.item_graph_weight"),
-        (["text=0", "image=0"], "option.item_graph_weight"),
-        (["1"], "option.item_graph_weight"),
+        (["text=1"], "option.item-graph-weight"),
+        (["text=1", "image=-1"], "option.item-graph-weight"),
+        (["text=1", "image=inf"], "option.item-graph-weight"),
+        (["text=0", "image=0"], "option.item-graph-weight"),
+        (["1"], "option.item-graph-weight"),
         (["audio=1"], "features.unknown"),
         (["text=x"], "option.number"),
     ],

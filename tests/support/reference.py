@@ -1,6 +1,6 @@
 """The model, its loss and its evaluation written down a second time: dense, float64, one process, plain.
 
-Written from the formulas alone (CM3.md sections 2, 3 and 5): nothing is imported from the trainer and nothing is fast.
+Written from the formulas alone (docs/model.md): nothing is imported from the trainer and nothing is fast.
 Shapes: U users, I items, M modalities, C = M + 1 channels of width d.
 """
 

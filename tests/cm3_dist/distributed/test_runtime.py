@@ -26,8 +26,8 @@ PATIENCE = 300  # seconds; only a guard against hanging
         (2, "auto", 1, 2, "cuda:1"),
         (1, "auto", 0, 1, "cuda:0"),
         (1, "cuda", 3, 8, "cuda:0"),  # each process sees its own GPU only
-        (0, "cuda", 0, 1, "device.no_gpu"),
-        (2, "auto", 0, 3, "device.too_few_gpus"),
+        (0, "cuda", 0, 1, "device.no-gpu"),
+        (2, "auto", 0, 3, "device.too-few-gpus"),
     ],
 )
 def test_device_of_a_rank(
@@ -51,7 +51,7 @@ def _share_a_gpu() -> str:
 
 
 def test_two_ranks_cannot_share_a_gpu() -> None:
-    assert run_ranks(_share_a_gpu, 2) == ["device.too_few_gpus"] * 2
+    assert run_ranks(_share_a_gpu, 2) == ["device.too-few-gpus"] * 2
 
 
 FAILS = """
@@ -106,4 +106,4 @@ def test_a_rank_that_fails_before_it_joins_says_so() -> None:
         env={**os.environ, **variables},
     )
     assert done.returncode == BAD_INPUT
-    assert done.stderr.startswith("error[device.no_gpu]: ")
+    assert done.stderr.startswith("error[device.no-gpu]: ")

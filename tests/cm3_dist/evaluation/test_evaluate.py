@@ -184,7 +184,7 @@ def test_a_large_catalogue_has_no_linear_baseline_by_default(
     monkeypatch.setattr("cm3_dist.evaluation.report.EASE_ITEMS", 10)
     with pytest.raises(InputError) as refused:
         ease(*opened)
-    assert refused.value.code == "baselines.too_many_items"
+    assert refused.value.code == "baselines.too-many-items"
     assert list(evaluate_model(opened[0])["rankings"]) == ["CM3", "popularity"]
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -74,15 +74,15 @@ def test_refusals(alone: Runtime, tmp_path: Path) -> None:
     (tmp_path / "ours" / MARKER).touch()
     for code, stage in {
         "output.exists": lambda: stage_file(tmp_path / "file", alone, False),
-        "output.not_ours": lambda: stage_file(tmp_path / "folder", alone, True),
+        "output.not-ours": lambda: stage_file(tmp_path / "folder", alone, True),
     }.items():
         with pytest.raises(InputError) as refused:
             stage()
         assert refused.value.code == code
     for code, name, overwrite in (
         ("output.exists", "ours", False),
-        ("output.not_ours", "folder", True),
-        ("output.not_ours", "file", True),
+        ("output.not-ours", "folder", True),
+        ("output.not-ours", "file", True),
     ):
         with pytest.raises(InputError) as refused:
             stage_folder(tmp_path / name, alone, MARKER, overwrite)

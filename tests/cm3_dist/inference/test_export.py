@@ -97,7 +97,7 @@ def test_float16(finished_run: Path, exported: Path, tmp_path: Path) -> None:
 def test_refusals(finished_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "output.exists": [str(finished_run), "--out", str(exported)],
-        "output.not_ours": [str(finished_run), "--out", str(finished_run)],
+        "output.not-ours": [str(finished_run), "--out", str(finished_run)],
         "run.missing": [str(tmp_path), "--out", str(tmp_path / "out")],
     }
     for code, arguments in cases.items():

@@ -60,7 +60,7 @@ def test_items_carry_names(opened: TrainedModel, tmp_path: Path) -> None:
 
 def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(main, [str(finished_run), "--by", "sound"], capsys).startswith("error[channel.unknown]: ")
-    for text, code in (("item\n1007\n", "names.no_label"), ("item,title\n1,x\n", "names.no_item")):
+    for text, code in (("item\n1007\n", "names.no-label"), ("item,title\n1,x\n", "names.no-item")):
         file = tmp_path / "titles.csv"
         file.write_text(text)
         line = refusal(main, [str(finished_run), "--names", str(file)], capsys)

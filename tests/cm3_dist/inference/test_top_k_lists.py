@@ -121,12 +121,12 @@ def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     cases = {
         "[ids.unknown]: {}: column 'user', row 1 (line 3): ": ["--users", str(tmp_path / "users.csv"), *out],
         "[ids.type]: {}: column 'item', row 1 (line 3): ": ["--items", str(tmp_path / "items.csv"), *out],
-        "[ids.no_column]: {}: ": ["--items", str(tmp_path / "odd.csv"), *out],
-        "[ids.ambiguous_column]: {}: ": ["--items", str(tmp_path / "two.csv"), *out],
+        "[ids.no-column]: {}: ": ["--items", str(tmp_path / "odd.csv"), *out],
+        "[ids.ambiguous-column]: {}: ": ["--items", str(tmp_path / "two.csv"), *out],
         "[ids.type]: {}: column 'item': ": ["--items", str(tmp_path / "floats.parquet"), *out],
         "[output.format]: {}: ": ["--out", str(tmp_path / "lists.csv")],
         "[output.exists]: {}: ": ["--out", str(tmp_path / "taken.parquet")],
-        "[output.not_ours]: {}: ": ["--out", str(tmp_path / "folder.parquet")],
+        "[output.not-ours]: {}: ": ["--out", str(tmp_path / "folder.parquet")],
     }
     (tmp_path / "taken.parquet").touch()
     (tmp_path / "folder.parquet").mkdir()

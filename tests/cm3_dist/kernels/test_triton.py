@@ -83,7 +83,7 @@ def test_no_rows_and_shapes_without_a_kernel() -> None:
 def test_triton_is_refused_without_a_gpu() -> None:
     with pytest.raises(InputError, match=r"machine\.kernels=torch") as error:
         check_kernels("triton", "cpu")
-    assert error.value.code == "machine.no-gpu"
+    assert error.value.code == "device.no-gpu"
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 192])

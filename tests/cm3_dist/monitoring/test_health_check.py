@@ -137,7 +137,7 @@ def test_values_that_are_not_finite_name_the_rate(prepared: Path, tmp_path: Path
     settings = small_settings(prepared, tmp_path / "run", dense={"lr": 1e38}, model={"encoder_precision": "bfloat16"})
     with pytest.raises(NotFiniteError) as caught:
         train(settings)
-    assert caught.value.code == "training.not_finite"
+    assert caught.value.code == "training.not-finite"
     assert "start again with a lower" in str(caught.value)
     assert "dense.lr (now 1e+38)" in str(caught.value)
     assert "model.encoder_precision=float32" in str(caught.value)

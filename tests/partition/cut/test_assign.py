@@ -135,7 +135,7 @@ def test_more_parts_than_nodes_are_refused(method: CutMethod) -> None:
     for users, items in ((3, 9), (9, 2)):
         with pytest.raises(InputError) as caught:
             assign_parts(*pair, users, items, 4, method)
-        assert caught.value.code == "parts.too_many"
+        assert caught.value.code == "parts.too-many"
 
 
 def test_an_empty_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

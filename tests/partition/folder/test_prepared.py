@@ -197,7 +197,7 @@ def test_a_prepared_folder_is_replaced_and_nothing_else(tmp_path: Path) -> None:
             other.write_text("mine")
         with pytest.raises(InputError) as error:
             prepare_small(other.parent)
-        assert error.value.code == "output.not_prepared"
+        assert error.value.code == "output.not-prepared"
         assert [path.name for path in other.parent.iterdir()] == ["prepared"]
         assert (other / "diary.txt" if name == "notes" else other).read_text() == "mine"
 
