@@ -25,6 +25,7 @@ MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if shuti
 LIMIT = 400  # seconds a job may take, the wait for its requeue included
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.slow,  # six minutes, most of it waiting for jobs
     pytest.mark.skipif(bool(MISSING), reason=f"no Slurm: {', '.join(MISSING)} (apt-get install slurm-wlm munge)"),
 ]
 
