@@ -69,7 +69,7 @@ check: lint types test ## Lint, types and tests.
 
 # pip sync, not install: it removes the other extra's fbgemm-gpu, which lies in the same folder, before it adds this one.
 define install
-	@echo "Installing $(1) into .venv (some 5 GB the first time)"
+	@echo "Installing $(1) into .venv (the first time 3 GB to download, 5 GB unpacked)"
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null \
 		|| { rm -rf .venv && $(UV) venv --quiet --python '$(PYTHON)' .venv; }
 	@rm -f .venv/installed-*
