@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Damages:
 
 
 def _judged(path: Path, kind: str, code: int, said: str, target: Path, loaded: bool) -> Damage:
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    errors = [line for line in said.splitlines() if re.match(r"error(\[[\w.-]+\])?: ", line)]
     told = len(errors) == 1 and str(target) in errors[0] and "Traceback" not in said
     if target.name == "latest" and kind == "deleted":
         told = len(errors) == 1 and "no checkpoint to resume from" in errors[0]

@@ -5,6 +5,7 @@ The disks are real ones in memory (tmpfs), which only root may mount; elsewhere 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -112,7 +113,7 @@ class Disks:
 
     def _judge(self, trial: DiskTrial, codes: list[int], said: str, reason: str, run: Path) -> None:
         """Every rank ends with code 2, and one line names the file and the reason."""
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        errors = [line for line in said.splitlines() if re.match(r"error(\[[\w.-]+\])?: ", line)]
         trial.said = errors[0] if errors else said[-500:]
         if codes != [BAD_INPUT] * RANKS:
             trial.wrong.append(f"ended with {codes}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Moment -> the function whose time it is, as "module:qualified name".
+# Moment -> the function whose time it is, as "module:qualified name"; the module is the one that calls a plain function.
 PLACES = {
     "start": "cm3_dist.training.trainer:Trainer.__init__",
     "step": "cm3_dist.training.trainer:Trainer.step",
@@ -20,9 +20,9 @@ PLACES = {
     "commit": "cm3_dist.checkpoint.directory:CheckpointDirectory.commit",  # rank 0 only
     "evaluation": "cm3_dist.training.loop:TrainingLoop._validate",
     "test": "cm3_dist.training.loop:TrainingLoop.test",
-    "result": "cm3_dist.training.run_dir:write_result",  # rank 0 only
+    "result": "cm3_dist.training.loop:write_result",  # rank 0 only
     "preparation": "partition.build:build",
-    "writing": "partition.folder.write:write_prepared",
+    "writing": "partition.build:write_prepared",
 }
 
 

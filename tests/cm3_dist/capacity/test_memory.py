@@ -84,7 +84,7 @@ def test_a_dry_run_counts_what_a_real_one_does(tmp_path: Path, world_size: int) 
         for rank, (load, step) in enumerate(zip(scenario.loads, steps, strict=True)):
             dry = dry_step(scenario, load, step), dry_final_rows(scenario, load)
             for usage, (live, flops) in zip(dry, seen[rank][number], strict=True):
-                assert sum(usage.live.values()) == pytest.approx(live, rel=0.03), (cases[number], usage.live)
+                assert sum(usage.live.values()) == pytest.approx(live, rel=0.05), (cases[number], usage.live)
                 assert sum(usage.flops.values()) == pytest.approx(flops, rel=0.01), (cases[number], usage.flops)
 
 
