@@ -5,8 +5,8 @@
 
 LightGCN's sum of layers is linear, and A^l = D^1/2 (D^-1 A)^l D^-1/2 has the powers of a random walk in the middle. A
 walk from node u that stands at v after l steps estimates (A^l E)_u by sqrt(d_u / d_v) E_v, without bias, and one walk
-of L steps serves all layers. A tree of sampled neighbours (`graph/sampling.py`, the trainer's own) is without bias too.
-What differs is their noise, how many rows they read, and their time; both are compared with the exact sum.
+of L steps serves all layers. A tree of sampled neighbours (`graph/neighbor_sampling.py`) is without bias,
+too. What differs is their noise, how many rows they read, and their time; both are compared with the exact sum.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ class Comparison:
         size_of_exact, n = float(self._exact.square().sum()), self._draws
         off_mean = float((total / n).square().sum())
         variance = max(squares / n - off_mean, 0) * n / (n - 1)
-        root = lambda value: float(np.sqrt(value / size_of_exact))  # noqa: E731
+
+        def root(value: float) -> float:
+            return float(np.sqrt(value / size_of_exact))
+
         return Measured(
             way,
             size,

@@ -168,6 +168,8 @@ class Run:
         """
         from cm3_dist.inference.recommend_lists import recommend_table
 
+        if k < 1:
+            raise InputError(f"k={k}: a list has at least one item", "lists.k")
         exclude = {"exclude_seen": exclude_seen, "exclude_held_out": exclude_held_out}
         new = [None if path is None else Path(path) for path in (new_items, new_users)]
         return recommend_table(self._open(), users, k, items=items, new_items=new[0], new_users=new[1], **exclude)
@@ -184,6 +186,8 @@ class Run:
         The inner product of a user's and an item's is the score. Text ids are of type large_string.
         """
         model = self._open()
+        if kind not in ("user", "item"):
+            raise InputError(f"embeddings of {kind!r}: there are 'user' and 'item'", "embeddings.kind")
         ids, rows = (model.user_ids, model.rows[0]) if kind == "user" else (model.item_ids, model.rows[1])
         parts = model.shard.parts
         own = [block[: ids.part(part).num_rows] for part, block in zip(parts, rows.chunk(len(parts)), strict=True)]

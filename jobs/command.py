@@ -22,5 +22,5 @@ def command_line(main: Callable[..., Any]) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(InputError(f"{error.filename}: {error.strerror}", "file.unwritable").line, file=sys.stderr)
     sys.exit(2)

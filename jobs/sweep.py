@@ -155,6 +155,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _bases(path: Path, value: Any) -> list[Path | None]:
     if value is None:
         return [None]
+    if value == []:
+        raise InputError(f"{path}: base: the list is empty", "sweep.base")
     return [_job_file(path, name) for name in (value if isinstance(value, list) else [value])]
 
 

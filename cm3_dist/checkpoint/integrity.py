@@ -109,7 +109,8 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
         try:
             found = sha256(folder / name)
         except OSError as error:
-            raise InputError(f"{folder / name}: cannot be read ({error.strerror}){_ELSE}", TORN) from None
+            message = f"{folder / name}: cannot be read ({error.strerror}), though {folder / SUMS} lists it{_ELSE}"
+            raise InputError(message, TORN) from None
         if found != digest:
             raise InputError(f"{folder / name}: differs from what was saved (sha256){_ELSE}", TORN)
 

@@ -31,7 +31,7 @@ from cm3_dist.checkpoint.directory import CheckpointDirectory
 from cm3_dist.checkpoint.integrity import check_files, read_record, read_sums
 from cm3_dist.distributed.collectives import agree_on_error
 from cm3_dist.distributed.runtime import Runtime
-from cm3_dist.errors import InputError
+from cm3_dist.errors import AgreedError, InputError
 from partition.files import sha256
 
 T = TypeVar("T")
@@ -191,7 +191,8 @@ class CheckpointManager:
         try:
             write_tensors(temporary, tensors, group)
         except OSError as error:  # the same on all ranks
-            raise _cannot_write(temporary, error) from error
+            cannot_write = _cannot_write(temporary, error)
+            raise AgreedError(str(cannot_write), cannot_write.code) from error
 
         def digests() -> dict[str, str]:
             try:

@@ -71,7 +71,8 @@ def drop_removed(tree: dict[str, Any], where: Mapping[str, str]) -> None:
                 "settings.removed",
             )
         section, _, name = key.partition(".")
-        del tree[section][name]
+        if isinstance(tree.get(section), dict):  # else the key itself has a dot, which is refused as unknown
+            del tree[section][name]
 
 
 def read_yaml(path: Path, what: str) -> Any:

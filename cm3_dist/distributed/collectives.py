@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -47,8 +48,10 @@ def on_rank_0(runtime: Runtime, action: Callable[[], object]) -> None:
     everywhere(runtime, action if runtime.rank == 0 else _nothing)
 
 
-def everywhere(runtime: Runtime, action: Callable[[], object]) -> None:
+def everywhere(runtime: Runtime, action: Callable[[], object], path: Path | str = "output") -> None:
     """Runs `action` on every rank, to write the rank's own files, and waits for all. Collective.
+
+    `path` is named where an OSError names no file, as Arrow's do.
 
     Raises:
         AgreedError: `action` raised InputError, or OSError because something cannot be written, on some rank.
@@ -58,7 +61,7 @@ def everywhere(runtime: Runtime, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:
-            message = f"{error.filename or 'output'}: cannot be written: {error.strerror or error}"
+            message = f"{error.filename or path}: cannot be written: {error.strerror or error}"
             raise InputError(message, "output.unwritable") from error
 
     agree_on_error(runtime, act)

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from cm3_dist.errors import BAD_INPUT, INTERRUPTED, LOST, AgreedError, InputError, Interrupted, LostRankError
 
-# torchrun ends all ranks of a machine as soon as one of them ends: whoever prints has to come first.
+# torchrun ends all ranks of a machine as soon as one of them ends: the rank that prints has to come first.
 _GRACE = 1.0  # seconds
 
 

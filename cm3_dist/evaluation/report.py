@@ -86,6 +86,10 @@ def evaluate_model(
     Raises:
         InputError: there is nothing to rank, a baseline is unknown or unsuitable, or `against` has other data.
     """
+    if split not in model.shard.held_out:
+        raise InputError(f"split {split!r}: there are {', '.join(model.shard.held_out)}", "evaluation.split")
+    if unknown := set(by) - {"popularity", "activity"}:
+        raise InputError(f"by {min(unknown)!r}: there are popularity, activity", "evaluation.slice")
     names = default_baselines(model) if baselines == "auto" else _baseline_names(baselines)
     if against is not None and against.manifest.digest() != model.manifest.digest():
         message = f"{against.folder}: trained on other data than {model.folder}, so their users are not paired"

@@ -90,6 +90,8 @@ def write_rows(
     Raises:
         InputError: the folder exists or cannot be written, or a value is out of range of `dtype`.
     """
+    if dtype not in ("float32", "float16"):
+        raise InputError(f"dtype {dtype!r}: there are float32 and float16", "export.dtype")
     staged = stage_folder(out, model.runtime, EXPORT_MANIFEST, overwrite)
     with staged.writing():
         user_columns = {"embedding": model.rows[0]}
@@ -107,7 +109,7 @@ def write_rows(
                 for ids, columns in ((model.user_ids, user_columns), (model.item_ids, item_columns)):
                     written.update(_write_parts(staged.folder, model.shard.parts, ids, columns, dtype, bar.update))
 
-        everywhere(model.runtime, write)
+        everywhere(model.runtime, write, out)
         files: list[dict[str, dict[str, Any]]] = [{} for _ in range(model.runtime.world_size)]
         dist.all_gather_object(files, written, group=model.runtime.control)
     listed = {name: entry for each in files for name, entry in each.items()}

@@ -196,8 +196,8 @@ def _write_part(model: TrainedModel, path: Path, lists: Iterator[TopKLists], tot
         file = stack.enter_context(ExitStack())
         append = agree_on_error(runtime, lambda: file.enter_context(WRITERS[path.suffix](path, schema)))
         for block in lists:
-            everywhere(runtime, partial(append, block))
+            everywhere(runtime, partial(append, block), path)
             users, entries = users + len(block.users), entries + len(block.scores)
             bar.update(len(block.users))
-        everywhere(runtime, file.close)
+        everywhere(runtime, file.close, path)
     return users, entries

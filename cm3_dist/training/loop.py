@@ -115,7 +115,7 @@ class TrainingLoop:
         """Trains until the settings say stop, evaluating and saving as they say.
 
         Raises:
-            Interrupted: a signal asked for it; everything is saved.
+            Interrupted: a signal ended the run; everything is saved.
         """
         progress = self._progress
         while True:

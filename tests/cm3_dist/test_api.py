@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,22 @@ from cm3_dist.training.loop import run
 from cm3_dist.train import main
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+def test_wrong_arguments_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    with load_run(finished_run) as run:
+        calls: dict[str, Callable[[], object]] = {
+            "embeddings.kind": lambda: run.embeddings("users"),  # type: ignore[arg-type]
+            "lists.k": lambda: run.recommend(k=0),
+            "evaluation.split": lambda: run.evaluate("tset"),
+            "evaluation.slice": lambda: run.evaluate(by=["bogus"]),
+            "export.dtype": lambda: run.export(tmp_path / "out", dtype="int8"),
+        }
+        for code, call in calls.items():
+            with pytest.raises(InputError) as error:
+                call()
+            assert error.value.code == code
+    assert not list(tmp_path.iterdir())
 
 
 def test_refusals(finished_run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Moment -> the function whose time it is, as "module:qualified name"; the module is the one that calls a plain function.
+# Moment -> the function whose time it is, as "module:qualified name"; of a plain function, the module that calls it.
 PLACES = {
     "start": "cm3_dist.training.trainer:Trainer.__init__",
     "step": "cm3_dist.training.trainer:Trainer.step",

@@ -119,7 +119,7 @@ CASES: dict[str, Callable[[Path], object]] = {
 }
 
 
-# Provoked in test_health_check.py, test_check.py, test_finite.py and test_assign.py, which compare them too.
+# Provoked in test_health_check.py, test_integrity.py, test_nonfinite.py and test_assign.py, which compare them too.
 ELSEWHERE = (
     "warning: collapse",
     "error: step",

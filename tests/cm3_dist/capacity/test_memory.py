@@ -69,7 +69,10 @@ def counted(settings: list[Settings]) -> list[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_dry_run_counts_what_a_real_one_does(tmp_path: Path, world_size: int) -> None:
-    """The tolerance is for what kernels allocate: `embedding_bag` an int64 per edge, except on the CPU."""
+    """The tolerance is for what kernels allocate (`embedding_bag` an int64 per edge, except on the CPU).
+
+    On 2 ranks it is also for the halo: in the dry run one rank stands for all others. Counts, so the same in every run.
+    """
     prepared = prepare_small(tmp_path, dataset=small_dataset(1200, 600))
     cases: list[dict[str, Any]] = [
         {"propagation": {"mode": "exact"}},
@@ -84,7 +87,10 @@ def test_a_dry_run_counts_what_a_real_one_does(tmp_path: Path, world_size: int) 
         for rank, (load, step) in enumerate(zip(scenario.loads, steps, strict=True)):
             dry = dry_step(scenario, load, step), dry_final_rows(scenario, load)
             for usage, (live, flops) in zip(dry, seen[rank][number], strict=True):
-                assert sum(usage.live.values()) == pytest.approx(live, rel=0.05), (cases[number], usage.live)
+                assert sum(usage.live.values()) == pytest.approx(live, rel=0.03 if world_size == 1 else 0.1), (
+                    cases[number],
+                    usage.live,
+                )
                 assert sum(usage.flops.values()) == pytest.approx(flops, rel=0.01), (cases[number], usage.flops)
 
 

@@ -109,3 +109,11 @@ def test_every_setting_says_what_it_means() -> None:
     rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `")]
     assert {row[0].strip("|` ") for row in rows} == set(known_keys())
     assert all(len(row) == 4 and row[3].strip("| ") for row in rows)
+
+
+def test_a_removed_setting_as_a_dotted_key_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "dotted.yaml"
+    file.write_text("model.layer_weights: null\n")
+    with pytest.raises(InputError) as error:
+        load_settings(file, [])
+    assert error.value.code == "settings.unknown"
