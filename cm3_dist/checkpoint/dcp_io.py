@@ -6,6 +6,7 @@ Checkpoints are read as untrusted input: one that refers to code or to a file ou
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from cm3_dist.checkpoint.integrity import FILE_NAME, METADATA, TORN
@@ -53,11 +55,20 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessG
     Raises:
         OSError: a rank could not write; the same error on all ranks.
     """
+    writer = FileSystemWriter(folder, sync_files=True)
+    writer.fs = _ExistingFolders()
     try:
-        dcp.save(tensors, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
+        dcp.save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as failure:
         cause = next(iter(failure.failures.values()))[0]
         raise (cause if isinstance(cause, OSError) else failure) from failure
+
+
+class _ExistingFolders(FileSystem):
+    """DCP's file system without new folders: DCP would make a run folder again that was deleted under way."""
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Does nothing: `CheckpointDirectory.begin` has made the folder."""
 
 
 def read_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:

@@ -66,7 +66,7 @@ class Disks:
         yield self._removed(
             "the run's folder is moved away", lambda run: run, lambda run: run.rename(run.with_name("x"))
         )
-        yield self._removed("the run's folder is deleted", lambda run: run, lambda run: shutil.rmtree(run, True))
+        yield self._removed("the run's folder is deleted", lambda run: run, _delete)
         yield self._removed("steps.jsonl is deleted", lambda run: run / STEPS, lambda run: (run / STEPS).unlink())
 
     def _on_a_disk(self, kind: str, work: Callable[[DiskTrial, Path, Path], None], size: int) -> DiskTrial:
@@ -150,6 +150,13 @@ def _mount(disk: Path, options: str) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
+
+
+def _delete(run: Path) -> None:
+    """Deletes a folder at once: while it is emptied in its place, a writer could add to it."""
+    doomed = run.with_name("doomed")
+    run.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _wait_for_steps(run: Path, count: int, processes: list[forked.Process]) -> None:
