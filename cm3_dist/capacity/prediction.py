@@ -111,7 +111,7 @@ def predict_expected(scenario: Scenario) -> Prediction:
 
 
 def _predict(scenario: Scenario, loads: list[RankLoad], steps: list[list[RankStep]]) -> Prediction:
-    """`loads` of every rank, or of one that stands for all; `steps` [steps][ranks] likewise."""
+    """`loads` of every rank, or of one that stands for all; `steps` [steps][ranks] are their steps."""
     manifest, settings = scenario.manifest, scenario.settings
     place: Place = "host" if scenario.hardware.device == "cpu" else "device"
     table_bytes = table_storage(

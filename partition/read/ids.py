@@ -155,7 +155,7 @@ def check_unique(column: IdColumn, ids: pa.Array, codes: np.ndarray) -> None:
     Args:
         column: the ids of the table.
         ids: [n] as `encode` returns them.
-        codes: [rows] likewise.
+        codes: [rows] as `encode` returns them.
 
     Raises:
         InputError: names the row in which an id is repeated.

@@ -66,7 +66,7 @@ class Observed:
 
     losses: list[list[float]]  # [STEPS][loss terms and gradient norms]
     resumed: list[list[float]]  # the same from SAVED_AT on, by a new trainer that loaded this one's checkpoint
-    resumed_from_one_process: list[list[float]]  # likewise, from a checkpoint that one process saved
+    resumed_from_one_process: list[list[float]]  # the same, from a checkpoint that one process saved
     ego: tuple[np.ndarray, np.ndarray, np.ndarray]  # of users and items before propagation, and mixing logits
     final: tuple[np.ndarray, np.ndarray]
     metrics: dict[str, float]

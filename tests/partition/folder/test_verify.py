@@ -30,21 +30,10 @@ from tests.support.tamper import (
     accept_manifest,
     change_manifest,
     part_file,
-    prepare_with_idle_nodes,
     refused,
 )
 
 FILES = ["users.arrow", "items.arrow", "graph.npz", "item_graph.npz", "validation.arrow", "test.arrow"]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_with_idle_nodes(tmp_path_factory.mktemp("original"))
-
-
-@pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "prepared"))
 
 
 def features(root: Path) -> list[str]:

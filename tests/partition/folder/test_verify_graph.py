@@ -38,16 +38,6 @@ from tests.support.tamper import (
 )
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_with_idle_nodes(tmp_path_factory.mktemp("original"))
-
-
-@pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "prepared"))
-
-
 def change_graph(root: Path, change: Callable[[Graph], Graph], **sizes: int) -> str:
     path = part_file(root, layout.GRAPH)
     write_graph(path, change(read_graph(path)))
