@@ -6,7 +6,6 @@ The heavy imports (DGL, faiss, torch, pyarrow) wait until a command runs, so tha
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from partition.errors import InputError
+from partition.errors import InputError, exit_with_one_line
 from partition.extract.request import Request
 from partition.options import BuildOptions, Options
 from partition.synthetic.options import SyntheticOptions
@@ -81,15 +80,7 @@ def stats(
 
 def main() -> None:
     """Runs the command line; an error that the user can correct becomes one line on stderr and exit code 2."""
-    try:
-        app()
-    except InputError as error:
-        print(error.line, file=sys.stderr)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(InputError(f"{error.filename}: {error.strerror}", "file.unwritable").line, file=sys.stderr)
-    sys.exit(2)
+    exit_with_one_line(app)
 
 
 def typed_command(model: type[Typed], run: Callable[[Typed], None], more: str | None = None) -> Callable[..., None]:

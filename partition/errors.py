@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -61,3 +63,20 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """The message of an exception without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def exit_with_one_line(command: Callable[[], object]) -> NoReturn:
+    """Runs a command of one process; an error that the user can correct becomes one line on stderr and exit code 2.
+
+    Args:
+        command: exits by itself when it succeeds, as a typer application does.
+    """
+    try:
+        command()
+    except InputError as error:
+        print(error.line, file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(InputError(f"{error.filename}: {error.strerror}", "file.unwritable").line, file=sys.stderr)
+    sys.exit(2)

@@ -191,8 +191,7 @@ class CheckpointManager:
         try:
             write_tensors(temporary, tensors, group)
         except OSError as error:  # the same on all ranks
-            cannot_write = _cannot_write(temporary, error)
-            raise AgreedError(str(cannot_write), cannot_write.code) from error
+            raise _cannot_write(temporary, error) from error
 
         def digests() -> dict[str, str]:
             try:
@@ -238,7 +237,8 @@ class CheckpointManager:
         check_files(path, dict(files[self._runtime.rank :: self._runtime.world_size]))
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
+def _cannot_write(path: Path, error: OSError) -> AgreedError:
+    """The error for a checkpoint; every caller raises it on all ranks, by itself or through `agree_on_error`."""
+    return AgreedError(
         f"{error.filename or path}: the checkpoint cannot be written: {error.strerror or error}", "checkpoint.write"
     )
