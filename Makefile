@@ -1,7 +1,7 @@
 # Everything a person or a machine does with this repository. `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test extract cuda demo test test-all soak docs bench lint format types check requirements requirements-check clean distclean
+.PHONY: help setup setup-test extract spark cuda demo test test-all soak docs bench lint format types check requirements requirements-check clean distclean
 
 # Settable on the command line: make setup EXTRA=cuda PYTHON=3.10, make test ARGS="tests/cm3_dist/loss/test_cm3_loss.py -x".
 # EXTRA is cpu or cuda; once installed, it stays what it is until named again.
@@ -48,6 +48,8 @@ setup-test: .venv/installed-$(EXTRA)-dev ## Install what tests, lint and types n
 
 extract: $(if $(wildcard .venv/installed-$(EXTRA)-dev),setup-test,.venv/installed-$(EXTRA)-extract) ## Install what `partition extract` needs as well.
 
+spark: $(if $(wildcard .venv/installed-$(EXTRA)-dev),setup-test,.venv/installed-$(EXTRA)-spark) ## Install what `partition build --engine spark-local` needs as well; Java 17 apart.
+
 cuda: ## Install for NVIDIA GPUs; demo and test then use that.
 	@$(MAKE) --no-print-directory setup EXTRA=cuda
 
@@ -85,8 +87,12 @@ endef
 	$(call install,requirements/$(EXTRA).txt requirements/extract.txt)
 	@touch .venv/installed-$(EXTRA) $@
 
-.venv/installed-$(EXTRA)-dev: requirements/$(EXTRA).txt requirements/extract.txt requirements/dev.txt pyproject.toml setup.py | $(filter .tools/bin/uv,$(UV))
-	$(call install,requirements/$(EXTRA).txt requirements/extract.txt requirements/dev.txt)
+.venv/installed-$(EXTRA)-spark: requirements/$(EXTRA).txt requirements/spark.txt pyproject.toml setup.py | $(filter .tools/bin/uv,$(UV))
+	$(call install,requirements/$(EXTRA).txt requirements/spark.txt)
+	@touch .venv/installed-$(EXTRA) $@
+
+.venv/installed-$(EXTRA)-dev: requirements/$(EXTRA).txt requirements/extract.txt requirements/spark.txt requirements/dev.txt pyproject.toml setup.py | $(filter .tools/bin/uv,$(UV))
+	$(call install,requirements/$(EXTRA).txt requirements/extract.txt requirements/spark.txt requirements/dev.txt)
 	@touch .venv/installed-$(EXTRA) $@
 
 .tools/bin/uv:
@@ -102,7 +108,8 @@ requirements: | $(filter .tools/bin/uv,$(UV)) ## Refresh the pinned requirements
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra cuda --constraint requirements/cpu.txt --output-file requirements/cuda.txt
 	$(COMPILE) pyproject.toml --extra extract --constraint requirements/cpu.txt --output-file requirements/extract.txt
-	$(COMPILE) --group pyproject.toml:dev --constraint requirements/extract.txt --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra spark --constraint requirements/extract.txt --output-file requirements/spark.txt
+	$(COMPILE) --group pyproject.toml:dev --constraint requirements/extract.txt --constraint requirements/spark.txt --output-file requirements/dev.txt
 	sed -i "/python_full_version >= '3.12'/d; s/== '3.11.\*'/>= '3.11'/" requirements/*.txt
 
 requirements-check: setup-test ## Check the pinned requirements against pyproject.toml.

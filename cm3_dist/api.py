@@ -54,7 +54,7 @@ def prepare(
 
     places = [data] if isinstance(data, (str, Path)) else list(data)
     try:
-        wanted = BuildOptions(input=[Path(p) for p in places], output=Path(output), parts=parts, **options)
+        wanted = BuildOptions(input=[str(place) for place in places], output=Path(output), parts=parts, **options)
     except ValidationError as error:
         first = error.errors()[0]
         message = f"prepare: {'.'.join(map(str, first['loc']))}: {first['msg']}"

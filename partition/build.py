@@ -38,12 +38,13 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     """
     stages = stages or Stages()
     check_output(options.output, options.overwrite)
-    for path in options.input:
+    inputs = [Path(place) for place in options.input]
+    for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder", "file.missing")
     command = options.model_dump(mode="json", exclude={"output", "overwrite"})
     files = [path for _, path, _ in map(parse_features, options.features) if path is not None]
-    with work_folder(options.output, command, [*options.input, *files]) as work:
+    with work_folder(options.output, command, [*inputs, *files]) as work:
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
         _prepare(options, work, stages)

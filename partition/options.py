@@ -14,11 +14,11 @@ from partition.errors import InputError
 
 SEED = 2025
 SPECTRAL = "spectral"  # name of the modality made from training interactions (partition.transform.spectral)
-COLUMNS, CLEANING, FEATURES, GRAPH = "Columns", "Cleaning and split", "Features", "Item graph and parts"
-EXPERIMENTS = "Experiments"
+COLUMNS, CLEANING, SPLIT, FEATURES = "Columns", "Rows and weights", "Split", "Features"
+GRAPH, ENGINE, EXPERIMENTS = "Item graph and parts", "Engine", "Experiments"
 
 # A split as a manifest records it.
-RecordedSplit = Literal["column", "random", "leave_last_out", "cold_items"]
+RecordedSplit = Literal["column", "files", "random", "leave_last_out", "time", "cold_items", "none"]
 
 
 def option(
@@ -56,9 +56,12 @@ class SplitMethod(Choice):
 
     AUTO = "auto"
     COLUMN = "column"
+    FILES = "files"
     RANDOM = "random"
     LEAVE_LAST_OUT = "leave-last-out"
+    TIME = "time"
     COLD_ITEMS = "cold-items"
+    NONE = "none"
 
     @property
     def recorded(self) -> RecordedSplit:
@@ -84,21 +87,49 @@ class Options(BaseModel):
 class BuildOptions(Options):
     """Options of `python -m partition build`; docs/data.md explains them."""
 
-    input: list[Path] = option(
-        help="Folder (of MMRec, or of tables) or file; repeatable.", metavar="DIR_OR_FILE", min_length=1
+    input: list[str] = option(
+        help="Folder (of MMRec, or of tables), file, pattern or URI such as s3://bucket/logs; repeatable.",
+        metavar="SOURCE",
+        min_length=1,
     )
     output: Path = option(help="Folder to write.", metavar="PREPARED")
     parts: int = option(help="Parts to cut the graph into; any number of ranks that divides it can train.", ge=1)
     name: str | None = option(None, "Name of the data set; by default that of the input.")
-    user_column: str | None = option(None, "Its name, if not user, user_id, userID or uid.", panel=COLUMNS)
-    item_column: str | None = option(None, "Its name, if not item, item_id, itemID, asin or iid.", panel=COLUMNS)
-    time_column: str | None = option(None, "Its name, if not timestamp, time or ts.", panel=COLUMNS)
+    user_column: str | None = option(None, "Its name, if not a usual one such as user_id.", panel=COLUMNS)
+    item_column: str | None = option(None, "Its name, if not a usual one such as item_id.", panel=COLUMNS)
+    time_column: str | None = option(None, "Its name, if not a usual one such as timestamp.", panel=COLUMNS)
     split_column: str | None = option(None, "Its name, if not x_label or split.", panel=COLUMNS)
-    split: SplitMethod = option(
-        SplitMethod.AUTO, "auto: the split column if there is one, else random 8:1:1.", panel=CLEANING
+    rating_column: str | None = option(None, "Its name, if not a usual one such as rating.", panel=COLUMNS)
+    event_column: str | None = option(None, "Its name, if not a usual one such as event_type.", panel=COLUMNS)
+    where: str | None = option(
+        None, 'Keep the rows for which this is true: "rating >= 4".', panel=CLEANING, metavar="EXPRESSION"
     )
-    seed: int = option(SEED, "Seed of every random choice.", panel=CLEANING, ge=0)
+    min_rating: float | None = option(None, "Keep the rows with at least this rating.", panel=CLEANING)
+    weight_column: str | None = option(None, "Column with the weight of an interaction.", panel=CLEANING)
+    event_weight: str | None = option(
+        None, "Weight of each event; rows of others are dropped.", panel=CLEANING, metavar="buy=3,click=1"
+    )
     kcore: int = option(0, "Keep users and items with at least this many interactions.", panel=CLEANING, ge=0)
+    drop_unknown_items: bool = option(False, "Drop interactions with items that have no features.", panel=CLEANING)
+    split: SplitMethod = option(
+        SplitMethod.AUTO,
+        "auto: by files or column if the input says it, else random 8:1:1.",
+        panel=SPLIT,
+    )
+    validation: list[str] = option(
+        [], "Interactions for validation; repeatable. --input is then for training.", panel=SPLIT, metavar="SOURCE"
+    )
+    test: list[str] = option([], "Interactions for testing; repeatable.", panel=SPLIT, metavar="SOURCE")
+    validate_from: str | None = option(
+        None,
+        "With --split time: where validation begins; by default after 80 % of the rows.",
+        panel=SPLIT,
+        metavar="TIME",
+    )
+    test_from: str | None = option(
+        None, "With --split time: where testing begins; by default after 90 % of the rows.", panel=SPLIT, metavar="TIME"
+    )
+    seed: int = option(SEED, "Seed of every random choice.", panel=SPLIT, ge=0)
     features: list[str] = option(
         [],
         "A modality of the input, or from a file; repeatable, in the order of the curve.",
@@ -107,6 +138,12 @@ class BuildOptions(Options):
     )
     pca: list[str] = option(
         [], "Reduce the width of all modalities, or of one; repeatable.", panel=FEATURES, metavar="[NAME=]DIM"
+    )
+    missing: list[str] = option(
+        [],
+        "Items without features: refuse, zeros, mean, drop or mask; for all modalities, or one; repeatable.",
+        panel=FEATURES,
+        metavar="[NAME=]CHOICE",
     )
     item_graph_k: int = option(10, "Neighbours per item and modality, itself included.", panel=GRAPH, ge=1)
     item_graph_weight: list[str] = option(
@@ -118,6 +155,13 @@ class BuildOptions(Options):
         "How parts are cut. auto: metis up to 20 million training interactions, else stream.",
         panel=GRAPH,
     )
+    engine: str = option(
+        "duckdb", "duckdb, spark-local, or the URL of a Spark master: spark://host:7077.", panel=ENGINE, metavar="NAME"
+    )
+    memory: str | None = option(
+        None, "Memory for tables, beyond which they go to the disk; by default half.", panel=ENGINE, metavar="4GB"
+    )
+    threads: int | None = option(None, "Threads; by default one per core.", panel=ENGINE, ge=1)
     spectral: int = option(
         0,
         "Add a modality `spectral` of this width, from the training interactions.",

@@ -51,7 +51,7 @@ def partition(folder: Path, device: str, parts: int) -> str:
         modalities={"image": Width(8), "text": Width(4)},
     )
     synthesise(options)
-    build(BuildOptions(input=[folder / "data"], output=folder / "prepared", parts=parts))
+    build(BuildOptions(input=[str(folder / "data")], output=folder / "prepared", parts=parts))
     manifest = verify(folder / "prepared")
     return f"{manifest.train:,} interactions cut into {manifest.num_parts} parts by METIS, and verified"
 

@@ -1,7 +1,8 @@
 """The manifest of a prepared folder: what the folder holds and how it was made; written with the digests of all files.
 
 `SHA256SUMS` vouches for the manifest, and the manifest holds the size and digest of every other file, so that no change
-of any file goes unnoticed. Folders of earlier versions are read, too: in schema version 2 the manifest has a checksum
+of any file goes unnoticed. Folders of earlier versions are read, too: version 3 has neither weights nor masks, and text
+ids in 32-bit `string` instead of `large_string`; in version 2 the manifest has a checksum
 of itself as its first field instead; in version 1 it has no checksum, no sizes and no digests of the shared files.
 """
 
@@ -18,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from partition.errors import InputError, one_line, require
 from partition.folder import layout
+from partition.options import RecordedSplit
 
-SCHEMA_VERSION = 3
-_READABLE = (1, 2, 3)
+SCHEMA_VERSION = 4
+_READABLE = (1, 2, 3, 4)
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _CHANGED = "changed since it was written (sha256); copy the folder again, or prepare the data again"
 
@@ -36,6 +38,7 @@ class Modality(_Model):
     dim: int = Field(gt=0)
     dtype: Literal["float16", "float32", "float64"]
     source_dim: int = Field(gt=0)
+    masked: bool = False  # there is a `missing-NAME.npy` per part; fusion leaves these items' rows out
 
 
 class Part(_Model):
@@ -70,9 +73,10 @@ class Manifest(_Model):
     item_stride: int
     parts: list[Part]
     modalities: list[Modality]
-    split: Literal["column", "random", "leave_last_out", "cold_items"]
+    split: RecordedSplit
     user_id_type: Literal["int64", "string"]
     item_id_type: Literal["int64", "string"]
+    weighted: bool = False  # graph.npz has the weight of every edge
     counts: dict[str, int]  # what preparation dropped or merged, by reason
     settings: dict[str, Any]  # the whole command, to repeat it
     inputs: dict[str, str]  # input file name -> sha256

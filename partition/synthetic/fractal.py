@@ -80,7 +80,7 @@ def expand(
         tempfile.TemporaryDirectory(prefix=".expand.", dir=options.output) as work,
     ):
         reading = BuildOptions(
-            input=[options.expand],
+            input=[str(options.expand)],
             output=options.output,
             parts=1,
             features=list(options.kept),

@@ -22,6 +22,7 @@ class Features:
     values: np.ndarray  # [items, d], float16, float32 or float64, as in the input
     source_dim: int  # d before PCA
     basis: np.ndarray | None = None  # [source_dim, d] float64, by which PCA multiplied the rows; may be memory-mapped
+    missing: np.ndarray | None = None  # [items] bool: the row is zeros, and fusion leaves it out (--missing mask)
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Dataset:
     """
 
     name: str
-    user_ids: pa.Array  # [users] int64 or string
-    item_ids: pa.Array  # [items] int64 or string
+    user_ids: pa.Array  # [users] int64 or large_string
+    item_ids: pa.Array  # [items] int64 or large_string
     user: np.ndarray  # [E] int32 or int64; pairs are unique and sorted by (user, item)
     item: np.ndarray  # [E] int32 or int64
     split: np.ndarray  # [E] int8: TRAIN, VALIDATION, TEST
     split_method: RecordedSplit
     features: dict[str, Features]  # in the order of the control points of the curve
+    weight: np.ndarray | None = None  # [E] float32 above 0; None: every interaction weighs 1
     counts: dict[str, int] = field(default_factory=dict)  # dropped or merged, by reason
     inputs: dict[str, str] = field(default_factory=dict)  # input file name -> sha256
 

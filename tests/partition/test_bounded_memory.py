@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(source: Path, output: Path, options: dict[str, object]) -> Manifest:
-    build(BuildOptions(input=[source], output=output, parts=3, **options), Stages(quiet=True))  # type: ignore[arg-type]
+    build(BuildOptions(input=[str(source)], output=output, parts=3, **options), Stages(quiet=True))  # type: ignore[arg-type]
     return read_manifest(output)
 
 

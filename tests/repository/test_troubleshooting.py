@@ -82,7 +82,15 @@ def recommended(place: Path, folder: str) -> None:
 def built(place: Path, *files: str, features: str | None = None) -> None:
     chosen = [] if features is None else [f"image={place / features}"]
     inputs = [place / file for file in files]
-    build(BuildOptions(input=inputs, output=place / "new", parts=2, features=chosen, method=CutMethod.RANDOM))
+    build(
+        BuildOptions(
+            input=[str(path) for path in inputs],
+            output=place / "new",
+            parts=2,
+            features=chosen,
+            method=CutMethod.RANDOM,
+        )
+    )
 
 
 def without_extra(place: Path) -> None:

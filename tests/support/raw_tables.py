@@ -50,7 +50,7 @@ def write(path: Path, content: pa.Table) -> Path:
 def read(tmp_path: Path, *inputs: Path, **options: Any) -> Dataset:
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    command = BuildOptions(input=list(inputs), output=tmp_path / "out", parts=1, **options)
+    command = BuildOptions(input=[str(path) for path in inputs], output=tmp_path / "out", parts=1, **options)
     return read_dataset(command, work, Stages(quiet=True))
 
 

@@ -130,7 +130,7 @@ def _prepared(folder: Path, users: int, items: int, interactions: int) -> Path:
             output=folder / "raw", users=users, items=items, interactions=interactions, clusters=100, overwrite=True
         )
         synthesise(options)
-        build(BuildOptions(input=[folder / "raw"], output=folder / "prepared", parts=4), Stages(quiet=True))
+        build(BuildOptions(input=[str(folder / "raw")], output=folder / "prepared", parts=4), Stages(quiet=True))
     return folder / "prepared"
 
 

@@ -245,7 +245,7 @@ def test_the_rows_are_what_build_reads(shop: Path) -> None:
     features = [f"image={shop / 'image.parquet'}", f"text={shop / 'text.parquet'}"]
     build(
         BuildOptions(
-            input=[shop / "log"], output=shop / "prepared", parts=2, features=features, method=CutMethod.RANDOM
+            input=[str(shop / "log")], output=shop / "prepared", parts=2, features=features, method=CutMethod.RANDOM
         )
     )
     manifest = read_manifest(shop / "prepared")

@@ -100,7 +100,7 @@ def data(folder: Path) -> Path:
 
 
 def prepare(folder: Path, out: Path) -> None:
-    build(BuildOptions(input=[folder], output=out, parts=2, method=CutMethod.RANDOM, item_graph_k=2))
+    build(BuildOptions(input=[str(folder)], output=out, parts=2, method=CutMethod.RANDOM, item_graph_k=2))
 
 
 def whole_or_nothing(change: Callable[[Path], object]) -> None:
