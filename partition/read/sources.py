@@ -8,19 +8,22 @@ has MMRec's layout: ids are numbers, feature row = item number, and `i_id_mappin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from partition.errors import InputError
 from partition.read.table_file import SUFFIXES, TableFile, open_table
 
-Role = Literal["user", "item", "time", "split"]
+Role = Literal["user", "item", "time", "split", "rating", "event", "weight"]
 ALIASES: dict[Role, tuple[str, ...]] = {
     "user": ("user", "user_id", "userid", "uid"),
     "item": ("item", "item_id", "itemid", "asin", "iid"),
     "time": ("timestamp", "time", "ts"),
     "split": ("x_label", "split"),
+    "rating": ("rating",),
+    "event": ("event", "event_type"),
+    "weight": (),
 }
 MAPPINGS: dict[str, Role] = {"u_id_mapping.csv": "user", "i_id_mapping.csv": "item"}  # MMRec's number <-> external id
 _FEATURES = "_feat.npy"
@@ -37,6 +40,8 @@ class Found:
     items: list[TableFile]  # items tables, in the order of their names
     features: dict[str, Path]  # modality -> NAME_feat.npy
     mapping: dict[Role, TableFile]  # MMRec's mapping files
+    splits: dict[TableFile, int] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
 
 def column_of(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> str | None:

@@ -18,7 +18,7 @@ from partition.build import read_dataset
 from partition.errors import InputError
 from partition.options import BuildOptions
 from partition.stages import Stages
-from partition.transform.dataset import Dataset, Interactions
+from partition.transform.dataset import Dataset
 
 USERS = ["u1", "u1", "u2", "u2", "u3", "u3"]
 ITEMS = ["b", "a", "c", "a", "b", "c"]
@@ -156,11 +156,3 @@ def two_logs(*contents: dict[str, Any]) -> Callable[[Path], Any]:
         *(write(path / f"{n}.parquet", pa.table(content)) for n, content in enumerate(contents)),
         write(path / "items.parquet", items_table()),
     ]
-
-
-def random_interactions(seed: int = 0, users: int = 200, items: int = 80, rows: int = 3000) -> Interactions:
-    rng = np.random.default_rng(seed)
-    user = (users * rng.random(rows) ** 2).astype(np.int64)
-    item = (items * rng.random(rows) ** 2).astype(np.int64)
-    time = rng.integers(0, 50, rows)  # with ties
-    return Interactions(user, item, rng.integers(0, 3, rows).astype(np.int8), time)

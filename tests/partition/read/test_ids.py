@@ -39,7 +39,7 @@ def test_id_types(tmp_path: Path, kind: pa.DataType, suffix: str) -> None:
     log = write(tmp_path / f"log.{suffix}", pa.table({"user_id": users, "item_id": ["a", "a", "b", "c"]}))
     dataset = read(tmp_path, log, write(tmp_path / "items.parquet", items_table()))
     assert dataset.user_ids.to_pylist() == sorted(set(ids))
-    assert dataset.user_ids.type == (pa.int64() if numbers else pa.string())
+    assert dataset.user_ids.type == (pa.int64() if numbers else pa.large_string())
     assert [(dataset.user_ids[u].as_py(), i) for u, i in zip(dataset.user, dataset.item, strict=True)] == [
         (ids[1], 0), (ids[0], 0), (ids[0], 2), (ids[2], 1)
     ]  # fmt: skip
