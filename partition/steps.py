@@ -25,7 +25,7 @@ from partition.relational.chain import Numbered, number
 from partition.relational.clean import Pairs, k_core, merged
 from partition.relational.engine import Engine
 from partition.relational.export import column, save_ids, write_columns, write_ids
-from partition.relational.logs import chosen_method, given_columns, id_kinds, open_logs
+from partition.relational.logs import chosen_method, event_weights, given_columns, id_kinds, open_logs
 from partition.relational.split import divide, evaluable
 from partition.relational.where import Where
 from partition.stages import Stages
@@ -85,12 +85,13 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
     given = given_columns(options)
     with stages("read") as say:
         where = None if options.where is None else Where(options.where, engine)
+        weights = event_weights(options)
         found = find([Path(place) for place in options.input], given, options.name)
         method = chosen_method(options, found)
         logs = open_logs(found, method, options, where, folder / LOGS)
         catalogue = resolve(found, id_kinds(logs, "item"), options.features, given)
         text = {"user": not are_numbers(id_kinds(logs, "user")), "item": not pa.types.is_integer(catalogue.keys.type)}
-        numbered = number(engine, logs, text, catalogue, options, where, folder, counts)
+        numbered = number(engine, logs, text, catalogue, options, where, weights, folder, counts)
         say(f"{numbered.count:,} rows, {numbered.users.count:,} users, {numbered.item_count:,} items")
     mapping = found.mapping.get("user")
     read = [own.log.file.path for own in logs] + ([] if mapping is None else [mapping.path])

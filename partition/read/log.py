@@ -77,11 +77,11 @@ def open_log(file: TableFile, roles: Mapping[str, str], extra: Sequence[str], fo
                 raise file.error("the time is missing", name, first_null(values), code="time.missing")
         elif role in ("rating", "weight"):
             values = values.cast(pa.float64())
-        content[role] = values
+        content["r_" + role] = values
     for name in extra:
-        content["x_" + name] = table[name]
+        content[name] = table[name]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{len(list(folder.iterdir()))}.parquet"
     pq.write_table(pa.table(content), path)
-    columns = {**{role: role for role in roles}, **{name: "x_" + name for name in extra}}
+    columns = {role: "r_" + role for role in roles}
     return Log(file, (str(path),), columns, numeric, dated)

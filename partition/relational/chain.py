@@ -44,6 +44,7 @@ def number(
     catalogue: Catalogue,
     options: BuildOptions,
     where: Where | None,
+    weights: Mapping[str, float] | None,
     folder: Path,
     counts: dict[str, int],
 ) -> Numbered:
@@ -56,17 +57,18 @@ def number(
         catalogue: its keys are of the same type.
         options: the command.
         where: its condition.
+        weights: of events.
         folder: for the catalogue, as long as the engine runs.
         counts: collects how many rows were dropped, by reason.
 
     Raises:
         InputError: `features.missing`, an item is unknown; and those of `Rows`.
     """
-    rows = Rows(engine, logs, text, options, where, counts)
+    rows = Rows(engine, logs, text, options, where, weights, counts)
     path = folder / "items.parquet"
     pq.write_table(pa.table({"id": catalogue.keys, "number": np.arange(len(catalogue.keys))}), path)
     items = engine.parquet([str(path)])
-    unknown = rows.table.anti_join(items, rows.table.item == items.id)
+    unknown = rows.table.anti_join(items, [("item", "id")])
     missing = engine.number(unknown.count())
     if missing and not options.drop_unknown_items:
         raise _unknown_item(engine, unknown, missing, rows.count, logs, catalogue)
@@ -74,7 +76,7 @@ def number(
     if options.drop_unknown_items:
         rows.dropped(rows.count - missing, "--drop-unknown-items", "unknown_items_dropped", counts)
         if missing:
-            table = table.semi_join(items, table.item == items.id)
+            table = table.semi_join(items, [("item", "id")])
     users = engine.keep(numbered(table.select(id=table.user)))
     count = engine.number(users.count())
     return Numbered(table, rows.count, Users(users, count), items, len(catalogue.keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -50,13 +51,7 @@ def merged(engine: Engine, rows: ir.Table, users: Users, items: ir.Table, item_c
         item_count: how many items there are.
     """
     kinds = {"user": index_type(users.count).__name__, "item": index_type(item_count).__name__}
-    joined = rows.join(users.table, rows.user == users.table.id)
-    joined = joined.select(rows, user_number=users.table.number.cast(kinds["user"]))
-    joined = joined.join(items, joined.item == items.id).select(
-        **{name: joined[name] for name in rows.columns if name not in ("user", "item")},
-        user=joined.user_number,
-        item=items.number.cast(kinds["item"]),
-    )
+    joined = _replaced(_replaced(rows, "user", users.table, "id", kinds["user"]), "item", items, "id", kinds["item"])
     pick = {"split": "min", "time": "min", "weight": "max"}
     values = {name: getattr(joined[name], how)() for name, how in pick.items() if name in joined.columns}
     grouped = joined.group_by("user", "item").agg(**values) if values else joined.distinct()
@@ -86,16 +81,12 @@ def k_core(engine: Engine, pairs: Pairs, k: int) -> Pairs:
             break
         count = left
     users, items = (engine.keep(_renumbered(table, node)) for node in ("user", "item"))
-    renumbered = table.join(users, table.user == users.old).select(table, user_number=users.number)
-    renumbered = renumbered.join(items, renumbered.item == items.old).select(
-        **{name: renumbered[name] for name in table.columns if name not in ("user", "item")},
-        user=renumbered.user_number.cast(table.user.type()),
-        item=items.number.cast(table.item.type()),
-    )
+    renumbered = _replaced(table, "user", users, "old", table.user.type())
+    renumbered = _replaced(renumbered, "item", items, "old", table.item.type())
     final = engine.keep(renumbered)
     engine.drop(table)
-    known = pairs.users.table
-    named = engine.keep(known.join(users, known.number == users.old).select(known.id, users.number))
+    named = pairs.users.table.rename(before="number").join(users, [("before", "old")]).select("id", "number")
+    named = engine.keep(named)
     return Pairs(final, count, Users(named, engine.number(named.count())), items)
 
 
@@ -103,3 +94,9 @@ def _renumbered(table: ir.Table, node: str) -> ir.Table:
     """The numbers of the nodes that remain (`old`), and those they get (`number`)."""
     distinct = table.select(old=table[node]).distinct()
     return distinct.mutate(number=ibis.row_number().over(order_by=distinct.old))
+
+
+def _replaced(table: ir.Table, column: str, numbers: ir.Table, key: str, kind: Any) -> ir.Table:
+    """The table with the `number` of `key` in the place of `column`, as `kind`; rows without one are left out."""
+    joined = table.join(numbers.select(key, "number"), [(column, key)])
+    return joined.mutate(**{column: joined.number.cast(kind)}).select(*table.columns)

@@ -47,7 +47,7 @@ class DuckDB(Engine):
         return self._database.create_table(f"kept_{self._number}", table, temp=True)
 
     def drop(self, table: ir.Table) -> None:
-        self._database.drop_table(table.get_name())
+        self._database.raw_sql(f"DROP TABLE {table.get_name()}")
 
     def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         yield from table.to_pyarrow_batches(chunk_size=BATCH)

@@ -28,7 +28,8 @@ def write_columns(engine: Engine, table: ir.Table, types: Mapping[str, DTypeLike
         OSError: the disk is full.
     """
     kinds = {name: np.dtype(kind) for name, kind in types.items()}
-    rows, files = 0, {name: (folder / f"{name}.npy").open("w+b") for name in kinds}
+    # Renamed when complete: a file of that name may be mapped.
+    rows, files = 0, {name: (folder / f"{name}.npy.new").open("w+b") for name in kinds}
     try:
         for name, file in files.items():
             _write_header(file, kinds[name], 0)
@@ -43,6 +44,8 @@ def write_columns(engine: Engine, table: ir.Table, types: Mapping[str, DTypeLike
     finally:
         for file in files.values():
             file.close()
+    for name in kinds:
+        (folder / f"{name}.npy.new").rename(folder / f"{name}.npy")
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in kinds}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from partition.options import BuildOptions, SplitMethod
 from partition.read.ids import IdKind
 from partition.read.log import open_log
 from partition.read.sources import Found, Role, column_of, missing_column
-from partition.relational.rows import LogRows
+from partition.relational.rows import LEAST_WEIGHT, MOST_WEIGHT, LogRows
 from partition.relational.where import Where
 from partition.transform.dataset import TRAIN
 
@@ -29,6 +30,31 @@ def given_columns(options: BuildOptions) -> dict[Role, str | None]:
         "event": options.event_column,
         "weight": options.weight_column,
     }
+
+
+def event_weights(options: BuildOptions) -> dict[str, float] | None:
+    """Parses `--event-weight buy=3,click=1`.
+
+    Raises:
+        InputError: `option.event-weight`, it is something else, or there is `--weight-column` too.
+    """
+    text = options.event_weight
+    if text is None:
+        return None
+    if options.weight_column is not None:
+        raise InputError(f"--event-weight {text}: choose it or --weight-column", "option.event-weight")
+    weights: dict[str, float] = {}
+    for pair in text.split(","):
+        name, _, number = pair.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or name.strip() in weights or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+            message = f"--event-weight {text}: expected EVENT=WEIGHT, each event once, with weights above 0"
+            raise InputError(message, "option.event-weight")
+        weights[name.strip()] = weight
+    return weights
 
 
 def chosen_method(options: BuildOptions, found: Found) -> SplitMethod:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from partition.relational.engine import Engine
 from partition.relational.where import Where
 
 # Weights are float32: below the first bound they would lose digits, above the last they would be infinite.
-_LEAST_WEIGHT, _MOST_WEIGHT = 2.0**-126, 2.0**127
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-126, 2.0**127
 _OWN = "own_"  # before the names of the columns that this module makes: those that `--where` names stay as they are
 
 
@@ -62,31 +61,6 @@ def first_wrong(
     raise AssertionError("no such row, although the engine counted some")
 
 
-def event_weights(options: BuildOptions) -> dict[str, float] | None:
-    """Parses `--event-weight buy=3,click=1`.
-
-    Raises:
-        InputError: `option.event-weight`, it is something else, or there is `--weight-column` too.
-    """
-    text = options.event_weight
-    if text is None:
-        return None
-    if options.weight_column is not None:
-        raise InputError(f"--event-weight {text}: choose it or --weight-column", "option.event-weight")
-    weights: dict[str, float] = {}
-    for pair in text.split(","):
-        name, _, number = pair.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not name.strip() or name.strip() in weights or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
-            message = f"--event-weight {text}: expected EVENT=WEIGHT, each event once, with weights above 0"
-            raise InputError(message, "option.event-weight")
-        weights[name.strip()] = weight
-    return weights
-
-
 class Rows:
     """The rows of all logs, under the names user, item, and where they are needed split, time and weight.
 
@@ -96,6 +70,7 @@ class Rows:
         text: "user"/"item" -> whether the ids are text, else they are whole numbers.
         options: the command.
         where: its condition.
+        weights: of events.
         counts: collects how many rows were dropped, by reason.
 
     Raises:
@@ -109,6 +84,7 @@ class Rows:
         text: Mapping[str, bool],
         options: BuildOptions,
         where: Where | None,
+        weights: Mapping[str, float] | None,
         counts: dict[str, int],
     ) -> None:
         self._engine = engine
@@ -125,7 +101,6 @@ class Rows:
             table = table.filter(table.rating >= options.min_rating)
             left = engine.number(table.count())
             self.dropped(left, f"--min-rating {options.min_rating}", "low_ratings_dropped", counts)
-        weights = event_weights(options)
         if weights is not None:
             table = table.filter(table.event.isin(list(weights)))
             left = engine.number(table.count())
@@ -152,7 +127,7 @@ class Rows:
 def _columns(table: ir.Table, own: LogRows) -> ir.Table:
     """The columns by role, beside those that `--where` names."""
     columns = own.log.columns
-    named = {name: table[columns[name]] for name in own.named}
+    named = {name: table[name] for name in own.named}  # a copy has them under their own names
     roles = {f"{_OWN}{role}": table[columns[role]] for role in own.roles}
     if own.label is not None:
         roles[f"{_OWN}split"] = ibis.literal(own.label)
@@ -172,8 +147,9 @@ def _typed(table: ir.Table, text: Mapping[str, bool]) -> ir.Table:
 
 
 def _check_weights(engine: Engine, table: ir.Table, logs: Sequence[LogRows]) -> None:
-    fine = table.weight.between(_LEAST_WEIGHT, _MOST_WEIGHT).fill_null(False)  # NaN is above every number
-    wrong = engine.number(table.filter(~fine).count())
+    fine = table.weight.between(LEAST_WEIGHT, MOST_WEIGHT).fill_null(False)
+    odd = table.weight.isnan().fill_null(True)  # said apart: the statistics of Parquet files are silent about NaN
+    wrong = engine.number(table.filter(odd | ~fine).count())
     if wrong:
         rows = engine.number(table.count())
 
@@ -184,6 +160,6 @@ def _check_weights(engine: Engine, table: ir.Table, logs: Sequence[LogRows]) -> 
 
 
 def _wrong_weights(values: pa.Array) -> np.ndarray:
-    fine = pc.and_(pc.greater_equal(values, _LEAST_WEIGHT), pc.less_equal(values, _MOST_WEIGHT))
+    fine = pc.and_(pc.greater_equal(values, LEAST_WEIGHT), pc.less_equal(values, MOST_WEIGHT))
     wrong: np.ndarray = pc.invert(pc.fill_null(fine, False)).to_numpy(zero_copy_only=False)
     return wrong

@@ -47,11 +47,11 @@ def write(path: Path, content: pa.Table) -> Path:
     return path
 
 
-def read(tmp_path: Path, *inputs: Path, **options: Any) -> Dataset:
+def read(tmp_path: Path, *inputs: Path, stages: Stages | None = None, **options: Any) -> Dataset:
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
     command = BuildOptions(input=[str(path) for path in inputs], output=tmp_path / "out", parts=1, **options)
-    return read_dataset(command, work, Stages(quiet=True))
+    return read_dataset(command, work, stages or Stages(quiet=True))
 
 
 def mmrec(folder: Path, rows: list[tuple[int, int, int]], items: int = 4, width: int = 3) -> Path:
@@ -156,3 +156,23 @@ def two_logs(*contents: dict[str, Any]) -> Callable[[Path], Any]:
         *(write(path / f"{n}.parquet", pa.table(content)) for n, content in enumerate(contents)),
         write(path / "items.parquet", items_table()),
     ]
+
+
+def random_log(folder: Path, seed: int = 0, users: int = 200, items: int = 80, rows: int = 3000) -> Path:
+    """A data set in Parquet: rows in any order with repeated pairs, times with ties, labels, weights and text ids."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    user, item = ((size * rng.random(rows) ** 2).astype(np.int64) for size in (users, items))
+    user[:6], item[:6] = users + np.array([0, 1, 1, 2, 2, 2]), np.arange(6)  # users with 1, 2 and 3 items
+    content = {
+        "user": pa.array([f"user-{number}" for number in user]),
+        "item": item,
+        "split": rng.integers(0, 3, rows),
+        "time": rng.integers(0, 50, rows),
+        "rating": rng.integers(1, 6, rows),
+        "strength": rng.integers(1, 9, rows) / 4,
+        "event": np.array(["view", "click", "buy"])[rng.integers(0, 3, rows)],
+    }
+    pq.write_table(pa.table(content), folder / "log.parquet")
+    pq.write_table(items_table(list(range(items))), folder / "items.parquet")
+    return folder

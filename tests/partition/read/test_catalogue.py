@@ -105,6 +105,9 @@ REFUSED = {
         "features.missing",
         "tiny/tiny.inter: column 'itemID', row 1 (line 3): item 4 ",
     ),
+    "item before the rows": Refused(
+        folder(rows=[(0, 1, 0), (0, -1, 0)]), "features.missing", "tiny/tiny.inter: column 'itemID', row 1 (line 3): item -1 "
+    ),
     "item not in the table": Refused(
         items(items_table("ab")), "features.missing", "log.csv: column 'item', row 2 (line 4): item 'c' "
     ),

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.support.raw_tables import Refused, folder, items_table, logged, read, text, two_logs, write
+from tests.support.raw_tables import Refused, items_table, logged, pairs, read, text, two_logs, write
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,18 @@ def test_dictionary_entries_that_no_row_uses_are_no_users(tmp_path: Path) -> Non
     assert dataset.user_ids.to_pylist() == ["y", "z"]
 
 
+def test_negative_ids_are_ids(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", pa.table({"uid": [-3, 2, -10], "iid": [-1, -1, 0]}))
+    dataset = read(tmp_path, log, write(tmp_path / "items.parquet", items_table([0, -1])))
+    assert dataset.user_ids.to_pylist() == [-10, -3, 2]
+    assert pairs(dataset) == [(-10, 0, 0), (-3, -1, 0), (2, -1, 0)]
+
+
 HUGE = pa.array([2**63, 1, 2, 3, 4, 5], pa.uint64())
 NULL = ["a", "b", None, "a", "a", "a"]
 REFUSED = {
     "null user": Refused(text("user,item\nu,a\n,b\n"), "ids.missing", "log.csv: column 'user', row 1 (line 3): "),
     "null item": Refused(logged(item=NULL, suffix="parquet"), "ids.missing", "log.parquet: column 'item', row 2: "),
-    "negative user": Refused(
-        logged(user=[0, 1, 2, -3, 0, 0]), "ids.negative", "log.csv: column 'user', row 3 (line 5): the id -3"
-    ),
-    "negative item": Refused(
-        folder(rows=[(0, 1, 0), (0, -1, 0)]), "ids.negative", "tiny/tiny.inter: column 'itemID', row 1 "
-    ),
     "huge id": Refused(logged(user=HUGE, suffix="parquet"), "ids.range", "log.parquet: column 'user': "),
     "float ids": Refused(logged(user=[0.5] * 6, suffix="parquet"), "ids.type", "log.parquet: column 'user': "),
     "numbers and text": Refused(
