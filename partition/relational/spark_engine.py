@@ -6,10 +6,12 @@ Every machine of a cluster therefore has to reach that folder under the same pat
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ibis
 import ibis.expr.types as ir
@@ -19,8 +21,11 @@ import pyarrow.parquet as pq
 from ibis.common.exceptions import IbisError
 from sqlglot.errors import SqlglotError
 
-from partition.errors import InputError
+from partition.errors import InputError, one_line
 from partition.relational.engine import BATCH, Engine
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _PARTITIONS_PER_THREAD = 2
 
@@ -41,36 +46,19 @@ class Spark(Engine):
     dialect = "spark"
 
     def __init__(self, name: str, folder: Path, memory: int, threads: int | None) -> None:
-        for missing in ([] if importlib.util.find_spec("pyspark") else ["pyspark"]) + (
-            [] if _java() else ["Java"]
-        ):
-            message = f"--engine {name}: {missing} is not installed; `make spark` installs pyspark, Java 17 is apart"
-            raise InputError(message, "option.engine")
+        for software, there in (("pyspark", importlib.util.find_spec("pyspark") is not None), ("Java", _has_java())):
+            if not there:
+                message = f"--engine {name}: {software} is not installed; run `make spark`, and install Java 17"
+                raise InputError(message, "option.engine")
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
 
         self.errors = (PySparkException, IbisError, SqlglotError)
-        local = name == "spark-local"
-        threads = threads or psutil.cpu_count() or 1
-        builder = SparkSession.builder.appName("partition build")
-        settings = {
-            "spark.master": f"local[{threads}]" if local else name,
-            "spark.driver.memory": f"{memory // 2**20}m",
-            "spark.ui.enabled": "false",
-            "spark.ui.showConsoleProgress": "false",
-            "spark.log.level": "OFF",
-            "spark.sql.session.timeZone": "UTC",
-            "spark.sql.ansi.enabled": "true",
-        }
-        if local:
-            settings["spark.local.dir"] = str(folder)
-            settings["spark.sql.shuffle.partitions"] = str(_PARTITIONS_PER_THREAD * threads)
-        for key, value in settings.items():
-            builder = builder.config(key, value)
-        # TODO
-        self._session = builder.getOrCreate()
-        self._database = ibis.pyspark.connect(self._session)
         self._folder, self._number = folder, 0
+        own = SparkSession.getActiveSession()
+        self._session = own or _new_session(name, folder, memory, threads or psutil.cpu_count() or 1)
+        self._ends = own is None  # a session that was there before stays
+        self._database = ibis.pyspark.connect(self._session)
 
     def parquet(self, files: Sequence[str]) -> ir.Table:
         tables = [self._database.read_parquet(_escaped(file)) for file in files]
@@ -90,7 +78,8 @@ class Spark(Engine):
         shutil.rmtree(folder)
 
     def close(self) -> None:
-        self._session.stop()
+        if self._ends:
+            self._session.stop()
 
     def _written(self, table: ir.Table) -> Path:
         self._number += 1
@@ -99,9 +88,32 @@ class Spark(Engine):
         return folder
 
 
-def _java() -> bool:
-    import os
+def _new_session(name: str, folder: Path, memory: int, threads: int) -> SparkSession:
+    from pyspark.sql import SparkSession
 
+    local = name == "spark-local"
+    settings = {
+        "spark.app.name": "partition build",
+        "spark.master": f"local[{threads}]" if local else name,
+        "spark.driver.memory": f"{memory // 2**20}m",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        "spark.sql.session.timeZone": "UTC",
+    }
+    if local:
+        settings["spark.local.dir"] = str(folder)
+        settings["spark.sql.shuffle.partitions"] = str(_PARTITIONS_PER_THREAD * threads)
+    builder = SparkSession.builder
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    try:
+        return builder.getOrCreate()
+    except Exception as error:  # of the Java process that does not start, or of the master that does not answer
+        raise InputError(f"--engine {name}: Spark does not start: {one_line(error)[:300]}", "option.engine") from None
+
+
+def _has_java() -> bool:
     home = os.environ.get("JAVA_HOME")
     return shutil.which("java") is not None or (home is not None and (Path(home) / "bin" / "java").exists())
 
