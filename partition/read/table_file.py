@@ -121,7 +121,7 @@ class TableFile:
                 for begin in range(0, batch.num_rows, rows):
                     part = batch.slice(begin, rows)
                     arrays = [
-                        pa.repeat(pa.scalar(keys[name], self._type(name)), len(part))
+                        pa.repeat(pa.scalar(keys[name], self.type_of(name)), len(part))
                         if name in keys
                         else part.column(name)
                         for name in columns
@@ -171,9 +171,10 @@ class TableFile:
             yield from (chunk for chunk in parts if chunk.data.strip(b"\r\n"))
 
     def _schema(self, columns: Sequence[str]) -> pa.Schema:
-        return pa.schema([(name, self._type(name)) for name in columns])
+        return pa.schema([(name, self.type_of(name)) for name in columns])
 
-    def _type(self, name: str) -> pa.DataType:
+    def type_of(self, name: str) -> pa.DataType:
+        """The type of the values that `read` and `batches` return."""
         return pa.large_string() if self.schema is None else self.schema.field(name).type
 
     @contextmanager
