@@ -40,10 +40,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     """
     stages = stages or Stages()
     check_output(options.output, options.overwrite)
-    inputs = [Path(place) for place in options.input]
-    for path in inputs:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder", "file.missing")
+    inputs = [path for path in map(Path, options.input) if path.exists()]
     command = options.model_dump(mode="json", exclude={"output", "overwrite"})
     files = [path for _, path, _ in map(parse_features, options.features) if path is not None]
     with work_folder(options.output, command, [*inputs, *files]) as work:

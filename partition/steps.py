@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from partition import columns_on_disk as blocks
-from partition.files import sha256
 from partition.options import SPECTRAL, BuildOptions, SplitMethod, pca_dims
 from partition.read.catalogue import Catalogue, external_ids, resolve
 from partition.read.features import load
 from partition.read.ids import are_numbers
+from partition.read.places import Place
 from partition.read.sources import find
 from partition.read.table_file import TableFile
+from partition.read.usage import report
 from partition.relational.chain import Numbered, number
 from partition.relational.clean import Pairs, k_core, merged
 from partition.relational.engine import Engine
@@ -48,7 +49,7 @@ class Inputs:
     numbered: Numbered  # the interactions
     mapping: TableFile | None  # external ids of the users
     catalogue: Catalogue
-    files: list[Path]  # all that were read
+    files: list[Place]  # all that were read
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
     with stages("read") as say:
         where = None if options.where is None else Where(options.where, engine)
         weights = event_weights(options)
-        found = find([Path(place) for place in options.input], given, options.name)
+        found = find(options.input, given, options.name, options.validation, options.test)
         method = chosen_method(options, found)
         logs = open_logs(found, method, options, where, folder / LOGS)
         catalogue = resolve(found, id_kinds(logs, "item"), options.features, given)
@@ -94,7 +95,11 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
         numbered = number(engine, logs, text, catalogue, options, where, weights, folder, counts)
         say(f"{numbered.count:,} rows, {numbered.users.count:,} users, {numbered.item_count:,} items")
     mapping = found.mapping.get("user")
-    read = [own.log.file.path for own in logs] + ([] if mapping is None else [mapping.path])
+    used: dict[TableFile, list[str]] = {own.log.file: [*own.roles.values(), *own.named] for own in logs}
+    used |= ({} if mapping is None else {mapping: list(mapping.names)}) | catalogue.used
+    for line in report(found, used):
+        stages.note(line)
+    read = [own.log.file.place for own in logs] + ([] if mapping is None else [mapping.place])
     return Inputs(
         name=found.name,
         method=method,
@@ -219,10 +224,10 @@ def spectral(labelled: Labelled, sizes: tuple[int, int], dim: int, folder: Path,
     return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 
-def digests(files: Sequence[Path], stages: Stages) -> dict[str, str]:
-    """sha256 of every input file, under its name or, if several have that name, its path."""
-    names = [path.name for path in files]
+def digests(files: Sequence[Place], stages: Stages) -> dict[str, str]:
+    """sha256 of every input file, under its name or, if several have that name, its path or URI."""
+    names = [place.file_name for place in files]
     with stages("digests") as say:
-        found = {path.name if names.count(path.name) == 1 else str(path): sha256(path) for path in files}
+        found = {place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files}
         say(f"{len(found)} input files")
     return found

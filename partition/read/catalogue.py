@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from partition.errors import InputError
 from partition.read.features import ListColumn, NpyFile, Source, is_feature_column
 from partition.read.ids import IdColumn, IdKind, are_numbers
+from partition.read.places import Place, place_of
 from partition.read.sources import Found, Role, item_column, missing_column
-from partition.read.table_file import TableFile, first_null, open_table
+from partition.read.table_file import TableFile, open_table
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Catalogue:
     keys: pa.Array  # [items] int64 or large_string: their ids in the logs, in the order of the feature rows
     ids: pa.Array  # [items] int64 or large_string: their external ids; others than the keys if there is a mapping
     features: dict[str, Source]  # in the order of the control points of the curve
-    files: list[Path]  # all that were read
+    files: list[Place]  # all that were read
+    used: dict[TableFile, list[str]]  # the tables, and their columns that were read
     end: str  # why another item has no features: "it is not in items.csv"
 
 
@@ -66,14 +68,18 @@ def resolve(
     tables = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
     if tables:
         keys, end, features = _by_table(tables, logged, modalities, given)
-        ids, read = keys, [table.path for table in tables]
+        used = {table: [_item_column(table, given)] for table in tables}
+        for modality in modalities:
+            for table in modality.tables:
+                used.setdefault(table, [_item_column(table, given)]).append(modality.column)
+        ids = keys
     else:
         keys, end, features = _by_number(logged, modalities)
         mapping = found.mapping.get("item")
         ids = keys if mapping is None else external_ids(keys, mapping, "itemID")
-        read = [] if mapping is None else [mapping.path]
-    paths = [path for source in features.values() for path in source.paths]
-    return Catalogue(keys, ids, features, [*read, *paths], end)
+        used = {} if mapping is None else {mapping: list(mapping.names)}
+    paths = [place_of(path) for source in features.values() for path in source.paths]
+    return Catalogue(keys, ids, features, [*(table.place for table in used), *paths], used, end)
 
 
 def _check_names(modalities: Sequence[_Requested], found: Found) -> None:
@@ -165,7 +171,7 @@ def _by_table(
     for column in columns.values():
         column.check_unique()
     keys = pa.concat_arrays([ids[table] for table in catalogue])
-    listing = ", ".join(str(table.path) for table in catalogue)
+    listing = ", ".join(table.place.name for table in catalogue)
     codes = keys.dictionary_encode()
     listed = np.bincount(codes.indices.to_numpy(), minlength=1)
     if listed.max() > 1:
@@ -184,7 +190,7 @@ def _by_table(
         own = pa.concat_arrays([ids[table] for table in modality.tables])
         places, table = pc.index_in(own, value_set=keys), modality.tables[0]
         if places.null_count:
-            row = first_null(places)
+            row = int(np.flatnonzero(places.is_null().to_numpy(zero_copy_only=False))[0])
             message = f"item {own[row].as_py()!r} is not in {listing}"
             raise table.error(message, columns[table].kind.column, row, code="features.rows")
         rows = places.to_numpy()

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from partition.read.table_file import TableFile, first_null
+from partition.read import role_values
+from partition.read.table_file import TableFile
 
-# A number as a program writes it: "007" and "1e3" are text. 18 digits always fit int64.
-_WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"
-
+_BATCH = 1 << 16
 
 @dataclass(frozen=True)
 class IdKind:
@@ -21,7 +19,8 @@ class IdKind:
 
     file: TableFile
     column: str
-    numeric: bool  # every id is a whole number, or written as one in a file without types
+    numeric: bool  # every id is a whole number of 64 bits, or written as one in a file without types
+    whole: bool  # the same of any size
 
 
 def are_numbers(kinds: Sequence[IdKind]) -> bool:
@@ -30,12 +29,12 @@ def are_numbers(kinds: Sequence[IdKind]) -> bool:
     Raises:
         InputError: `ids.mixed`, one column has the type of a number and another has text.
     """
-    text = next((kind for kind in kinds if not kind.numeric), None)
-    if text is None:
+    if all(kind.numeric for kind in kinds):
         return True
-    for kind in kinds:
+    text = next((kind for kind in kinds if not kind.whole), None)
+    for kind in kinds if text is not None else []:
         if kind.numeric and not kind.file.is_text:
-            message = f"has numbers, but {text.file.path}, column {text.column!r} has text; make both the same"
+            message = f"has numbers, but {text.file.place.name}, column {text.column!r} has text; make both the same"
             raise kind.file.error(message, kind.column, code="ids.mixed")
     return False
 
@@ -45,21 +44,26 @@ class IdColumn:
     """The ids in one column of a table that fits in memory, such as a catalogue."""
 
     kind: IdKind
-    values: pa.Array  # [rows] int64 or large_string
+    values: pa.Array  # [rows] int64, or large_string unless all of them are whole numbers
 
     @classmethod
     def read(cls, file: TableFile, column: str) -> IdColumn:
         """Reads the column.
 
         Raises:
-            InputError: a null, a type that is neither whole number nor text, a number above 2^63 - 1.
+            InputError: an id is missing, or cannot be one.
         """
-        values = file.read([column], [column])[column].combine_chunks()
-        values = plain_ids(file, column, values)
-        numeric = pa.types.is_int64(values.type)
-        if file.is_text and pc.all(pc.match_substring_regex(values, _WHOLE_NUMBER)).as_py() is not False:
-            numeric, values = True, values.cast(pa.int64())
-        return cls(IdKind(file, column, numeric), values)
+        reader = role_values.IdColumn(file, "item", column)
+        while True:
+            try:
+                parts, rows = _converted(file, reader)
+                break
+            except role_values.NextTypeError:  # begins again with the next type
+                continue
+        reader.check(rows)
+        values = pa.concat_arrays([pa.array([], reader.type), *parts])
+        values = values.cast(pa.int64()) if reader.numeric else values
+        return cls(IdKind(file, column, reader.numeric, reader.whole), values)
 
     def of_kind(self, numbers: bool) -> pa.Array:
         """[rows] int64 for `numbers`, else large_string."""
@@ -83,20 +87,12 @@ class IdColumn:
             raise self.kind.file.error(message, self.kind.column, row, code="ids.duplicate")
 
 
-def plain_ids(file: TableFile, column: str, values: pa.Array) -> pa.Array:
-    """Ids of any type as int64 or large_string.
-
-    Raises:
-        InputError: a null, a type that is neither whole number nor text, a number above 2^63 - 1.
-    """
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.cast(kind.value_type), kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise file.error(f"has type {kind}; ids are whole numbers or text", column, code="ids.type")
-    if values.null_count:
-        raise file.error("the id is missing", column, first_null(values), code="ids.missing")
-    try:
-        return values.cast(pa.large_string() if "string" in str(kind) else pa.int64())
-    except pa.ArrowInvalid:
-        raise file.error("an id is above 2^63 - 1", column, code="ids.range") from None
+def _converted(file: TableFile, reader: role_values.IdColumn) -> tuple[list[pa.Array], int]:
+    """The ids in parts, and their number."""
+    reader.begin()
+    parts: list[pa.Array] = []
+    rows = 0
+    for batch in file.batches([reader.column], _BATCH):
+        parts.append(reader.convert(batch.column(0), rows))
+        rows += len(batch)
+    return parts, rows

@@ -11,7 +11,8 @@ from partition.errors import InputError
 from partition.options import BuildOptions, SplitMethod
 from partition.read.ids import IdKind
 from partition.read.log import open_log
-from partition.read.sources import Found, Role, column_of, missing_column
+from partition.read.sources import Found, Role, column_of, needed_columns
+from partition.read.usage import refuse_unread_labels
 from partition.relational.rows import LEAST_WEIGHT, MOST_WEIGHT, LogRows
 from partition.relational.where import Where
 from partition.transform.dataset import TRAIN
@@ -28,7 +29,6 @@ def given_columns(options: BuildOptions) -> dict[Role, str | None]:
         "split": options.split_column,
         "rating": options.rating_column,
         "event": options.event_column,
-        "weight": options.weight_column,
     }
 
 
@@ -103,27 +103,27 @@ def open_logs(
         "time": method in _TIMED,
         "rating": options.min_rating is not None,
         "event": options.event_weight is not None,
-        "weight": options.weight_column is not None,
     }
     logs = []
     for file in found.interactions:
-        roles: dict[str, str] = {}
-        for role in (role for role, wanted in needed.items() if wanted):
-            column = column_of(file, role, given)
-            if column is None:
-                raise missing_column(file, role, given)
-            roles[role] = column
+        roles: dict[str, str] = {**needed_columns(file, [role for role, wanted in needed.items() if wanted], given)}
+        if options.weight_column is not None:
+            if options.weight_column not in file.names:
+                message = f"no column {options.weight_column!r} (--weight-column); the columns are {', '.join(file.names)}"
+                raise file.error(message, code="column.missing")
+            roles["weight"] = options.weight_column
         named = () if where is None else tuple(where.columns(file))
+        refuse_unread_labels(file, options.where, [*roles.values(), *named])
         label = found.splits.get(file, TRAIN) if method is SplitMethod.FILES else None
         logs.append(LogRows(open_log(file, roles, named, folder), roles, named, label))
     dated = [own.log.dated for own in logs]
     if method in _TIMED and len(set(dated)) > 1:
-        odd, first = logs[dated.index(not dated[0])].log.file, logs[0].log.file
-        message = f"dates in one file and numbers in another ({first.path}); make both the same"
+        odd, first = logs[dated.index(not dated[0])].log.file, logs[0].log.file.place.name
+        message = f"dates in one file and numbers in another ({first}); make both the same"
         raise odd.error(message, code="time.mixed")
     return logs
 
 
 def id_kinds(logs: Sequence[LogRows], role: Literal["user", "item"]) -> list[IdKind]:
     """Of what kind the ids of users or items are in every log."""
-    return [IdKind(own.log.file, own.roles[role], own.log.numeric[role]) for own in logs]
+    return [IdKind(own.log.file, own.roles[role], own.log.numeric[role], own.log.whole[role]) for own in logs]

@@ -20,6 +20,7 @@ from partition.relational.where import Where
 
 # Weights are float32: below the first bound they would lose digits, above the last they would be infinite.
 LEAST_WEIGHT, MOST_WEIGHT = 2.0**-126, 2.0**127
+_TYPES = {"split": "int8", "rating": "float64", "weight": "float64", "event": "string"}
 _OWN = "own_"  # before the names of the columns that this module makes: those that `--where` names stay as they are
 
 
@@ -89,13 +90,16 @@ class Rows:
     ) -> None:
         self._engine = engine
         tables = [_columns(engine.parquet(own.log.parquet), own) for own in logs]
-        self.count = sum(engine.number(table.count()) for table in tables)
+        self.count = sum(own.log.rows for own in logs)
         if not self.count:
             raise logs[0].log.file.error("has no rows", code="table.empty")
         if where is not None:
             tables = [where.keep(table, f"rows_{number}") for number, table in enumerate(tables)]
             self.dropped(where.count(tables), f'--where "{options.where}"', "where_dropped", counts)
-        tables = [_typed(table, text) for table in tables]
+        fraction = any(f"{_OWN}time" in table.columns and table[f"{_OWN}time"].type().is_floating() for table in tables)
+        types = {role: "string" if text[role] else "int64" for role in ("user", "item")}
+        types |= _TYPES | {"time": "float64" if fraction else "int64"}
+        tables = [_typed(table, types) for table in tables]
         table = ibis.union(*tables) if len(tables) > 1 else tables[0]
         if options.min_rating is not None:
             table = table.filter(table.rating >= options.min_rating)
@@ -134,16 +138,10 @@ def _columns(table: ir.Table, own: LogRows) -> ir.Table:
     return table.select(**named, **roles)
 
 
-def _typed(table: ir.Table, text: Mapping[str, bool]) -> ir.Table:
+def _typed(table: ir.Table, types: Mapping[str, str]) -> ir.Table:
     """The columns by role alone, of the same types in every log."""
-    types = {role: "string" if text[role] else "int64" for role in ("user", "item")}
-    types |= {"split": "int8", "rating": "float64", "weight": "float64", "event": "string"}
-    found = {}
-    for name in table.columns:
-        role = name.removeprefix(_OWN)
-        if role != name:
-            found[role] = table[name].cast(types[role]) if role in types else table[name]
-    return table.select(**found)
+    roles = [name.removeprefix(_OWN) for name in table.columns if name.startswith(_OWN)]
+    return table.select(**{role: table[f"{_OWN}{role}"].cast(types[role]) for role in roles})
 
 
 def _check_weights(engine: Engine, table: ir.Table, logs: Sequence[LogRows]) -> None:
