@@ -99,6 +99,17 @@ def written_as_numbers(values: pa.Array) -> tuple[bool, bool]:
     return True, True
 
 
+def as_numbers(texts: pa.Array) -> pa.Array:
+    """Texts as int64; null where one is not a whole number of 64 bits."""
+    try:
+        return texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        if len(texts) == 1:
+            return pa.nulls(1, pa.int64())
+    half = len(texts) // 2
+    return pa.concat_arrays([as_numbers(texts.slice(0, half)), as_numbers(texts.slice(half))])
+
+
 def _whole(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Numbers of a type without fractions, null where there is one; and [n] bool: there is one."""
     kind, wrong = values.type, np.zeros(len(values), bool)

@@ -157,15 +157,12 @@ class _Reader:
 
 def _reason(place: Place, chosen: Sequence[Place]) -> str | None:
     """Why a file of a folder is not read; None if it is."""
-    suffix = place.suffixes[0]
     if place.file_name.startswith("_"):
         return "its name begins with _"
     if place.file_name.endswith(_FEATURES):
         return "features are read from a local disk"
     if not is_table(place):
-        return "no table"
-    if suffix in NAMED_ONLY:
-        return "give it with --input if it is a table"
+        return "give it with --input if it is a table" if is_table(place, named=True) else "no table"
     return f"beside {chosen[0].file_name}" if chosen and place not in chosen else None
 
 

@@ -212,10 +212,10 @@ def open_table(source: str | Path | Place) -> TableFile:
     return table
 
 
-def is_table(place: Place) -> bool:
-    """True for a file whose name says that `open_table` reads it."""
+def is_table(place: Place, named: bool = False) -> bool:
+    """True for a file that is read as a table: by its suffix, some only if the user names it."""
     suffix, compression = place.suffixes
-    return suffix in (TEXT | JSON if compression else SUFFIXES)
+    return suffix in (TEXT | JSON if compression else SUFFIXES) and (named or suffix not in NAMED_ONLY)
 
 
 def _open(place: Place, suffix: str) -> TableFile:

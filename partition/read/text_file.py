@@ -25,8 +25,9 @@ _LONGEST_RECORD = 1 << 30  # bytes
 _QUOTE, _LF, _CR = b'"\n\r'
 _IN_QUOTES = re.compile(r'"[^"]*"')
 _BOM = b"\xef\xbb\xbf"
-# A quoted field that swallows rows: this many separators in lines that are rows by themselves are no accident.
-_EVIDENCE = 8
+# Between two stray quotes, of which one begins a field and the other ends one, lie whole rows. RFC 4180 cannot tell
+# them from a text of many lines; but that all of so many lines have the separators of a row is no accident.
+_SWALLOWED_LINES, _SWALLOWED_SEPARATORS = 8, 16
 
 
 class TextError(ValueError):
@@ -67,7 +68,7 @@ def chunks(stream: pa.NativeFile, separator: str = TAB, size: int = CHUNK_BYTES)
     Raises:
         TextError: a stray quote, one that is not closed, a record above 1 GiB, or UTF-16.
     """
-    data, line, begin, quoted = b"", 1, True, separator != TAB
+    data, line, begin, quoted, width = b"", 1, True, separator != TAB, 1
     while True:
         block = stream.read(max(size, len(data)))
         data += block
@@ -76,8 +77,10 @@ def chunks(stream: pa.NativeFile, separator: str = TAB, size: int = CHUNK_BYTES)
                 raise TextError("is UTF-16; save it as UTF-8")
             data, begin = data.removeprefix(_BOM), False
         end = len(data) if not block else _last_end(data, quoted)
+        if line == 1:
+            width = data.lstrip(b"\r\n").partition(b"\n")[0].count(separator.encode()) + 1
         if quoted and b'"' in data:
-            _check_quotes(data[:end] if end else data, line, separator, open_end=not end)
+            _check_quotes(data[:end] if end else data, line, separator, width, open_end=not end)
         if end:
             chunk = Chunk(data[:end], line, separator)
             line += len(_line_ends(chunk.data, False)[0])
@@ -178,7 +181,7 @@ def _last_end(data: bytes, quoted: bool) -> int:
     return int(ends[-1]) + 1 if len(ends) else 0
 
 
-def _check_quotes(data: bytes, first_line: int, separator: str, *, open_end: bool) -> None:
+def _check_quotes(data: bytes, first_line: int, separator: str, width: int, *, open_end: bool) -> None:
     """Refuses stray and unbalanced quotes in records; with `open_end` the last record is not complete yet."""
     text = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(text == _QUOTE)
@@ -193,28 +196,46 @@ def _check_quotes(data: bytes, first_line: int, separator: str, *, open_end: boo
     inside = closing + 1 < len(text)
     after = np.where(inside, text[np.minimum(closing + 1, len(text) - 1)], _LF)
     broken = ~edges[after] & (after != _QUOTE)
+
+    def line(position: int) -> int:
+        return first_line + _lines_before(data, position)
+
     faults = []
     if stray.any():
         faults.append((int(opening[int(stray.argmax())]), "a quote inside a field without quotes"))
     if broken.any():
         at = int(broken.argmax())
-        faults.append(
-            (
-                int(opening[at]),
-                f"a quote opens here, and the one that closes it, in line "
-                f"{first_line + _lines_before(data, int(closing[at]))}, is followed by text",
-            )
-        )
+        message = f"a quote opens here, and the one that closes it, in line {line(closing[at])}, is followed by text"
+        faults.append((int(opening[at]), message))
     if not faults and not open_end and len(opening) > len(closing):
         faults.append((int(opening[-1]), "a quote opens here and is never closed"))
+    if not faults and (pair := _swallowing(data, opening, closing, separator, width)) is not None:
+        message = f"a quote opens here and closes in line {line(closing[pair])}, and all lines between are rows"
+        faults.append((int(opening[pair]), message))
     if faults:
         position, message = min(faults)
-        line = first_line + _lines_before(data, position)
-        raise TextError(f"line {line}: {message}; quote the field and write the quote twice, or separate by tabs")
+        raise TextError(
+            f"line {line(position)}: {message}; quote the field and write the quote twice, or separate by tabs"
+        )
+
+
+def _swallowing(data: bytes, opening: np.ndarray, closing: np.ndarray, separator: str, width: int) -> int | None:
+    """The first quoted text whose lines all have the separators of a row, if it has many; `width` fields are a row."""
+    ends = _line_ends(data, False)[0]
+    opening = opening[: len(closing)]
+    breaks = np.searchsorted(ends, closing) - np.searchsorted(ends, opening)
+    wanted = max(_SWALLOWED_LINES, -(-_SWALLOWED_SEPARATORS // max(width - 1, 1)))
+    for at in np.flatnonzero(breaks >= wanted) if width > 1 else ():
+        begin = data.rfind(b"\n", 0, int(opening[at])) + 1
+        end = data.find(b"\n", int(closing[at]))
+        lines = data[begin : end if end >= 0 else len(data)].split(b"\n")
+        if all(line.count(separator.encode()) == width - 1 for line in lines):
+            return int(at)
+    return None
 
 
 def _lines_before(data: bytes, position: int) -> int:
-    return len(_line_ends(data[:position], False)[0])
+    return len(_line_ends(data[: int(position)], False)[0])
 
 
 def _locate(chunk: Chunk, names: Sequence[str]) -> None:

@@ -40,7 +40,10 @@ def report(found: Found, used: Mapping[TableFile, Collection[str]]) -> tuple[str
     for table, columns in used.items():
         listed = ", ".join(name for name in table.names if name in columns)
         groups.setdefault(listed, []).append(table.place.file_name)
-    read = [f"{_few(names)} ({columns})" for columns, names in groups.items()]
+    read = [
+        f"{', '.join(names) if len(names) <= _SHOWN else f'{len(names):,} files'} ({columns})"
+        for columns, names in groups.items()
+    ]
     read += [path.name for path in found.features.values()]
     left = [name for table, columns in used.items() for name in table.names if name not in columns]
     unused = [_with_hint(name) for name in dict.fromkeys(left)] + list(found.unused)
@@ -63,12 +66,12 @@ def refuse_unread_labels(log: TableFile, where: str | None, used: Collection[str
         if usual_name(column) not in LABELS or column in used or named or not (zeros := _zeros(log, column)):
             continue
         kind = id_values.value_type(log.type_of(column))
-        one = "true" if pa.types.is_boolean(kind) else "1"
-        quoted = column if re.fullmatch(r"\w+", column) else f'\\"{column}\\"'
+        one = "true" if pa.types.is_boolean(kind) else "'1'" if id_values.is_text(kind) and not log.is_text else "1"
+        name = column if re.fullmatch(r"\w+", column) else f'\\"{column}\\"'
         count, rows = zeros
         message = (
             f"{count:,} of {rows:,} rows have a 0, which nothing reads; keep the others with "
-            f'--where "{quoted} = {one}", or all with --where "{quoted} >= 0"'
+            f'--where "{name} = {one}", or all with --where "{name} is not null"'
         )
         raise log.error(message, column, code="column.label")
 
