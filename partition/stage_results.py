@@ -18,8 +18,10 @@ from partition.transform.dataset import Dataset, Features
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Describes a data set in `folder`, which holds everything else already: columns, ids, and the feature matrices,
-    except those that are input files."""
+    """Describes a data set in `folder`, which holds its columns, ids and feature matrices already.
+
+    Feature matrices that are input files stay where they are.
+    """
     features: dict[str, dict[str, Any]] = {}
     for name, modality in dataset.features.items():
         assert isinstance(modality.values, np.memmap)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 
 from partition import columns_on_disk as blocks
 from partition.options import SPECTRAL, BuildOptions, SplitMethod, pca_dims
@@ -113,9 +114,7 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
     )
 
 
-def clean(
-    inputs: Inputs, kcore: int, engine: Engine, folder: Path, stages: Stages, counts: dict[str, int]
-) -> Cleaned:
+def clean(inputs: Inputs, kcore: int, engine: Engine, folder: Path, stages: Stages, counts: dict[str, int]) -> Cleaned:
     """Merges repeated pairs and reduces the interactions to their k-core.
 
     Raises:
@@ -162,9 +161,14 @@ def label(
     with stages("split") as say:
         divided = divide(engine, pairs.table, pairs.count, method, options, inputs.dated)
         table = evaluable(divided.table, method).order_by("user", "item")
-        types = {"user": blocks.index_type(users), "item": blocks.index_type(items), "split": np.int8}
-        weights = {"weight": np.float32} if "weight" in table.columns else {}
-        columns = write_columns(engine, table, types | weights, folder)
+        types: dict[str, DTypeLike] = {
+            "user": blocks.index_type(users),
+            "item": blocks.index_type(items),
+            "split": np.int8,
+        }
+        if "weight" in table.columns:
+            types["weight"] = np.float32
+        columns = write_columns(engine, table, types, folder)
         training, validation, test = blocks.counts(columns["split"], 3)
         if not training:
             message = "the training split is empty; --split random makes one"
@@ -228,6 +232,8 @@ def digests(files: Sequence[Place], stages: Stages) -> dict[str, str]:
     """sha256 of every input file, under its name or, if several have that name, its path or URI."""
     names = [place.file_name for place in files]
     with stages("digests") as say:
-        found = {place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files}
+        found = {
+            place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files
+        }
         say(f"{len(found)} input files")
     return found

@@ -28,7 +28,7 @@ class Catalogue:
     features: dict[str, Source]  # in the order of the control points of the curve
     files: list[Place]  # all that were read
     used: dict[TableFile, list[str]]  # the tables, and their columns that were read
-    end: str  # why another item has no features: "it is not in items.csv"
+    end: str  # why another item has no features: "not in items.csv"
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,7 @@ def _requested(text: str, found: Found) -> _Requested:
     return _Requested(name, tables=(table,), column=column)
 
 
-def _by_number(
-    logged: Sequence[IdKind], modalities: Sequence[_Requested]
-) -> tuple[pa.Array, str, dict[str, Source]]:
+def _by_number(logged: Sequence[IdKind], modalities: Sequence[_Requested]) -> tuple[pa.Array, str, dict[str, Source]]:
     """Catalogue without a table: the id of an item is its row in the NumPy files."""
     files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
     first, *others = files.values()
@@ -199,7 +197,7 @@ def _by_table(
             message = f"{len(rows)} rows, but {listing} has {len(keys)} items; {absent!r} is missing"
             raise table.error(message, code="features.rows")
         features[modality.name] = ListColumn(modality.tables, modality.column, rows)
-    return keys, f"it is not in {listing}", features
+    return keys, f"not in {listing}", features
 
 
 def _item_column(table: TableFile, given: Mapping[Role, str | None]) -> str:

@@ -13,6 +13,7 @@ from partition.read.table_file import TableFile
 
 _BATCH = 1 << 16
 
+
 @dataclass(frozen=True)
 class IdKind:
     """Of what kind the ids in one column of a file are."""
@@ -32,8 +33,8 @@ def are_numbers(kinds: Sequence[IdKind]) -> bool:
     if all(kind.numeric for kind in kinds):
         return True
     text = next((kind for kind in kinds if not kind.whole), None)
-    for kind in kinds if text is not None else []:
-        if kind.numeric and not kind.file.is_text:
+    for kind in kinds:
+        if text is not None and kind.numeric and not kind.file.is_text:
             message = f"has numbers, but {text.file.place.name}, column {text.column!r} has text; make both the same"
             raise kind.file.error(message, kind.column, code="ids.mixed")
     return False

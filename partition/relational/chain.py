@@ -1,4 +1,4 @@
-"""The chain from logs to numbered, clean interactions; `partition.steps` reports it and `partition.build` has its order.
+"""The chain from logs to numbered, clean interactions; `partition.build` has its order.
 
 union of the logs -> `--where`, `--min-rating`, weights (`rows`) -> users numbered, items found in the catalogue
 (`number`) -> repeated pairs merged -> k-core (`clean`) -> training, validation, test (`split`) -> files (`export`)
@@ -93,10 +93,6 @@ def _unknown_item(
         found: np.ndarray = pc.is_in(values.cast(names.type), value_set=names).to_numpy(zero_copy_only=False)
         return found
 
-    def message(values: pa.Array) -> str:
-        return (
-            f"item {values.cast(names.type)[0].as_py()!r} has no features: {catalogue.end}; {missing:,} of {count:,} "
-            "interactions are with such items (--drop-unknown-items leaves them out)"
-        )
-
-    return first_wrong(logs, "item", among, message, "features.missing")
+    message = f"{missing:,} of {count:,} interactions are with an item that has no features ({catalogue.end})"
+    remedy = "; --drop-unknown-items leaves them out"
+    return first_wrong(logs, "item", among, message, "features.missing", remedy)

@@ -40,17 +40,22 @@ class DuckDB(Engine):
         self._number = 0
 
     def parquet(self, files: Sequence[str]) -> ir.Table:
+        """See `Engine.parquet`."""
         return self._database.read_parquet([glob.escape(file) for file in files])
 
     def keep(self, table: ir.Table) -> ir.Table:
+        """See `Engine.keep`."""
         self._number += 1
         return self._database.create_table(f"kept_{self._number}", table, temp=True)
 
     def drop(self, table: ir.Table) -> None:
+        """See `Engine.drop`."""
         self._database.raw_sql(f"DROP TABLE {table.get_name()}")
 
     def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        """See `Engine.batches`."""
         yield from table.to_pyarrow_batches(chunk_size=BATCH)
 
     def close(self) -> None:
+        """See `Engine.close`."""
         self._database.disconnect()

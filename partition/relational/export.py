@@ -15,7 +15,9 @@ from numpy.typing import DTypeLike
 from partition.relational.engine import Engine
 
 
-def write_columns(engine: Engine, table: ir.Table, types: Mapping[str, DTypeLike], folder: Path) -> dict[str, np.ndarray]:
+def write_columns(
+    engine: Engine, table: ir.Table, types: Mapping[str, DTypeLike], folder: Path
+) -> dict[str, np.ndarray]:
     """Writes the columns of an ordered table to `folder` as NAME.npy, and maps them.
 
     Args:

@@ -106,10 +106,13 @@ def open_logs(
     }
     logs = []
     for file in found.interactions:
-        roles: dict[str, str] = {**needed_columns(file, [role for role, wanted in needed.items() if wanted], given)}
+        usual = needed_columns(file, [role for role, wanted in needed.items() if wanted], given)
+        roles: dict[str, str] = {str(role): column for role, column in usual.items()}
         if options.weight_column is not None:
             if options.weight_column not in file.names:
-                message = f"no column {options.weight_column!r} (--weight-column); the columns are {', '.join(file.names)}"
+                message = (
+                    f"no column {options.weight_column!r} (--weight-column); the columns are {', '.join(file.names)}"
+                )
                 raise file.error(message, code="column.missing")
             roles["weight"] = options.weight_column
         named = () if where is None else tuple(where.columns(file))

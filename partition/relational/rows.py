@@ -50,15 +50,18 @@ def first_wrong(
     logs: Sequence[LogRows],
     role: str,
     wrong: Callable[[pa.Array], np.ndarray],
-    message: Callable[[pa.Array], str],
+    message: str,
     code: str,
+    remedy: str = "",
 ) -> InputError:
-    """An error about the first row of all logs in which `wrong` is true of a column; `message` is made of its value."""
+    """An error that says `message`, and the first row of all logs in which `wrong` is true of a column."""
     for own in logs:
         found = own.first(role, wrong)
         if found is not None:
             row, value = found
-            return own.log.file.error(message(value), own.roles[role], row, code=code)
+            file = own.log.file
+            text = f"{message}; first: {file.where(row)}, {value[0].as_py()!r}{remedy}"
+            return file.error(text, own.roles[role], code=code)
     raise AssertionError("no such row, although the engine counted some")
 
 
@@ -150,10 +153,7 @@ def _check_weights(engine: Engine, table: ir.Table, logs: Sequence[LogRows]) -> 
     wrong = engine.number(table.filter(odd | ~fine).count())
     if wrong:
         rows = engine.number(table.count())
-
-        def message(value: pa.Array) -> str:
-            return f"the weight {value[0].as_py()} is not finite and above 0; {wrong:,} of {rows:,} are not"
-
+        message = f"{wrong:,} of {rows:,} weights are not finite and above 0"
         raise first_wrong(logs, "weight", _wrong_weights, message, "weight.invalid")
 
 

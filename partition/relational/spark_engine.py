@@ -61,16 +61,19 @@ class Spark(Engine):
         self._database = ibis.pyspark.connect(self._session)
 
     def parquet(self, files: Sequence[str]) -> ir.Table:
+        """See `Engine.parquet`."""
         tables = [self._database.read_parquet(_escaped(file)) for file in files]
         return ibis.union(*tables) if len(tables) > 1 else tables[0]
 
     def keep(self, table: ir.Table) -> ir.Table:
+        """See `Engine.keep`."""
         return self._database.read_parquet(_escaped(str(self._written(table))))
 
     def drop(self, table: ir.Table) -> None:
-        pass  # its files go with the folder
+        """See `Engine.drop`; its files go with the folder."""
 
     def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        """See `Engine.batches`."""
         folder = self._written(table)
         for path in sorted(folder.glob("part-*.parquet")):  # an ordered table is written in ranges, in their order
             with pq.ParquetFile(path) as file:
@@ -78,6 +81,7 @@ class Spark(Engine):
         shutil.rmtree(folder)
 
     def close(self) -> None:
+        """See `Engine.close`."""
         if self._ends:
             self._session.stop()
 

@@ -16,7 +16,6 @@ from partition.relational.engine import Engine
 from partition.relational.hashing import HASH, with_hash
 from partition.transform.dataset import TEST, TRAIN, VALIDATION
 
-
 _TRAINS_ALL = (SplitMethod.RANDOM, SplitMethod.LEAVE_LAST_OUT, SplitMethod.NONE)  # leave every user something
 
 
@@ -29,7 +28,9 @@ class Divided:
     tied_time_share: float | None = None  # of LEAVE_LAST_OUT
 
 
-def divide(engine: Engine, pairs: ir.Table, count: int, method: SplitMethod, options: BuildOptions, dated: bool) -> Divided:
+def divide(
+    engine: Engine, pairs: ir.Table, count: int, method: SplitMethod, options: BuildOptions, dated: bool
+) -> Divided:
     """Labels every interaction.
 
     Args:
@@ -131,7 +132,9 @@ def _by_time(engine: Engine, pairs: ir.Table, count: int, options: BuildOptions,
         else:
             begin.append(_time(option, text, dated))
     if begin[1] < begin[0]:
-        message = f"--test-from {_shown(begin[1], dated)} is before --validate-from {_shown(begin[0], dated)}; give both"
+        message = (
+            f"--test-from {_shown(begin[1], dated)} is before --validate-from {_shown(begin[0], dated)}; give both"
+        )
         raise InputError(message, "option.time")
     label = ibis.cases(
         (pairs.time >= begin[1], _label(TEST)), (pairs.time >= begin[0], _label(VALIDATION)), else_=_label(TRAIN)
@@ -177,7 +180,9 @@ def _cold_items(engine: Engine, pairs: ir.Table, seed: int) -> ir.Table:
         raise InputError(message, "split.items")
     drawn = with_hash(items, seed, ("item",))
     drawn = drawn.mutate(place=ibis.row_number().over(order_by=[drawn[HASH], drawn.item]))
-    label = ibis.cases((drawn.place < tenth, _label(VALIDATION)), (drawn.place < 2 * tenth, _label(TEST)), else_=_label(TRAIN))
+    label = ibis.cases(
+        (drawn.place < tenth, _label(VALIDATION)), (drawn.place < 2 * tenth, _label(TEST)), else_=_label(TRAIN)
+    )
     labels = drawn.select("item", cold=label)
     joined = pairs.join(labels, "item")
     return _labelled(joined, joined.cold)

@@ -47,8 +47,8 @@ def write(path: Path, content: pa.Table) -> Path:
     return path
 
 
-def read(tmp_path: Path, *inputs: Path, stages: Stages | None = None, **options: Any) -> Dataset:
-    work = tmp_path / "work"
+def read(tmp_path: Path, *inputs: Path, **options: Any) -> Dataset:
+    work, stages = tmp_path / "work", options.pop("stages", None)
     work.mkdir(exist_ok=True)
     command = BuildOptions(input=[str(path) for path in inputs], output=tmp_path / "out", parts=1, **options)
     return read_dataset(command, work, stages or Stages(quiet=True))

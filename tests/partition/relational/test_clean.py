@@ -34,8 +34,8 @@ def test_duplicates_keep_the_lowest_label_and_the_highest_weight(source: Path, t
     assert dataset.weight.dtype == np.float32
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
     columns = zip(dataset.user, dataset.item, dataset.split, dataset.weight, strict=True)
-    found = {(users[user], items[item]): (label, weight) for user, item, label, weight in columns}
-    assert found == {key: value for key, value in expected.items() if key[0] in trained}
+    merged = {(users[user], items[item]): (label, weight) for user, item, label, weight in columns}
+    assert merged == {key: value for key, value in expected.items() if key[0] in trained}
     assert dataset.counts["duplicates_merged"] == len(rows_of(source)) - len(expected)
     assert users == sorted({row["user"] for row in rows_of(source)})
     order = np.lexsort((dataset.item, dataset.user))

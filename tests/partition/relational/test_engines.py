@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from partition.errors import InputError
-from partition.relational import spark_engine
 from partition.relational.engine import connect, parse_bytes
 from tests.support.raw_tables import Refused, logged, random_log, read
 
@@ -61,7 +60,9 @@ def test_spark_gives_what_duckdb_gives(source: Path, tmp_path: Path, options: di
 @pytest.mark.usefixtures("spark")
 def test_spark_refuses_a_condition_in_one_line(tmp_path: Path) -> None:
     for where in ("nix(item) > 3", "cast(item as int) > 3"):
-        Refused(logged(), "option.where", f'--where "{where}": ', {"where": where, "engine": "spark-local"}).check(tmp_path)
+        Refused(logged(), "option.where", f'--where "{where}": ', {"where": where, "engine": "spark-local"}).check(
+            tmp_path
+        )
 
 
 @pytest.mark.parametrize("engine", ["duckdb", "spark-local"])
@@ -81,10 +82,12 @@ def test_names_with_patterns_in_them(tmp_path: Path, engine: str, request: pytes
 def test_spark_without_java_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(InputError, match=r"--engine spark-local: (Java|pyspark) is not installed; run `make spark`"):
-        with connect("spark-local", tmp_path):
-            pass
-    monkeypatch.setattr(spark_engine.importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(InputError, match=r"--engine spark-local: (Java|pyspark) is not installed; run `make spark`"),
+        connect("spark-local", tmp_path),
+    ):
+        pass
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pyspark is not installed") as caught, connect("spark-local", tmp_path):
         pass
     assert caught.value.code == "option.engine"

@@ -22,8 +22,8 @@ def mixed(value: np.ndarray) -> np.ndarray:
 
 def hashes(seed: int, *columns: np.ndarray) -> np.ndarray:
     state = np.full(len(columns[0]), seeded(seed), np.uint64)
-    for column in columns:
-        number = column.astype(np.uint64)
+    for values in columns:
+        number = values.astype(np.uint64)
         state = mixed(state ^ (number & np.uint64(MASK)) ^ (number >> np.uint64(32)))
     return state.astype(np.int64)
 

@@ -63,7 +63,7 @@ def test_weights_of_events(source: Path, tmp_path: Path) -> None:
 def test_weights_of_1_change_nothing(tmp_path: Path) -> None:
     items = write(tmp_path / "items.parquet", items_table())
     log = write(tmp_path / "log.parquet", table(one=[1] * 6))
-    weighed, plain = (read(tmp_path, log, items, **options) for options in ({"weight_column": "one"}, {}))
+    weighed, plain = read(tmp_path, log, items, weight_column="one"), read(tmp_path, log, items)
     assert pairs(weighed) == pairs(plain)
     assert weighed.weight is not None
     assert weighed.weight.tolist() == [1] * 6
@@ -75,9 +75,10 @@ def test_unknown_items_can_be_dropped(tmp_path: Path) -> None:
     dataset = read(tmp_path, log, items, drop_unknown_items=True)
     assert {(user, item) for user, item, _ in pairs(dataset)} == {("u1", "b"), ("u1", "a"), ("u2", "z"), ("u3", "b")}
     assert dataset.counts["unknown_items_dropped"] == 2
-    assert read(tmp_path, log, write(items, items_table("abcz")), drop_unknown_items=True).counts[
-        "unknown_items_dropped"
-    ] == 0
+    assert (
+        read(tmp_path, log, write(items, items_table("abcz")), drop_unknown_items=True).counts["unknown_items_dropped"]
+        == 0
+    )
 
 
 def unknown(path: Path) -> Any:
@@ -90,31 +91,43 @@ def weights(values: list[Any]) -> Maker:
     return logged(w=pa.array(values, pa.float64()), suffix="parquet")
 
 
+def first_weight(row: int) -> str:
+    return f"log.parquet: column 'w': 1 of 6 weights are not finite and above 0; first: row {row}, "
+
+
 WEIGHED = {"weight_column": "w"}
 REFUSED = {
     "unknown items are counted": Refused(
-        unknown, "features.missing", "log.csv: column 'item', row 2 (line 4): item 'x' has no features: it is not in "
-        "items.parquet; 3 of 12 interactions "
+        unknown,
+        "features.missing",
+        "log.csv: column 'item': 3 of 12 interactions are with an item that has no "
+        "features (not in items.parquet); first: row 2 (line 4), 'x'; --drop-unknown-items",
     ),
-    "unknown column": Refused(logged(), "option.where", "log.csv: --where \"nix > 3\": no column 'nix'", {"where": "nix > 3"}),
+    "unknown column": Refused(
+        logged(), "option.where", "log.csv: --where \"nix > 3\": no column 'nix'", {"where": "nix > 3"}
+    ),
     "no condition": Refused(logged(), "option.where", '--where "drop table x": ', {"where": "drop table x"}),
     "no SQL": Refused(logged(), "option.where", '--where "user = = 3": ', {"where": "user = = 3"}),
     "no function": Refused(logged(), "option.where", '--where "nix(item) > 3": ', {"where": "nix(item) > 3"}),
     "not computable": Refused(
-        logged(), "option.where", "--where \"cast(item as int) > 3\": ", {"where": "cast(item as int) > 3"}
+        logged(), "option.where", '--where "cast(item as int) > 3": ', {"where": "cast(item as int) > 3"}
     ),
     "no row left": Refused(logged(), "rows.none", "--where \"item = 'z'\": ", {"where": "item = 'z'"}),
     "no rating": Refused(logged(), "column.missing", "log.csv: no rating column", {"min_rating": 1}),
-    "weight 0": Refused(weights([1, 2, 0, 1, -1, 1]), "weight.invalid", "log.parquet: column 'w', row 2: the weight 0.0 is "
-        "not finite and above 0; 2 of 6 ", WEIGHED),
-    "weight NaN": Refused(weights([1, 2, 3, float("nan"), 1, 1]), "weight.invalid", "log.parquet: column 'w', row 3: ", WEIGHED),
-    "weight too large": Refused(weights([1, 1e39, 3, 1, 1, 1]), "weight.invalid", "log.parquet: column 'w', row 1: ", WEIGHED),
-    "no weight": Refused(weights([1, 2, 3, 1, 1, None]), "weight.invalid", "log.parquet: column 'w', row 5: ", WEIGHED),
+    "weight 0": Refused(
+        weights([1, 2, 0, 1, -1, 1]),
+        "weight.invalid",
+        "log.parquet: column 'w': 2 of 6 weights are not finite and above 0; first: row 2, 0.0",
+        WEIGHED,
+    ),
+    "weight NaN": Refused(weights([1, 2, 3, float("nan"), 1, 1]), "weight.invalid", first_weight(3), WEIGHED),
+    "weight too large": Refused(weights([1, 1e39, 3, 1, 1, 1]), "weight.invalid", first_weight(1), WEIGHED),
+    "no weight": Refused(weights([1, 2, 3, 1, 1, None]), "weight.invalid", first_weight(5), WEIGHED),
     "event twice": Refused(logged(), "option.event-weight", "--event-weight a=1,a=2: ", {"event_weight": "a=1,a=2"}),
     "event without weight": Refused(logged(), "option.event-weight", "--event-weight a: ", {"event_weight": "a"}),
     "event of weight 0": Refused(logged(), "option.event-weight", "--event-weight a=0: ", {"event_weight": "a=0"}),
     "two weights": Refused(logged(), "option.event-weight", "--event-weight a=1: ", {"event_weight": "a=1", **WEIGHED}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

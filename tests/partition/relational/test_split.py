@@ -149,12 +149,18 @@ REFUSED = {
         logged(time=range(6)), "option.time", "--test-from 2026-01-01: ", {"split": "time", "test_from": "2026-01-01"}
     ),
     "number among dates": Refused(
-        logged(time=EPOCH, suffix="parquet"), "option.time", "--test-from soon: ", {"split": "time", "test_from": "soon"}
+        logged(time=EPOCH, suffix="parquet"),
+        "option.time",
+        "--test-from soon: ",
+        {"split": "time", "test_from": "soon"},
     ),
     "test before validation": Refused(
-        logged(time=range(6)), "option.time", "--test-from 1 ", {"split": "time", "test_from": "1", "validate_from": "2"}
+        logged(time=range(6)),
+        "option.time",
+        "--test-from 1 ",
+        {"split": "time", "test_from": "1", "validate_from": "2"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
