@@ -22,7 +22,8 @@ from typing import Any
 
 _OPEN = ".nfs"  # how the names of deleted files begin that NFS keeps until they are closed
 _READ_BYTES = 1 << 20  # read at a time for a digest
-_DISK_ERRORS = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # None: NumPy's, for a write cut short
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_NUMPY_FULL = re.compile(r"Not enough free space|\d requested and \d+ written")
 
 
 @contextmanager
@@ -80,11 +81,11 @@ def naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _DISK_ERRORS:
-            if error.errno is None:  # NumPy's: so many bytes "requested and" fewer "written"
-                error.errno, error.strerror = errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})"
-            else:  # Arrow adds a second line
-                error.strerror = os.strerror(error.errno)
+        if error.filename is None and error.errno in (None, *DISK_ERRORS):  # None: NumPy's and Arrow's
+            text = " ".join(str(error).split())
+            if error.errno is None and _NUMPY_FULL.search(text):
+                error.errno = errno.ENOSPC
+            error.strerror = text if error.errno is None else os.strerror(error.errno)
             error.filename = str(path)
         elif error.filename is not None and os.fsdecode(error.filename).startswith(str(temporary)):
             error.filename = str(path) + os.fsdecode(error.filename)[len(str(temporary)) :]
