@@ -145,7 +145,9 @@ def _copy_with_types(file: TableFile, columns: Sequence[RoleColumn], names: Mapp
 def _copy(file: TableFile, columns: Sequence[RoleColumn], names: Mapping[str, str], path: Path) -> None:
     for column in columns:
         column.begin()
-    schema = pa.schema([(names[column.role], column.type) for column in columns])
+    # Another column may be called like a role.
+    own = [column.column if isinstance(column, OtherColumn) else names[column.role] for column in columns]
+    schema = pa.schema([(name, column.type) for name, column in zip(own, columns, strict=True)])
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer,
