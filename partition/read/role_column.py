@@ -106,7 +106,8 @@ class RoleColumn(ABC):
         """Goes to the next type; after the last, to the one that fitted most rows, which then stays."""
         self.step += 1
         if self.step == len(self.types):
-            self.step, self._final = int(np.argmax(self._reached)), True
+            best = [step for step, rows in enumerate(self._reached) if rows == max(self._reached)]
+            self.step, self._final = best[1] if best[:2] == [0, 1] else best[0], True  # float64 takes int64's values
 
 
 def _failing(values: pa.Array, kind: pa.DataType) -> np.ndarray:

@@ -44,7 +44,8 @@ def opened(path: Path, extra: tuple[str, ...] = (), **roles: str) -> tuple[Log, 
     log = open_log(file, PAIR | roles, extra, path.parent / "work")
     table = pa.concat_tables(pq.read_table(part, partitioning=None) for part in log.parquet)
     assert log.rows == len(table)
-    return log, {role: table[name].to_pylist() for role, name in log.columns.items()}
+    names = log.columns | {f"--where {name}": name for name in extra}
+    return log, {role: table[name].to_pylist() for role, name in names.items()}
 
 
 def pair(users: Any, items: Any = ("a", "b"), **columns: Any) -> pa.Table:
@@ -60,10 +61,8 @@ def test_every_format_gives_the_same_log(tmp_path: Path, suffix: str) -> None:
     log, found = opened(path, ("rating",), time="timestamp", rating="rating", event="event")
     assert log.numeric == log.whole == {"user": False, "item": True}
     assert [int(item) for item in found["item"]] == items
-    assert found == {
-        "user": users, "item": found["item"], "time": times, "event": ["view", "buy"] * 5,
-        "rating": [0.5 * k for k in range(10)],
-    }  # fmt: skip
+    assert (found["user"], found["time"], found["event"]) == (users, times, ["view", "buy"] * 5)
+    assert found["rating"] == found["--where rating"] == [0.5 * k for k in range(10)]
     assert not log.dated
     assert log.is_copy == (suffix != "parquet")
 
@@ -73,7 +72,7 @@ def test_parquet_that_fits_is_read_where_it_lies(tmp_path: Path) -> None:
     log, found = opened(path, ("more",), split="x_label", time="time")
     assert log.parquet == (str(path),)
     assert not (tmp_path / "work").exists()
-    assert found == {"user": [1, 2], "item": ["a", "b"], "split": [0, 2], "time": [3, 4], "more": [[1], [2]]}
+    assert found == {"user": [1, 2], "item": ["a", "b"], "split": [0, 2], "time": [3, 4], "--where more": [[1], [2]]}
 
 
 @pytest.mark.parametrize(
@@ -101,71 +100,53 @@ def test_parquet_without_statistics_is_copied(tmp_path: Path) -> None:
         opened(path)
 
 
-MISSING: dict[str, tuple[pa.Table, dict[str, str], str, str]] = {
-    "user": (pair(["u", None, "v", None], "abcd"), {}, "ids.missing", "column 'user_id': 2 of 4 rows have no user id; first: "),
-    "item": (pair([1, 2, 3, 4], ["a", None, None, None]), {}, "ids.missing", "column 'item_id': 3 of 4 rows have no item id; "),
-    "time": (
-        pair([1, 2, 3, 4], "abcd", ts=[1, None, None, 4]),
-        {"time": "ts"},
-        "time.missing",
-        "column 'ts': 2 of 4 rows have no time; first: ",
-    ),
-    "split label": (
-        pair([1, 2, 3, 4], "abcd", split=["train", None, "test", None]),
-        {"split": "split"},
+MISSING: dict[str, tuple[dict[str, Any], dict[str, str], str, str]] = {
+    "user": ({"user_id": ["u", None, "v", None]}, {}, "ids.missing", "2 of 4 rows have no user id"),
+    "item": ({"item_id": ["a", None, None, None]}, {}, "ids.missing", "3 of 4 rows have no item id"),
+    "time": ({"ts": [1, None, None, 4]}, {"time": "ts"}, "time.missing", "2 of 4 rows have no time"),
+    "split": (
+        {"fold": ["train", None, "test", None]},
+        {"split": "fold"},
         "split.label",
-        "column 'split': 2 of 4 rows have no split label; first: ",
+        "2 of 4 rows have no split label",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "jsonl", "csv", "tsv"])
 @pytest.mark.parametrize("case", MISSING)
 def test_missing_values_are_all_counted(tmp_path: Path, case: str, suffix: str) -> None:
-    table, roles, code, message = MISSING[case]
+    columns, roles, code, message = MISSING[case]
+    table = pa.table({"user_id": [1, 2, 3, 4], "item_id": list("abcd")} | columns)
     path = write(tmp_path / f"log.{suffix}", table)
     with pytest.raises(InputError) as caught:
         opened(path, **roles)
     line = {"csv": " (line 3)", "tsv": " (line 3)", "jsonl": " (line 2)"}.get(suffix, "")
     assert caught.value.code == code
-    assert f"{message}row 1{line}" in f"{caught.value}; first: row 1{line}"
-    assert str(caught.value).endswith(f"first: row 1{line}")
+    assert str(caught.value) == f"{path}: column {next(iter(columns))!r}: {message}; first: row 1{line}"
     assert not list((tmp_path / "work").glob("*"))
 
 
-REFUSED: dict[str, tuple[str, str, dict[str, str], str, str]] = {
-    "split label": (
-        "split",
-        "train\nmaybe\ntest\nnever\n",
-        {"split": "split"},
-        "split.label",
-        "2 of 4 split labels are unknown; first: row 1 (line 3), 'maybe'; expected 0, 1, 2 or train, validation, test",
-    ),
-    "time among numbers": (
-        "ts", "1\n2\nsoon\n4.5\n", {"time": "ts"}, "time.type",
-        "1 of 4 values are not times like the others; first: row 2 (line 4), 'soon'",
-    ),
-    "time among dates": (
-        "ts", "2026-01-01\n2026-01-02 10:00\n2026-13-01\n5\n", {"time": "ts"}, "time.type",
-        "2 of 4 values are not times like the others; first: row 2 (line 4), '2026-13-01'",
-    ),
-    "endless time": ("ts", "1\n2\ninf\nnan\n", {"time": "ts"}, "time.missing", "2 of 4 times are not finite; first: row 2"),
-    "rating": (
-        "rating", "1\nbad\n2.5\n\n", {"rating": "rating"}, "rating.type",
-        "1 of 3 values are not numbers; first: row 1 (line 3), 'bad'",
-    ),
-}  # fmt: skip
+NOT_A_TIME = "values are not times like the others"
+REFUSED = {
+    "split": (["train", "maybe", "test", "never"], "split.label", "2 of 4 split labels are unknown", 1),
+    "time: numbers": (["1", "2", "soon", "4.5"], "time.type", f"1 of 4 {NOT_A_TIME}", 2),
+    "time: dates": (["2026-01-01", "2026-01-02 10:00", "2026-13-01", "5"], "time.type", f"2 of 4 {NOT_A_TIME}", 2),
+    "time: endless": (["1", "2", "inf", "nan"], "time.missing", "2 of 4 times are not finite", 2),
+    "rating": (["1", "bad", "2.5", "2"], "rating.type", "1 of 4 values are not numbers", 1),
+    "weight": (["1", "2.5", "2", "1e"], "weight.type", "1 of 4 values are not numbers", 3),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_impossible_values_are_all_counted(tmp_path: Path, case: str) -> None:
-    column, values, roles, code, message = REFUSED[case]
-    path = tmp_path / "log.csv"
-    path.write_text(f"user_id,item_id,{column}\n" + "".join(f"u,a,{value}\n" for value in values.split("\n") if value))
+    values, code, message, row = REFUSED[case]
+    path = write(tmp_path / "log.csv", pair(["u"] * 4, "aaaa", x=values))
     with pytest.raises(InputError) as caught:
-        opened(path, **roles)
+        opened(path, **{case.split(":")[0]: "x"})
     assert caught.value.code == code
-    assert str(caught.value).startswith(f"{path}: column {column!r}: {message}")
+    expected = f"{path}: column 'x': {message}; first: row {row} (line {row + 2}), '{values[row]}'"
+    assert str(caught.value).startswith(expected)
 
 
 def test_numbers_beyond_64_bits_are_text_and_come_back_as_they_were(tmp_path: Path) -> None:
@@ -205,7 +186,7 @@ def test_a_type_that_shows_late_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     log, found = opened(path, ("mark", "n"))
     assert not log.numeric["user"]
     assert found["user"] == users
-    assert (found["mark"], found["n"]) == ([1.0] * 400 + [1.5] * 101, [2] * 501)
+    assert (found["--where mark"], found["--where n"]) == ([1.0] * 400 + [1.5] * 101, [2] * 501)
 
 
 def test_columns_of_an_expression_keep_their_names(tmp_path: Path) -> None:
@@ -247,15 +228,12 @@ def test_more_than_2_gib_of_ids_in_little_memory(tmp_path: Path, monkeypatch: py
             users = pa.array([f"{part}-{row}-{text}" for row in range(64)], pa.large_string())
             writer.write_table(pa.table([users, pa.array(["a"] * 64)], schema=kind))
     before = pa.total_allocated_bytes()
-    pool = pa.default_memory_pool()
-    file = open_table(path)
-    log = open_log(file, PAIR, (), tmp_path / "work")
+    log = open_log(open_table(path), PAIR, (), tmp_path / "work")
     assert log.rows == 33 * 64
     assert log.is_copy
-    sizes = pq.read_metadata(log.parquet[0])
-    assert sum(sizes.row_group(k).total_byte_size for k in range(sizes.num_row_groups)) > 0
+    with pq.ParquetFile(log.parquet[0]) as file:
+        last = file.read_row_group(file.num_row_groups - 1, ["user"])["user"]
+    assert last.type == pa.large_string()
+    assert last[-1].as_py() == f"32-63-{text}"
+    del last
     assert pa.total_allocated_bytes() - before < 1 << 28
-    last = pq.ParquetFile(log.parquet[0]).read_row_group(sizes.num_row_groups - 1, ["user"])
-    assert last["user"].type == pa.large_string()
-    assert last["user"][-1].as_py() == f"32-63-{text}"
-    del pool
