@@ -102,6 +102,11 @@ class Request(Options):
         return self.output.with_name(f"{self.output.name}.json")
 
     @property
+    def characters(self) -> int:
+        """Longest text that a model gets: far more than its tokens need, but no gigabytes for one item."""
+        return max(100_000, 50 * (self.max_tokens or 0))
+
+    @property
     def source(self) -> dict[str, Any]:
         """Arguments of transformers for loading the model from the hub."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

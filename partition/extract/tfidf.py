@@ -25,14 +25,14 @@ class TfIdf:
     components: np.ndarray  # [d, t] float64
     explained: float  # share of the variance of the TF-IDF rows that is kept
 
-    def encode(self, texts: list[str]) -> np.ndarray:
-        """[texts, d] float32."""
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [texts, d] float32, and whether a text has any of the terms [texts] bool: the row of another is zero."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(vocabulary=self.terms.tolist(), **_OPTIONS)
         vectorizer.idf_ = self.idf
-        rows: np.ndarray = vectorizer.transform(texts) @ self.components.T
-        return rows.astype(np.float32)
+        weights = vectorizer.transform(texts)
+        return (weights @ self.components.T).astype(np.float32), np.diff(weights.indptr) > 0
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
