@@ -77,5 +77,6 @@ def _refuse_two(folder: Path, candidates: dict[str, list[Path]]) -> None:
     double = [name for name, found in candidates.items() if len(found) > 1]
     if double:
         files = printable(" and ".join(path.name for path in candidates[double[0]][:2]))
-        message = f"{folder}: {len(double):,} items have more than one image; first: item {double[0]!r} has {files}"
+        many = f"{len(double):,} items have" if len(double) > 1 else "an item has"
+        message = f"{folder}: {many} more than one image; first: item {double[0]!r} has {files}"
         raise InputError(f"{message}; keep one of each", "extract.image")

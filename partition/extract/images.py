@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Image processors scale the shorter side to a fixed size: a strip of pixels would take gigabytes.
 _MOST_STRETCHED = 200
+# Larger images are scaled down to this many pixels when they are loaded: encoders take far fewer, and two batches of
+# images are in memory.
+_MOST_PIXELS = 1 << 24
 
 
 class UnreadableError(Exception):
@@ -63,4 +66,9 @@ def _loaded(source: Path | io.BytesIO) -> Image:
         if max(width, height) > _MOST_STRETCHED * min(width, height):
             message = f"{width:,} x {height:,} pixels: one side is more than {_MOST_STRETCHED} times the other"
             raise ValueError(message)
-        return to_rgb(opened)
+        image = to_rgb(opened)
+        share = (_MOST_PIXELS / (width * height)) ** 0.5
+        if share < 1:
+            smaller = (max(1, int(image.width * share)), max(1, int(image.height * share)))
+            return image.resize(smaller, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        return image

@@ -15,7 +15,7 @@ def reason_of(error: BaseException) -> str:
     Addresses of objects are left out: they differ from run to run.
     """
     text = one_line(error)
-    if not isinstance(error, (OSError, ValueError, RuntimeError)) and text != type(error).__name__:
+    if type(error) not in (OSError, ValueError, RuntimeError) and text != type(error).__name__:
         text = f"{type(error).__name__}: {text}"
     return printable(re.sub(r" at 0x[0-9a-f]+", "", text))
 
