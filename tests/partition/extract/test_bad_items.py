@@ -167,9 +167,7 @@ def test_an_encoder_that_fails_on_everything_ends_the_run(tmp_path: Path, monkey
     assert sum(calls) < 300
     few = tmp_path / "few.parquet"
     pq.write_table(pa.table({"item": [1, 2], "title": ["red toy"] * 2}), few)
-    with pytest.raises(
-        InputError, match=r"no item has anything .* in title; first: cannot be .*: no kernel image"
-    ):
+    with pytest.raises(InputError, match=r"no item has anything .* in title; first: cannot be .*: no kernel image"):
         extract(request.model_copy(update={"items": few}))
     assert not (tmp_path / "x.npy").exists()
 
@@ -238,6 +236,16 @@ def test_numbers_are_texts_and_said_to_be(texts: Path) -> None:
     request, found = encoded(texts, False, text=["about", "price"])
     assert "  numbers used as texts: price" in found.report(request)
     assert reasons(request) == {"c": "no text", "d": "no text", "e": "its text has none of the terms"}
+
+
+def test_as_many_dimensions_as_terms_and_texts_that_are_all_alike(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item": range(3), "title": ["soft red toy"] * 3}), tmp_path / "items.parquet")
+    request = Request(items=tmp_path / "items.parquet", output=tmp_path / "x.npy", text=["title"], tfidf="3")
+    extract(request)
+    values = np.load(request.output)
+    assert values.shape == (3, 3)
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-6)
+    assert json.loads(request.beside.read_text())["variance_kept"] == 1.0
 
 
 def test_huge_texts_are_cut_before_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
