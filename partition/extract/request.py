@@ -40,7 +40,7 @@ class Dtype(Choice):
 
 
 class Fill(Choice):
-    """Row of an item with nothing to encode."""
+    """Row of an item that has none of its own."""
 
     ZEROS = "zeros"
     MEAN = "mean"
@@ -87,7 +87,9 @@ class Request(Options):
     seed: int = option(SEED, "Seed of the SVD.", panel=MODEL, ge=0)
     name: str | None = option(None, "Name of the modality; by default text, image or multimodal.", panel=OUTPUT)
     dtype: Dtype = option(Dtype.FLOAT32, "Precision of the rows.", panel=OUTPUT)
-    fill: Fill = option(Fill.ZEROS, "Row of an item without text or image; it is also marked as missing.", panel=OUTPUT)
+    fill: Fill = option(
+        Fill.ZEROS, "Row of an item that cannot be encoded; it is also marked as missing.", panel=OUTPUT
+    )
     overwrite: bool = option(False, "Replace the output.", panel=OUTPUT)
 
     @property

@@ -22,7 +22,6 @@ from partition.errors import InputError  # noqa: E402
 from partition.extract import run as running  # noqa: E402
 from partition.extract.encoders import ImageEncoder, Piece, TextEncoder  # noqa: E402
 from partition.extract.encoding import BlockEncoder  # noqa: E402
-from partition.extract.report import Extracted  # noqa: E402
 from partition.extract.request import Device, Request  # noqa: E402
 from partition.extract.run import extract  # noqa: E402
 from tests.support import tiny_models as tiny  # noqa: E402
@@ -64,8 +63,8 @@ def missing_rows(request: Request) -> list[int]:
     return np.flatnonzero(pq.read_table(request.output)["missing"]).tolist()
 
 
-def reasons(request: Request, kind: str = "missing") -> dict[Any, str]:
-    return {entry["item"]: entry["reason"] for entry in json.loads(request.beside.read_text())[kind]}
+def reasons(request: Request) -> dict[Any, str]:
+    return {entry["item"]: entry["reason"] for entry in json.loads(request.beside.read_text())["missing"]}
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]) -> list[int]:
@@ -184,6 +183,29 @@ def test_memory_that_one_item_fills_is_its_own_fault(pictures: Path, monkeypatch
     assert POISON in reasons(request)
 
 
+def test_a_gpu_that_answers_no_more_ends_the_run_and_keeps_what_is_done(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    request = of_pictures(pictures)
+    with monkeypatch.context() as gpu:
+        gpu.setattr(running, "BLOCK", 4)
+        gpu.setattr(torch.cuda, "is_initialized", lambda: True)
+        gpu.setattr(torch.cuda, "synchronize", lost)
+        sizes = poisoned(gpu, lambda: RuntimeError("CUDA error: device-side assert triggered"))
+        with pytest.raises(
+            InputError, match="device-side assert triggered; the same command with --device cpu"
+        ) as caught:
+            extract(request)
+    assert caught.value.code == "extract.device"
+    assert sizes == [3, 3]  # the second block was not encoded item by item
+    assert [path.name for path in pictures.glob(".*.work/rows-*")] == ["rows-00000000.npz"]
+
+
 def test_rows_that_are_not_finite_or_too_large(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = ImageEncoder.encode
 
@@ -205,64 +227,6 @@ def test_rows_that_are_not_finite_or_too_large(pictures: Path, monkeypatch: pyte
     given = [item for item in range(ITEMS) if item not in (0, TORN, STRIP, POISON, ABSENT)]
     for item in (0, POISON, ABSENT):
         np.testing.assert_allclose(values[item], values[given].mean(0), atol=2e-3)
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    """`items.parquet` with texts of which item 1's title and item 3's only text are not UTF-8."""
-    titles = pa.array([b"red toy", b"K\xf6ln", b"blue toy", b"\xff", b"", b"red lamp"])
-    table = {"item": list("abcdef"), "title": titles, "about": ["soft", "steel lamp", None, None, "!!", ""]}
-    pq.write_table(pa.table({**table, "price": [1.0, 2.5, float("nan"), None, None, 3.0]}), tmp_path / "items.parquet")
-    return tmp_path / "items.parquet"
-
-
-def encoded(items: Path, model: bool, **options: Any) -> tuple[Request, Extracted]:
-    source: dict[str, Any] = {"model": str(tiny.bert(items.parent / "bert"))} if model else {"tfidf": "2"}
-    request = Request(items=items, output=items.parent / "text.parquet", device=Device.CPU, **source, **options)
-    return request, extract(request)
-
-
-@pytest.mark.parametrize("model", [False, True])
-def test_texts_that_are_not_utf8(texts: Path, model: bool) -> None:
-    request, _ = encoded(texts, model, text=["title", "about"])
-    missing = reasons(request)
-    assert missing.pop("d") == "title: not UTF-8: byte 0xff at 0"
-    assert missing == ({} if model else {"e": "its text has none of the terms"})
-    assert reasons(request, "partly") == {"b": "title: not UTF-8: byte 0xf6 at 1"}
-    assert missing_rows(request) == ([3] if model else [3, 4])
-
-
-def test_numbers_are_texts_and_said_to_be(texts: Path) -> None:
-    request, found = encoded(texts, False, text=["about", "price"])
-    assert "  numbers used as texts: price" in found.report(request)
-    assert reasons(request) == {"c": "no text", "d": "no text", "e": "its text has none of the terms"}
-
-
-def test_as_many_dimensions_as_terms_and_texts_that_are_all_alike(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"item": range(3), "title": ["soft red toy"] * 3}), tmp_path / "items.parquet")
-    request = Request(items=tmp_path / "items.parquet", output=tmp_path / "x.npy", text=["title"], tfidf="3")
-    extract(request)
-    values = np.load(request.output)
-    assert values.shape == (3, 3)
-    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-6)
-    assert json.loads(request.beside.read_text())["variance_kept"] == 1.0
-
-
-def test_huge_texts_are_cut_before_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = TextEncoder.encode
-    lengths: list[int] = []
-
-    def watched(encoder: TextEncoder, pieces: Sequence[Piece]) -> np.ndarray:
-        lengths.extend(len(piece.text or "") for piece in pieces)
-        return encode(encoder, pieces)
-
-    monkeypatch.setattr(TextEncoder, "encode", watched)
-    titles = ["red toy " * 50_000, "red toy " * 12_500, "blue"]
-    pq.write_table(pa.table({"item": [0, 1, 2], "title": titles}), tmp_path / "items.parquet")
-    request, _ = encoded(tmp_path / "items.parquet", True, text=["title"])
-    assert sorted(lengths) == [4, 99_999, 100_000]
-    values = np.array(pq.read_table(request.output)["text"].to_pylist())
-    np.testing.assert_allclose(values[0], values[1], atol=1e-6)
 
 
 def test_pictures_of_a_column_that_cannot_be_read(pictures: Path) -> None:

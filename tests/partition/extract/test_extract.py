@@ -157,6 +157,7 @@ def test_multimodal_language_model_reads_both(shop: Path) -> None:
     both, missing, about = rows_of(shop, text=["title"], images="picture", model=path)
     assert about["called_as"].startswith("multimodal language model, last")
     assert missing == [False] * len(TITLES)  # each has a title or a picture
+    assert [entry["item"] for entry in about["partly"]] == [f"sku-{BROKEN}"]
     pictures, _, _ = rows_of(shop, images="picture", model=path)
     texts, _, _ = rows_of(shop, text=["title"], model=path)
     assert not np.allclose(both[0], pictures[0])
