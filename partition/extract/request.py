@@ -132,4 +132,4 @@ class Request(Options):
     def decides(self) -> dict[str, Any]:
         """The options on which the rows depend, JSON; not the batch size, which may be reduced when memory runs out."""
         left_out = {"output", "overwrite", "batch_size", "device", "dtype", "fill", "name"}
-        return {"extract": self.model_dump(mode="json", exclude=left_out), "block": BLOCK}
+        return {"extract": self.model_dump(mode="json", exclude=left_out), "block": BLOCK, "format": 2}

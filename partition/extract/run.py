@@ -50,7 +50,7 @@ def extract(request: Request) -> Extracted:
         raise ended.error from None
 
 
-def _by_model(request: Request, items: Items, work: Work) -> tuple[list[Path], dict[str, Any]]:
+def _by_model(request: Request, items: Items, work: Work) -> tuple[list[Path], Callable[[], dict[str, Any]]]:
     @cache
     def loaded() -> Encoder:
         encoder = load_encoder(request)
@@ -70,12 +70,16 @@ def _by_model(request: Request, items: Items, work: Work) -> tuple[list[Path], d
         for number, block in enumerate(items.blocks(BLOCK)):
             blocks.append(work.result(f"rows-{number:08d}.npz", make(block)))
             bar.update(len(block))
-    kind = work.result("kind", lambda path: path.write_text(loaded().kind, encoding="utf-8"))
-    model = {"model": request.model, "revision": request.revision, "called_as": kind.read_text(encoding="utf-8")}
-    return blocks, {**model, "max_tokens": request.max_tokens}
+
+    def made_by() -> dict[str, Any]:
+        kind = (work.folder / "kind").read_text(encoding="utf-8")  # written before the first row
+        model = {"model": request.model, "revision": request.revision, "called_as": kind}
+        return {**model, "max_tokens": request.max_tokens}
+
+    return blocks, made_by
 
 
-def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path], Callable[[], dict[str, Any]]]:
     """Encodes all texts at once, because the weights of the terms depend on the whole catalogue."""
     catalogue = list(items.blocks(BLOCK))
     given = [item.text for block in catalogue for item in block if item.text is not None]
@@ -94,7 +98,7 @@ def _by_tfidf(request: Request, items: Items, folder: Path) -> tuple[list[Path],
     for count, block in enumerate(catalogue):
         blocks.append(folder / f"rows-{count:08d}.npz")
         _tfidf_block(fitted, block).save(blocks[-1])
-    return blocks, {"tfidf": kept.name, "variance_kept": fitted.explained, "terms": len(fitted.terms)}
+    return blocks, lambda: {"tfidf": kept.name, "variance_kept": fitted.explained, "terms": len(fitted.terms)}
 
 
 def _tfidf_block(fitted: tfidf.TfIdf, block: list[Item]) -> Block:
@@ -109,7 +113,7 @@ def _tfidf_block(fitted: tfidf.TfIdf, block: list[Item]) -> Block:
     return Block(values[known], given, np.array(reasons, str))
 
 
-def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str, Any]) -> Extracted:
+def _write(request: Request, items: Items, blocks: list[Path], made_by: Callable[[], dict[str, Any]]) -> Extracted:
     found = report.of(items)
     start, total = 0, np.zeros(1)
     for path in blocks:
@@ -126,7 +130,7 @@ def _write(request: Request, items: Items, blocks: list[Path], made_by: dict[str
     with atomic_file(request.output) as path:
         write = _write_parquet if request.output.suffix == ".parquet" else _write_npy
         write(path, request, items.ids, _filled(blocks, fill.astype(request.dtype)), found.dim)
-    found.write(request, made_by)
+    found.write(request, made_by())
     return found
 
 

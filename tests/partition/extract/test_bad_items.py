@@ -139,6 +139,17 @@ def test_a_resumed_run_gives_the_same_bytes(pictures: Path, monkeypatch: pytest.
     assert not list(pictures.glob(".*.work"))
 
 
+def test_a_text_that_the_processor_takes_for_a_picture(pictures: Path) -> None:
+    titles = ["red toy", "blue <image> chair", "soft toy", *["lamp"] * (ITEMS - 3)]
+    pq.write_table(pa.table({"item": range(ITEMS), "title": titles}), pictures / "items.parquet")
+    request = of_pictures(pictures).model_copy(
+        update={"text": ["title"], "model": str(tiny.llava(pictures / "llava")), "name": "both"}
+    )
+    extract(request)
+    assert missing_rows(request) == [1]
+    assert reasons(request)[1].startswith("cannot be encoded: ")
+
+
 def test_who_stops_the_encoder_is_obeyed(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned(monkeypatch, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -243,6 +254,20 @@ def test_pictures_of_a_column_that_cannot_be_read(pictures: Path) -> None:
     assert found[7] == "https://example.org/7.jpg: images are not downloaded; give files"
     assert found[8].endswith("embedded null byte")
     assert found[TORN] == found[ABSENT] == "no image"
+
+
+def test_a_column_of_addresses_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    table = pa.table({"item": [1, 2], "url": ["https://example.org/1.jpg", None]})
+    pq.write_table(table, tmp_path / "items.parquet")
+    (tmp_path / "empty").mkdir()
+    request = Request(
+        items=tmp_path / "items.parquet", output=tmp_path / "x.npy", images="url", model=str(tmp_path / "empty")
+    )
+    with pytest.raises(
+        InputError, match=r"in url; first: https://example.org/1.jpg: images are not downloaded"
+    ) as caught:
+        extract(request)
+    assert caught.value.code == "extract.nothing"
 
 
 @pytest.mark.parametrize(
