@@ -63,7 +63,7 @@ class Items:
 
     def blocks(self, rows: int) -> Iterator[list[Item]]:
         """All items in the order of the table, at most `rows` at a time; the same blocks in every call."""
-        columns = [*self._text, *([self._images] if self._images else [])]
+        columns = list(dict.fromkeys([*self._text, *([self._images] if self._images else [])]))
         start = 0
         for batch in self._batches(columns, rows):
             texts = self._texts(batch)
