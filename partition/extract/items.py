@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from partition.errors import InputError
 from partition.extract.images import Picture, folder_index
-from partition.read.ids import IdColumn, check_unique, encode
+from partition.read.ids import IdColumn
 from partition.read.sources import Role, item_column, missing_column
 from partition.read.table_file import TableFile, open_table
 
@@ -138,9 +138,8 @@ def _cleaned(text: str | None) -> str | None:
 
 
 def _unique_ids(table: TableFile, column: str) -> pa.Array:
-    read = IdColumn.read(table, column)
-    ids, (code,) = encode([read])
-    if not len(code):
+    found = IdColumn.read(table, column)
+    if not len(found):
         raise table.error("has no rows", code="table.empty")
-    check_unique(read, ids, code)
-    return ids.take(pa.array(code))
+    found.check_unique()
+    return found.values
