@@ -36,8 +36,8 @@ def extract(request: Request) -> Extracted:
     """
     request.check()
     items = Items(request.items, request.item_column, request.text, request.images)
-    places = [request.items, *(Path(text) for text in (request.model, request.images, request.tfidf) if text)]
-    inputs = [path for path in places if path.exists()]
+    # A model, images and terms may be files, or the name of a model on the hub, a column, or a number.
+    inputs = [str(request.items), *filter(None, (request.model, request.images, request.tfidf))]
     request.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with work_folder(request.output, request.decides(), inputs) as work:
