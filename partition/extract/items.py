@@ -67,7 +67,7 @@ class Items:
             for begin in range(0, len(self.ids), rows):
                 yield pa.record_batch({"id": self.ids.slice(begin, rows)})
         elif self._table.is_text:
-            yield from self._table.read(columns, columns).combine_chunks().to_batches(max_chunksize=rows)
+            yield from self._table.read(columns).combine_chunks().to_batches(max_chunksize=rows)
         else:
             yield from self._table.batches(columns, rows)
 
