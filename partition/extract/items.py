@@ -76,7 +76,7 @@ class Items:
             for begin in range(0, len(self.ids), rows):
                 yield pa.record_batch({"id": self.ids.slice(begin, rows)})
             return
-        for batch in self._table.batches(columns, rows, columns if self._table.is_text else ()):
+        for batch in self._table.batches(columns, rows):
             for begin in range(0, batch.num_rows, rows):
                 yield batch.slice(begin, rows)
 
