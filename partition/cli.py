@@ -107,7 +107,7 @@ def typed_command(model: type[Typed], run: Callable[[Typed], None], more: str | 
     parameters = [_parameter(name, field) for name, field in model.model_fields.items()]
     if more is not None:
         argument = typer.Argument(metavar="FILE", help="More input, as from `--input *.csv`.")
-        parameters.append(_keyword("more", Annotated[list[Path] | None, argument], None))
+        parameters.append(_keyword("more", Annotated[list[str] | None, argument], None))
     command.__signature__ = inspect.Signature([_CONTEXT, *parameters])  # type: ignore[attr-defined]
     command.__doc__ = run.__doc__
     return command
