@@ -21,6 +21,7 @@ from partition.folder.arrays import KINDS, node_schema, read_graph, read_table
 from partition.folder.integrity import check_manifest, check_parts, check_shared
 from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
 from partition.folder.manifest import Manifest, read_manifest
+from partition.folder.order import read_order
 from partition.folder.verify_part import (
     Folder,
     degrees,
@@ -50,6 +51,7 @@ def verify(root: Path) -> Manifest:
         ("features", features),
     ]
     for kind in KINDS:
+        read_order(root, folder.manifest, kind)
         folder.degree[kind] = np.full(folder.manifest.num_parts * folder.stride(kind), -1, np.int64)
     for name, check in stages:
         for part in tqdm(folder.parts, desc=f"verify: {name}", unit="part", disable=None):
