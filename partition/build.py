@@ -37,13 +37,14 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     """
     stages = stages or Stages()
     check_output(options.output, options.overwrite)
-    inputs = [Path(place) for place in options.input]
-    for path in inputs:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder", "file.missing")
-    command = options.model_dump(mode="json", exclude={"output", "overwrite"})
-    files = [path for _, path, _ in map(parse_features, options.features) if path is not None]
-    with work_folder(options.output, command, [*inputs, *files]) as work:
+    for place in options.input:
+        if not Path(place).exists():
+            raise InputError(f"{place}: no such file or folder", "file.missing")
+    # With other threads or less memory the same command goes on.
+    command = options.model_dump(mode="json", exclude={"output", "overwrite", "threads", "memory"})
+    files = [str(path) for _, path, _ in map(parse_features, options.features) if path is not None]
+    places = [*options.input, *options.validation, *options.test, *files]
+    with work_folder(options.output, command, places) as work:
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
         _prepare(options, work, stages)

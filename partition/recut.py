@@ -37,9 +37,9 @@ def recut(options: RecutOptions, stages: Stages | None = None) -> Path:
     """
     stages = stages or Stages()
     check_output(options.output, options.overwrite)
-    manifest_file = options.prepared / layout.MANIFEST
-    command = options.model_dump(mode="json", exclude={"output", "overwrite"})
-    with work_folder(options.output, {"recut": command}, [manifest_file] if manifest_file.exists() else []) as work:
+    command = {"recut": options.model_dump(mode="json", exclude={"output", "overwrite"})}
+    manifest_file = options.prepared / layout.MANIFEST  # has the digests of all other files
+    with work_folder(options.output, command, [str(manifest_file)] if manifest_file.exists() else []) as work:
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         _recut(options, work, stages)
     return options.output
