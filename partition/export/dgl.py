@@ -73,7 +73,8 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
     """Writes the files; returns lines for the user.
 
     - `part_config.json`: sizes, node and edge types, and which numbers belong to which part.
-    - `partN/graph.dgl`, `node_feat.dgl` (`item/MODALITY`), `edge_feat.dgl`.
+    - `partN/graph.dgl`, `node_feat.dgl` (`item/MODALITY`), `edge_feat.dgl` (`user:rates:item/weight` and the same for
+      `item:rated_by:user`, if there are weights).
     - `partN/items.parquet`, `partN/users.parquet`: `node` (number within the type) and `id` (external id).
     - `partN/validation.parquet`, `partN/test.parquet`: `user`, `item` (numbers within the type), of the part's users.
     """
@@ -83,11 +84,11 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
     for part in tqdm(range(manifest.num_parts), desc="writing parts", unit="part", disable=None, leave=False):
         folder = target.folder / f"part{part}"
         folder.mkdir()
-        graph = read_graph(layout.part_dir(source.root, part) / layout.GRAPH)
+        graph = read_graph(layout.part_dir(source.root, part) / layout.GRAPH, manifest.weighted)
         begin = edge_ranges[-1][-1][-1] if edge_ranges else 0
         edge_ranges.append(_edge_ranges(graph, begin))
         _write_graph(folder / "graph.dgl", graph, numbers, part, begin)
-        _write_features(folder, source, part)
+        _write_features(folder, source, part, graph)
         _write_tables(folder, source, numbers, part)
         files[f"part-{part}"] = {
             "node_feats": f"part{part}/node_feat.dgl",
@@ -165,7 +166,7 @@ def _write_graph(path: Path, graph: Graph, numbers: Numbers, part: int, begin: i
     dgl.save_graphs(str(path), [found])
 
 
-def _write_features(folder: Path, source: PreparedFolder, part: int) -> None:
+def _write_features(folder: Path, source: PreparedFolder, part: int, graph: Graph) -> None:
     """Writes node_feat.dgl and edge_feat.dgl; DGL names a feature TYPE/NAME."""
     dgl, torch = _dgl()
     nodes = {}
@@ -173,8 +174,12 @@ def _write_features(folder: Path, source: PreparedFolder, part: int) -> None:
         path = layout.part_dir(source.root, part) / layout.features_file(modality.name)
         values = open_features(path, modality, source.manifest.parts[part].items)
         nodes[f"item/{modality.name}"] = torch.from_numpy(np.array(values))
+    edges = {}
+    if graph.weights is not None:
+        for relation, weight in graph.weights.edge.items():
+            edges[f"{':'.join(relation)}/weight"] = torch.from_numpy(weight)
     dgl.data.utils.save_tensors(str(folder / "node_feat.dgl"), nodes)
-    dgl.data.utils.save_tensors(str(folder / "edge_feat.dgl"), {})
+    dgl.data.utils.save_tensors(str(folder / "edge_feat.dgl"), edges)
 
 
 def _write_tables(folder: Path, source: PreparedFolder, numbers: Numbers, part: int) -> None:

@@ -22,7 +22,8 @@ PLAIN = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="no
 def write(source: PreparedFolder, target: Target) -> list[str]:
     """Writes the files; returns lines for the user.
 
-    - `NAME.inter`: `userID`, `itemID`, `x_label` (0 training, 1 validation, 2 test), separated by tabs.
+    - `NAME.inter`: `userID`, `itemID`, `x_label` (0 training, 1 validation, 2 test), separated by tabs; if there are
+      weights also `weight`, which MMRec does not use.
     - `MODALITY_feat.npy`: row r belongs to item r.
     - `u_id_mapping.csv` (`user_id`, `userID`) and `i_id_mapping.csv` (`asin`, `itemID`): the external ids.
 
@@ -52,12 +53,13 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
 
 def _write_interactions(source: PreparedFolder, path: Path, scratch: Path) -> int:
     """Writes NAME.inter; returns the largest item number in it."""
-    last = 0
+    last, weighted = 0, source.manifest.weighted
     with path.open("wb") as file:
-        file.write(b"userID\titemID\tx_label\n")
+        file.write(b"userID\titemID\tx_label" + (b"\tweight\n" if weighted else b"\n"))
         for block in interactions(source, scratch):
-            table = pa.table({"userID": block.user, "itemID": block.item, "x_label": block.split})
-            csv.write_csv(table, file, PLAIN)
+            columns = {"userID": block.user, "itemID": block.item, "x_label": block.split}
+            columns |= {} if block.weight is None else {"weight": block.weight}
+            csv.write_csv(pa.table(columns), file, PLAIN)
             last = max(last, int(block.item.max()))
     return last
 

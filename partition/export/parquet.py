@@ -22,7 +22,8 @@ FILES = {TRAIN: "train.parquet", VALIDATION: "validation.parquet", TEST: "test.p
 def write(source: PreparedFolder, target: Target) -> list[str]:
     """Writes the files; returns lines for the user.
 
-    - `train.parquet`, `validation.parquet`, `test.parquet`: `user_id`, `item_id`; sorted by user and item.
+    - `train.parquet`, `validation.parquet`, `test.parquet`: `user_id`, `item_id` and, if there are
+      weights, `weight`, 1 where held out; sorted by user and item.
     - `items.parquet`: `item_id` and one list column per modality; in the order in which items were numbered.
     """
     _write_interactions(source, target)
@@ -33,7 +34,8 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
 
 def _write_interactions(source: PreparedFolder, target: Target) -> None:
     user_ids, item_ids = source.ids["user"], source.ids["item"]
-    schema = pa.schema([("user_id", user_ids.type), ("item_id", item_ids.type)])
+    weight = [("weight", pa.float32())] if source.manifest.weighted else []
+    schema = pa.schema([("user_id", user_ids.type), ("item_id", item_ids.type), *weight])
     with ExitStack() as stack:
         files = {
             label: stack.enter_context(pq.ParquetWriter(target.folder / name, schema)) for label, name in FILES.items()
@@ -41,9 +43,8 @@ def _write_interactions(source: PreparedFolder, target: Target) -> None:
         for block in interactions(source, target.folder):
             for label, file in files.items():
                 rows = np.flatnonzero(block.split == label)
-                columns = [
-                    ids.take(pa.array(number[rows])) for ids, number in ((user_ids, block.user), (item_ids, block.item))
-                ]
+                columns = [user_ids.take(pa.array(block.user[rows])), item_ids.take(pa.array(block.item[rows]))]
+                columns += [] if block.weight is None else [pa.array(block.weight[rows])]
                 file.write_table(pa.table(columns, schema=schema))
 
 

@@ -26,23 +26,25 @@ MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 def write(source: PreparedFolder, target: Target) -> list[str]:
     """Writes the files; returns lines for the user.
 
-    - `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter`: `user_id:token`, `item_id:token`; none for a split
-      without interactions.
+    - `NAME.train.inter`, `NAME.valid.inter`, `NAME.test.inter`: `user_id:token`, `item_id:token` and, if there
+      are weights, `weight:float`, 1 where held out; no file for a split without interactions.
     - `NAME.item`: `item_id:token` and one `MODALITY_feat:float_seq` per modality.
 
     Raises:
         InputError: `export.ids`, RecBole would not read an id as it is.
     """
-    broken, missing = contains(["\t", "\n", "\r", '"']), pa.array(MISSING)
+    broken, missing = contains(["\t", "\n", "\r", '"']), pa.array(MISSING, pa.large_string())
     refuse_ids(source, broken, "contain a tab, a line break or a quote, which RecBole does not read as they are")
-    refuse_ids(source, lambda ids: pc.is_in(ids.cast(pa.string()), missing), "would be missing values in RecBole")
+    refuse_ids(source, lambda ids: pc.is_in(ids, missing), "would be missing values in RecBole")
     used = _write_interactions(source, target)
     _write_items(source, target)
     fields = ", ".join(f"{modality.name}_feat" for modality in source.manifest.modalities)
+    weight = ", weight" if source.manifest.weighted else ""
+    columns = f"{{inter: [user_id, item_id{weight}], item: [item_id, {fields}]}}"
     notes = [
         *idle_users(source),
         f"for RecBole: data_path: the folder with {target.name}/; dataset: {target.name}; "
-        f"benchmark_filename: [{', '.join(used)}]; load_col: {{inter: [user_id, item_id], item: [item_id, {fields}]}}",
+        f"benchmark_filename: [{', '.join(used)}]; load_col: {columns}",
     ]
     if target.output.name != target.name:
         notes.append(f"RecBole looks for {target.name}.item in a folder {target.name}")
@@ -59,13 +61,16 @@ def _write_interactions(source: PreparedFolder, target: Target) -> list[str]:
             for label, name in used.items()
         }
         for file in files.values():
-            file.write(b"user_id:token\titem_id:token\n")
+            file.write(b"user_id:token\titem_id:token" + (b"\tweight:float\n" if source.manifest.weighted else b"\n"))
         for block in interactions(source, target.folder):
             for label, file in files.items():
                 rows = block.split == label
-                user, item = source.ids["user"].take(pa.array(block.user[rows])), block.item[rows]
-                table = pa.table({"user": user, "item": source.ids["item"].take(pa.array(item))})
-                csv.write_csv(table, file, PLAIN)
+                columns = {
+                    kind: source.ids[kind].take(pa.array(number[rows]))
+                    for kind, number in (("user", block.user), ("item", block.item))
+                }
+                columns |= {} if block.weight is None else {"weight": pa.array(block.weight[rows])}
+                csv.write_csv(pa.table(columns), file, PLAIN)
     return list(used.values())
 
 

@@ -34,14 +34,15 @@ class Block:
     user: np.ndarray  # [n] number of the user
     item: np.ndarray  # [n] number of the item
     split: np.ndarray  # [n] TRAIN, VALIDATION or TEST
+    weight: np.ndarray | None  # [n] float32; 1 where held out; None if there are no weights
 
 
 def interactions(source: PreparedFolder, scratch: Path) -> Iterator[Block]:
     """Yields all interactions in blocks; `scratch` is a folder for unnamed files."""
-    columns = source.interactions(scratch)
-    whole = list(blocks.slices(len(columns[0])))
+    user, item, split, weight = source.interactions(scratch)
+    whole = list(blocks.slices(len(user)))
     for rows in tqdm(whole, desc="writing interactions", unit="block", disable=None, leave=False):
-        yield Block(*(column[rows] for column in columns))
+        yield Block(user[rows], item[rows], split[rows], None if weight is None else weight[rows])
 
 
 def features(source: PreparedFolder, scratch: Path) -> dict[str, np.ndarray]:
@@ -64,7 +65,7 @@ def item_slices(matrices: dict[str, np.ndarray]) -> Iterator[slice]:
 
 def as_text(ids: pa.Array) -> pa.Array:
     """Returns ids as text."""
-    return ids if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type) else ids.cast(pa.string())
+    return ids.cast(pa.string()) if pa.types.is_integer(ids.type) else ids
 
 
 def refuse_ids(source: PreparedFolder, wrong: Callable[[pa.Array], pa.Array], why: str) -> None:

@@ -38,6 +38,7 @@ from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset, Featur
 
 NODES = {"user": layout.USERS, "item": layout.ITEMS}  # kind -> file of a part
 LABELS = {"validation": VALIDATION, "test": TEST}  # held-out split -> its number in Dataset.split
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # user number, item number, split, weight [n] each
 FEATURE_ROWS = 65_536  # rows of features copied at a time
 
 
@@ -70,7 +71,7 @@ class PreparedFolder:
     def dataset(self, folder: Path) -> Dataset:
         """Returns the data set; its columns and matrices are unnamed files in `folder`, the bases those of the root."""
         manifest = self.manifest
-        user, item, split = self.interactions(folder)
+        user, item, split, weight = self.interactions(folder)
         features = {}
         for modality in manifest.modalities:
             rows = manifest.items * modality.dim
@@ -88,12 +89,15 @@ class PreparedFolder:
             split=split,
             split_method=manifest.split,
             features=features,
+            weight=weight,
             counts=manifest.counts,
             inputs=manifest.inputs,
         )
 
-    def interactions(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns user number, item number and split of all interactions [E], sorted by user and item, as columns.
+    def interactions(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns user number, item number, split and weight of all interactions [E], sorted by user and item.
+
+        A prepared folder has weights of training interactions only; that of the others is 1. Without any it is None.
 
         Raises:
             InputError: `prepared.rows`, an interaction has a row of the padding.
@@ -110,18 +114,18 @@ class PreparedFolder:
             message = f"the users have {count.sum():,} interactions, the manifest says {total:,}"
             raise InputError(f"{self.root}: {message}", "prepared.rows")
         begin = np.cumsum(count) - count
-        kinds = (blocks.index_type(manifest.users), blocks.index_type(manifest.items), np.int8)
-        columns = tuple(blocks.column(total, kind, folder) for kind in kinds)
+        kinds: list[type[np.generic]] = [blocks.index_type(manifest.users), blocks.index_type(manifest.items), np.int8]
+        kinds += [np.float32] if manifest.weighted else []
+        columns = [blocks.column(total, kind, folder) for kind in kinds]
         for part in self._parts("reading interactions"):
-            pairs = [(*self._train(part), TRAIN)]
-            pairs += [(*self._pairs(part, layout.HELD_OUT[split]), label) for split, label in LABELS.items()]
-            user, item = (np.concatenate([pair[end] for pair in pairs]) for end in (0, 1))
-            split = np.repeat([label for _, _, label in pairs], [len(pair[0]) for pair in pairs])
-            order = np.lexsort((item, user))
-            target = _places(begin, user[order])
-            for column, values in zip(columns, (user, item, split), strict=True):
-                column[target] = values[order]
-        return columns[0], columns[1], columns[2]
+            found = [self._train(part)]
+            found += [self._held_out(part, split) for split in layout.HELD_OUT]
+            values = [np.concatenate(column) for column in zip(*found, strict=True)]
+            order = np.lexsort((values[1], values[0]))
+            target = _places(begin, values[0][order])
+            for column, own in zip(columns, values, strict=False):  # the last values are the weights
+                column[target] = own[order]
+        return columns[0], columns[1], columns[2], columns[3] if manifest.weighted else None
 
     def copy_features(self, modality: Modality, target: np.ndarray) -> None:
         """Copies the features of all items to `target` [items, dim], by number."""
@@ -176,13 +180,21 @@ class PreparedFolder:
         user, item = (self._numbers(kind, table[kind].to_numpy(), path) for kind in KINDS)
         return user, item
 
-    def _train(self, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns user and item numbers of the training interactions of a part's users."""
+    def _held_out(self, part: int, split: str) -> Columns:
+        """Returns the interactions of a part's users in a held-out split."""
+        user, item = self._pairs(part, layout.HELD_OUT[split])
+        return user, item, np.full(len(user), LABELS[split], np.int8), np.ones(len(user), np.float32)
+
+    def _train(self, part: int) -> Columns:
+        """Returns the training interactions of a part's users."""
         path = layout.part_dir(self.root, part) / layout.GRAPH
-        graph = read_graph(path)
+        graph = read_graph(path, self.manifest.weighted)
         item, user = graph.edges[layout.ITEM_TO_USER]
         row = graph.row["user"][user], graph.row["item"][item]
-        return self._numbers("user", row[0], path), self._numbers("item", row[1], path)
+        weights = graph.weights
+        weight = np.ones(len(user), np.float32) if weights is None else weights.edge[layout.ITEM_TO_USER]
+        numbers = self._numbers("user", row[0], path), self._numbers("item", row[1], path)
+        return *numbers, np.full(len(user), TRAIN, np.int8), weight
 
     def _numbers(self, kind: str, row: np.ndarray, path: Path) -> np.ndarray:
         """Returns the numbers of rows.
@@ -221,8 +233,8 @@ def _numbered(root: Path, manifest: Manifest, kind: str) -> tuple[pa.Array, np.n
         message = f"{sum(map(len, columns)):,} {kind}s in {NODES[kind]} of all parts, {len(rows):,} in the manifest"
         raise InputError(f"{root}: {message}", "prepared.rows")
     chunks = [chunk for column in columns for chunk in column.chunks]
-    ids = pa.chunked_array(chunks, schema["id"]).combine_chunks()
-    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    kind_of_ids = pa.int64() if pa.types.is_integer(schema["id"]) else pa.large_string()  # earlier versions: string
+    ids = pa.concat_arrays([chunk.cast(kind_of_ids) for chunk in chunks])
     order = read_order(root, manifest, kind)
     place = pc.sort_indices(ids).to_numpy() if order is None else np.searchsorted(rows, order)
     number = np.full(manifest.num_parts * stride(manifest, kind), -1, np.int64)

@@ -19,8 +19,9 @@ from partition.folder.verify import verify
 from partition.options import BuildOptions, CutMethod, RecutOptions
 from partition.recut import recut
 from partition.stages import Stages
+from partition.transform.dataset import TRAIN
 from tests.support.raw_tables import items_table, write
-from tests.support.small import prepare_small, small_dataset
+from tests.support.small import prepare_small, small_dataset, weighted_dataset
 from tests.support.tamper import PART, accept_manifest, change_manifest
 
 QUIET = Stages(quiet=True)
@@ -108,6 +109,22 @@ def test_a_data_set_comes_back_as_it_was(tmp_path: Path) -> None:
     for name, features in dataset.features.items():
         assert found.features[name].values.dtype == features.values.dtype
         np.testing.assert_array_equal(found.features[name].values, features.values)
+
+
+def test_weights(tmp_path: Path) -> None:
+    """Those of training interactions; a folder has no others, and reads them as 1."""
+    dataset = weighted_dataset()
+    assert dataset.weight is not None
+    for name, parts in (("four", 4), ("three", 3)):
+        prepare_small(tmp_path / name, parts=parts, dataset=dataset)
+    source = tmp_path / "four" / "prepared"
+    change_manifest(source, lambda tree: tree["settings"].update(seed=3))  # of prepare_small
+    again = verify(cut_again(source, 3, method=CutMethod.RANDOM))
+    assert again.weighted
+    assert again.parts == read_manifest(tmp_path / "three" / "prepared").parts
+    found = PreparedFolder.open(source).dataset(tmp_path).weight
+    assert found is not None
+    np.testing.assert_array_equal(found, np.where(dataset.split == TRAIN, dataset.weight, np.float32(1)))
 
 
 def refused(tmp_path: Path, **options: Any) -> InputError:

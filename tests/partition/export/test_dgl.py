@@ -20,7 +20,7 @@ from partition.folder import layout
 from partition.folder.arrays import read_graph
 from partition.folder.manifest import read_manifest
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
-from tests.support.small import prepare_small, small_dataset
+from tests.support.small import prepare_small, small_dataset, weighted_dataset
 
 os.environ.setdefault("DGLBACKEND", "pytorch")
 PARTS = 3
@@ -60,7 +60,7 @@ class Loaded:
 def load(folder: Path, parts: int) -> Loaded:
     from dgl.distributed import load_partition
 
-    dataset = small_dataset(modalities=3)  # float32, float16, float64
+    dataset = weighted_dataset(small_dataset(modalities=3))  # float32, float16, float64
     prepared = prepare_small(folder, parts=parts, dataset=dataset)
     output = folder / "exported"
     lines = export(ExportOptions(prepared=prepared, format=ExportFormat.DGL, output=output))
@@ -138,7 +138,7 @@ def test_numbers_are_those_of_all_nodes_and_edges(loaded: Loaded) -> None:
 
 def test_edges_are_in_the_order_of_the_folder(loaded: Loaded) -> None:
     for part, (graph, *_) in enumerate(loaded.parts):
-        prepared = read_graph(layout.part_dir(loaded.prepared, part) / layout.GRAPH)
+        prepared = read_graph(layout.part_dir(loaded.prepared, part) / layout.GRAPH, weighted=True)
         lengths = [len(prepared.edges[relation][0]) for relation in RELATIONS]
         np.testing.assert_array_equal(graph.edata["_TYPE"].numpy(), np.repeat([0, 1], lengths))
 
@@ -147,13 +147,29 @@ def test_features(loaded: Loaded) -> None:
     first = 0
     for part, (_, nodes, edges, book, *_) in enumerate(loaded.parts):
         assert set(nodes) == {f"item/{name}" for name in loaded.dataset.features}
-        assert edges == {}
+        assert set(edges) == {":".join(relation) + "/weight" for relation in RELATIONS}
         own = loaded.number["item"][first : first + len(book.partid2nids(part, "item"))]
         first += len(own)
         for name, features in loaded.dataset.features.items():
             values = nodes[f"item/{name}"].numpy()
             assert values.dtype == features.values.dtype
             np.testing.assert_array_equal(values, features.values[own])
+
+
+def test_weights_of_edges(loaded: Loaded) -> None:
+    dataset, train = loaded.dataset, loaded.dataset.split == TRAIN
+    assert dataset.weight is not None
+    keys = zip(dataset.user[train].tolist(), dataset.item[train].tolist(), strict=True)
+    wanted = dict(zip(keys, dataset.weight[train].tolist(), strict=True))
+    for graph, _, edges, book, *_ in loaded.parts:
+        for number, relation in enumerate(RELATIONS):
+            chosen = graph.edata["_TYPE"] == number
+            row = {}
+            for kind, end in zip((relation[0], relation[2]), graph.edges(), strict=True):
+                _, nodes = book.map_to_per_ntype(graph.ndata["_ID"][end[chosen]])
+                row[kind] = loaded.number[kind][nodes.numpy()].tolist()
+            weights = edges[":".join(relation) + "/weight"].tolist()
+            assert weights == [wanted[pair] for pair in zip(row["user"], row["item"], strict=True)]
 
 
 @pytest.mark.parametrize(("name", "label"), [("validation", VALIDATION), ("test", TEST)])
@@ -177,6 +193,8 @@ def test_files_have_the_fields_that_dgl_writes(tmp_path: Path, loaded: Loaded) -
     dgl.seed(1)
     ends = torch.arange(40), torch.arange(40).flip(0)
     graph = dgl.heterograph({RELATIONS[0]: ends, RELATIONS[1]: ends[::-1]})
+    for relation in RELATIONS:
+        graph.edges[relation].data["weight"] = torch.ones(40)
     for name, features in loaded.dataset.features.items():
         graph.nodes["item"].data[name] = torch.from_numpy(features.values[:40])
     partition_graph(graph, "small", 2, str(tmp_path), part_method="random")

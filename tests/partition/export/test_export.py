@@ -19,9 +19,9 @@ from partition.export.run import export
 from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
-from partition.transform.dataset import Dataset
+from partition.transform.dataset import TRAIN, Dataset
 from tests.support.raw_tables import pairs, read
-from tests.support.small import prepare_small, small_dataset
+from tests.support.small import prepare_small, small_dataset, weighted_dataset
 
 NAMES = {0: "train", 1: "valid", 2: "test"}
 
@@ -118,6 +118,31 @@ def test_parquet(tmp_path: Path) -> None:
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(features.values.shape)
         assert values.dtype == features.values.dtype
         np.testing.assert_array_equal(values, features.values)
+
+
+def test_weights(tmp_path: Path) -> None:
+    """Each with its interaction; 1 for held-out ones, whose weights a prepared folder does not keep."""
+    dataset = weighted_dataset()
+    assert dataset.weight is not None
+    root = prepare_small(tmp_path, dataset=dataset)
+    weight = np.where(dataset.split == TRAIN, dataset.weight, np.float32(1))
+    users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
+    columns = zip(dataset.user, dataset.item, weight, strict=True)
+    wanted = sorted((users[user], items[item], float(value)) for user, item, value in columns)
+
+    tables = [pq.read_table(path) for path in exported(root, "parquet").glob("[tv]*.parquet")]
+    assert sorted(tuple(row.values()) for table in tables for row in table.to_pylist()) == wanted
+    found = []
+    for path in exported(root, "recbole").glob("*.inter"):
+        header, *lines = path.read_text().splitlines()
+        assert header == "user_id:token\titem_id:token\tweight:float"
+        rows = [line.split("\t") for line in lines]
+        found += [(user, int(item), float(np.float32(value))) for user, item, value in rows]
+    assert sorted(found) == wanted
+    header, *lines = (exported(root, "mmrec") / "small.inter").read_text().splitlines()
+    assert header == "userID\titemID\tx_label\tweight"
+    numbers = [line.split("\t") for line in lines]
+    assert sorted((users[int(n[0])], items[int(n[1])], float(np.float32(n[3]))) for n in numbers) == wanted
 
 
 def test_users_without_an_interaction_are_counted(tmp_path: Path) -> None:
