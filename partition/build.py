@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from partition import columns_on_disk as blocks
 from partition import stage_results as stored
 from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
@@ -138,7 +137,7 @@ class _Preparation:
 
         with self._stages("parts", kept=work.has("parts.npz")) as say:
             found = stored.read_assignment(work.result("parts.npz", make))
-            inside = _share_inside(found, user, item)
+            inside = found.share_inside(user, item)
             say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
         work.note(self._stages.statistics)
         return found
@@ -190,12 +189,6 @@ class _Preparation:
             settings = options.model_dump(mode="json")
             write_prepared(dataset, graph, assignment, options.output, settings, statistics, work)
             say(str(options.output))
-
-
-def _share_inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
-    """Share of the training interactions whose user and item are in the same part."""
-    same = (assignment.user_part[user[rows]] == assignment.item_part[item[rows]] for rows in blocks.slices(len(user)))
-    return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partition import columns_on_disk as blocks
 from partition.cut.metis import metis_parts
 from partition.cut.streaming import METIS_EDGES, stream_parts
 from partition.errors import InputError
@@ -19,6 +20,11 @@ class Assignment:
 
     user_part: np.ndarray  # [users] int32
     item_part: np.ndarray  # [items] int32
+
+    def share_inside(self, user: np.ndarray, item: np.ndarray) -> float:
+        """Share of the interactions [E] whose user and item are in the same part."""
+        same = (self.user_part[user[rows]] == self.item_part[item[rows]] for rows in blocks.slices(len(user)))
+        return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def assign_parts(
