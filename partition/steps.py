@@ -67,7 +67,7 @@ def read(options: BuildOptions, folder: Path, stages: Stages) -> Inputs:
         "split": options.split_column,
     }
     with stages("read") as say:
-        found = find([Path(place) for place in options.input], given, options.name)
+        found = find(options.input, given, options.name, options.validation, options.test)
         raw = read_interactions(found.interactions, given, options.split, folder)
         inputs = resolve(found, raw, options.features, given, folder)
         say(f"{len(inputs.interactions):,} rows, {len(inputs.user_ids):,} users, {len(inputs.item_ids):,} items")

@@ -17,7 +17,8 @@ from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
 from partition.options import SPECTRAL
 from partition.read.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
-from partition.read.table_file import SUFFIXES, TableFile, open_table
+from partition.read.places import place_of
+from partition.read.table_file import TableFile, is_table, open_table
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _as_prepared(values: np.ndarray, modality: Modality, root: Path, path: Path)
 def _items_table(path: Path) -> TableFile:
     if not path.is_dir():
         return open_table(path)
-    tables = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES - {".txt"}]
+    tables = [file for file in sorted(path.iterdir()) if is_table(place_of(file))]
     if len(tables) != 1:
         message = f"{path}: {len(tables)} tables in it; new items are one table, and NAME_feat.npy beside it"
         raise InputError(message, "new_items.tables")

@@ -157,8 +157,9 @@ class Trainer:
         m = self.manifest
         modalities = ", ".join(f"{modality.name} {modality.dim}" for modality in m.modalities)
         device, world_size = self.runtime.device.type, self.runtime.world_size
+        kind = "weighted training" if m.weighted else "training"
         line = (
-            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
+            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} {kind} interactions; "
             f"{m.num_parts} parts on {world_size} rank(s), {device}; "
             f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps per epoch"
         )

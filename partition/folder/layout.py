@@ -10,6 +10,7 @@ Everything a rank needs to train is in the folders of its own parts; the manifes
         users.arrow          id, train_degree: one record per user, in offset order
         items.arrow          id, train_degree: one record per item, in offset order
         graph.npz            in-edges of the part's users and items (training split), with the halo nodes they come from
+                             and, if interactions are weighted, the edges' weights and the nodes' weighted degrees
         item_graph.npz       indptr, neighbour (item rows), weight: in-edges of the part's items in the item-item graph
         validation.arrow     user (row), item (row), sorted by both
         test.arrow           the same for the test split

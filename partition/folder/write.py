@@ -131,7 +131,9 @@ def _write_part(dataset: Dataset, graph: ItemGraph, edges: Edges, part: int, tar
 
 
 def _write_nodes(path: Path, ids: pa.Array, degree: np.ndarray, members: np.ndarray) -> None:
-    write_table(path, {"id": ids.take(pa.array(members)), "train_degree": pa.array(degree[members])})
+    own = ids.take(pa.array(members))
+    own = own if pa.types.is_integer(own.type) else own.cast(pa.large_string())
+    write_table(path, {"id": own, "train_degree": pa.array(degree[members])})
 
 
 def _write_graph(path: Path, edges: Edges, part: int) -> dict[str, int]:
@@ -202,8 +204,9 @@ def _manifest(
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,
-        user_id_type="string" if pa.types.is_string(dataset.user_ids.type) else "int64",
-        item_id_type="string" if pa.types.is_string(dataset.item_ids.type) else "int64",
+        user_id_type="int64" if pa.types.is_integer(dataset.user_ids.type) else "string",
+        item_id_type="int64" if pa.types.is_integer(dataset.item_ids.type) else "string",
+        weighted=dataset.weight is not None,
         counts=dataset.counts,
         settings=settings,
         inputs=dataset.inputs,
