@@ -125,6 +125,32 @@ def test_one_split_alone_says_nothing(tmp_path: Path) -> None:
     assert find([str(tmp_path)], {}).splits == {}
 
 
+def test_a_file_of_the_input_that_is_given_for_testing(tmp_path: Path) -> None:
+    for name in ("train.csv", "valid.csv", "other.csv"):
+        text(tmp_path / name)
+    found = find([str(tmp_path)], {}, None, [], [str(tmp_path / "valid.csv")])
+    labels = {table.place.file_name: label for table, label in found.splits.items()}
+    assert labels == {"other.csv": TRAIN, "train.csv": TRAIN, "valid.csv": TEST}
+    assert len(found.interactions) == 3
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    text(tmp_path / "log.csv")
+    (tmp_path / "link").symlink_to(tmp_path)
+    found = find([str(tmp_path), str(tmp_path / "log.csv"), f"{tmp_path}/*.csv", str(tmp_path / "link/log.csv")], {})
+    assert names(found.interactions) == ["log.csv"]
+
+
+def test_no_table_says_what_there_is(tmp_path: Path) -> None:
+    text(tmp_path / "old/log.csv")
+    text(tmp_path / "notes.docx")
+    with pytest.raises(InputError) as caught:
+        find([str(tmp_path)], {})
+    assert caught.value.code == "table.missing"
+    used = "old/ (in a sub-folder; give it with --input), notes.docx (no table)"
+    assert str(caught.value).endswith(f"; not used: {used}")
+
+
 def test_a_file_without_a_split_beside_those_that_have_one(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv", "more.csv"):
         text(tmp_path / name)
@@ -141,7 +167,7 @@ def test_split_files_that_are_given(tmp_path: Path) -> None:
     assert names(found.interactions) == ["a.csv", "held.csv", "train.csv"]
     assert [found.splits[table] for table in found.interactions] == [TRAIN, VALIDATION, TEST]
     assert names(found.items) == ["items.csv"]
-    with pytest.raises(InputError, match=r"held\.csv: is given for two splits"):
+    with pytest.raises(InputError, match=r"held\.csv: is given for validation and for testing"):
         find([str(tmp_path / "log")], {}, None, [str(held)], [str(held)])
     with pytest.raises(InputError, match=r"items\.csv: no user column"):
         find([str(tmp_path / "log/a.csv")], {}, None, [str(tmp_path / "log/items.csv")])
