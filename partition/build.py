@@ -17,6 +17,7 @@ from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.read.catalogue import parse_features
+from partition.read.features import Matrices
 from partition.resume import Work, work_folder
 from partition.stages import Stages
 from partition.transform.dataset import Dataset
@@ -76,9 +77,11 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
     """
     counts: dict[str, int] = {}  # dropped or merged, by reason
     inputs = steps.read(options, folder, stages)  # tables, ids, and where features are
-    cleaned = steps.clean(inputs, options.kcore, folder, stages, counts)  # repeated pairs merged, k-core
+    matrices = Matrices(inputs.features, len(inputs.item_ids), folder)  # read when they are first needed
+    dropped = steps.incomplete(inputs, options, matrices, counts)  # --missing drop
+    cleaned = steps.clean(inputs, options.kcore, folder, stages, counts, dropped)  # repeated pairs merged, k-core
     labelled = steps.label(inputs, cleaned, options, folder, stages, counts)  # training, validation, test
-    features = steps.load_features(inputs, cleaned, options, folder, stages, counts)  # checked, PCA
+    features = steps.load_features(inputs, cleaned, options, matrices, folder, stages, counts)  # checked, PCA
     if options.spectral:
         if SPECTRAL in features:
             message = (
@@ -159,6 +162,7 @@ class _Preparation:
                 approximate_above=options.approximate_above,
                 cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
                 cooccurrence_weight=options.cooccurrence_weight,
+                missing=dataset.missing,
                 seed=options.seed,
                 keep=keep,
             )
@@ -174,7 +178,7 @@ class _Preparation:
         if not values or "reliability" in statistics:  # from an earlier run
             return
         with self._stages("similarity") as say:
-            found = reliability(values, *training, self._options.seed, self._work.folder)
+            found = reliability(values, *training, self._options.seed, self._work.folder, missing=dataset.missing)
             statistics.update(found)
             alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
             say(f"reliability {found['reliability']:.2f} ({alone})")

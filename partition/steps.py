@@ -16,9 +16,9 @@ import pyarrow as pa
 from partition import columns_on_disk as blocks
 from partition.errors import InputError
 from partition.files import sha256
-from partition.options import SPECTRAL, BuildOptions, SplitMethod, pca_dims
+from partition.options import SPECTRAL, BuildOptions, Missing, SplitMethod, missing_choices, pca_dims
 from partition.read.catalogue import Inputs, resolve
-from partition.read.features import load
+from partition.read.features import Matrices, load, missing_items
 from partition.read.interactions import read_interactions
 from partition.read.sources import Role, find
 from partition.stages import Stages
@@ -74,15 +74,51 @@ def read(options: BuildOptions, folder: Path, stages: Stages) -> Inputs:
     return inputs
 
 
-def clean(inputs: Inputs, kcore: int, folder: Path, stages: Stages, counts: dict[str, int]) -> Cleaned:
-    """Merges repeated pairs and reduces the interactions to their k-core.
+def incomplete(inputs: Inputs, options: BuildOptions, matrices: Matrices, counts: dict[str, int]) -> np.ndarray | None:
+    """[items] bool: the items that `--missing drop` leaves out, because features of them are missing; None for none.
 
     Raises:
-        InputError: the core is empty.
+        InputError: anything wrong with the option, or with features of a modality with that choice.
+    """
+    choices = missing_choices(options.missing, matrices.names)
+    dropped = missing_items(matrices, choices)
+    for name, choice in choices.items():
+        missing = matrices[name].missing if choice == Missing.DROP else None
+        if missing is not None:
+            counts[f"missing_{name}"] = int(np.count_nonzero(missing))
+    return dropped
+
+
+def clean(
+    inputs: Inputs,
+    kcore: int,
+    folder: Path,
+    stages: Stages,
+    counts: dict[str, int],
+    dropped: np.ndarray | None = None,
+) -> Cleaned:
+    """Leaves out the items `dropped` [items], merges repeated pairs and reduces the interactions to their k-core.
+
+    Users without any interaction left are left out as well.
+
+    Raises:
+        InputError: nothing is left.
     """
     user_ids, item_ids, kept = inputs.user_ids, inputs.item_ids, None
     with stages("clean") as say:
-        interactions, counts["duplicates_merged"] = merge_duplicates(inputs.interactions, len(item_ids), folder)
+        interactions = inputs.interactions
+        if dropped is not None:
+            item = interactions.item
+            interactions = interactions.select(lambda rows: ~dropped[item[rows]], folder)
+            if not len(interactions):
+                raise InputError("--missing drop: no interaction is left", "option.missing")
+            counts["missing_interactions_dropped"] = len(inputs.interactions) - len(interactions)
+        interactions, counts["duplicates_merged"] = merge_duplicates(interactions, len(item_ids), folder)
+        if dropped is not None and not kcore:
+            (kept_users, user), kept = renumber(interactions.user, folder), np.flatnonzero(~dropped)
+            number = (np.cumsum(~dropped) - 1).astype(interactions.item.dtype)
+            interactions = replace(interactions, user=user, item=blocks.mapped(number, interactions.item, folder))
+            user_ids, item_ids = user_ids.take(pa.array(kept_users)), item_ids.take(pa.array(kept))
         if kcore:
             core = k_core(interactions, kcore, folder)
             if not len(core):
@@ -125,7 +161,13 @@ def label(
 
 
 def load_features(
-    inputs: Inputs, cleaned: Cleaned, options: BuildOptions, folder: Path, stages: Stages, counts: dict[str, int]
+    inputs: Inputs,
+    cleaned: Cleaned,
+    options: BuildOptions,
+    matrices: Matrices,
+    folder: Path,
+    stages: Stages,
+    counts: dict[str, int],
 ) -> dict[str, Features]:
     """Loads the matrices of the remaining items, reduces them by PCA, and exchanges rows with `--noise`.
 
@@ -133,11 +175,15 @@ def load_features(
         InputError: anything wrong with the features.
     """
     with stages("features") as say:
-        dims = pca_dims(options.pca, list(inputs.features))
-        features, shares = load(inputs.features, len(inputs.item_ids), cleaned.kept, dims, folder)
+        dims, choices = pca_dims(options.pca, matrices.names), missing_choices(options.missing, matrices.names)
+        features, shares, missing = load(matrices, cleaned.kept, choices, dims, inputs.item_ids)
         stages.statistics.update(shares)
+        counts.update(missing)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{name} {was}" + (f" -> {now}" if now < was else "") for name, (was, now) in widths.items()))
+        for name, choice in choices.items():
+            if f"missing_{name}" in counts:
+                say(f"{counts[f'missing_{name}']:,} items have no {name}: {choice}")
         if options.noise:
             chosen = noisy_items(len(cleaned.item_ids), options.noise, options.seed)
             features = {

@@ -16,8 +16,10 @@ from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
 from partition.options import SPECTRAL
-from partition.read.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
+from partition.read.feature_sources import ListColumn, MatrixFile, is_feature_column
+from partition.read.features import Matrices
 from partition.read.table_file import SUFFIXES, TableFile, open_table
+from partition.transform.pca import BLOCK_BYTES, project
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,22 @@ def read_new_items(path: Path, model: TrainedModel, work: Path) -> tuple[pa.Arra
     count, features = len(listed.ids), {}
     for modality in model.manifest.modalities:
         if (source := _feature_source(path, table, modality.name, count)) is not None:
-            values = load({modality.name: source}, count, None, {}, work)[0][modality.name].values
+            found = Matrices({modality.name: source}, count, work)[modality.name]
+            if found.missing is not None:
+                place = found.place(int(np.argmax(found.missing)))
+                raise InputError(f"{place}: no features of modality {modality.name!r}", "new_items.features")
+            values = found.values
             features[modality.name] = _as_prepared(values, modality, model.shard.root, source.paths[0])
         else:  # spectral features are computed from interactions, which new items do not have
             features[modality.name] = np.zeros((count, modality.dim), modality.dtype)
     return listed.ids, features
 
 
-def _feature_source(path: Path, table: TableFile, name: str, count: int) -> NpyFile | ListColumn | None:
+def _feature_source(path: Path, table: TableFile, name: str, count: int) -> MatrixFile | ListColumn | None:
     """Where the features of a modality are; None for spectral features that are not given."""
     npy = path / f"{name}_feat.npy"
     if path.is_dir() and npy.exists():
-        source = NpyFile(npy)
+        source = MatrixFile(npy)
         if source.rows != count:
             message = f"{npy}: {source.rows} rows, but {table.path} has {count} items"
             raise InputError(message, "new_items.features")

@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 
 from partition import columns_on_disk as blocks
 from partition.errors import InputError
-from partition.read.features import ListColumn, NpyFile, Source, is_feature_column
+from partition.read.feature_sources import (
+    ListColumn,
+    MatrixFile,
+    Source,
+    is_feature_column,
+    is_matrix_file,
+    refused_column,
+)
+from partition.read.feature_types import why_unusable
 from partition.read.ids import IdColumn, check_unique, encode
 from partition.read.interactions import RawInteractions
 from partition.read.sources import Found, Role, item_column, missing_column
@@ -67,6 +75,8 @@ def resolve(
     Raises:
         InputError: no modality, feature rows that do not match the items, or an interaction with an unknown item.
     """
+    if not requested:
+        _check_columns(found)
     modalities = [_requested(text, found) for text in requested] or _found(found)
     _check_names(modalities, raw)
     catalogue = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
@@ -110,13 +120,22 @@ def _found(found: Found) -> list[_Requested]:
     for column in dict.fromkeys(c for file in found.items for c in file.names if is_feature_column(file, c)):
         for file in found.items:
             if not is_feature_column(file, column):
-                message = "not a list of floats here, but in another items table"
+                message = "not a list of numbers here, but in another items table"
                 raise file.error(message, column, code="features.column")
         if column in found.features:
             message = f"modality {column!r} is also in {found.features[column]}"
             raise found.items[0].error(message, column, code="features.duplicate")
         modalities.append(_Requested(column, tables=tuple(found.items), column=column))
     return sorted(modalities, key=lambda modality: (modality.name != "image", modality.name))
+
+
+def _check_columns(found: Found, name: str | None = None) -> None:
+    """Raises InputError for a column of numbers in a form that is not read: any, or the one called `name`."""
+    for file in found.items:
+        for column in file.names if name is None else [name]:
+            error = refused_column(file, column)
+            if error is not None:
+                raise error
 
 
 def parse_features(text: str) -> tuple[str, Path | None, str]:
@@ -135,16 +154,20 @@ def _requested(text: str, found: Found) -> _Requested:
         known = {modality.name: modality for modality in _found(found)}
         if name in known:
             return known[name]
+        _check_columns(found, name)
         names = ", ".join(known) or "none"
         message = f"--features {name}: not among the modalities of the input ({names}); give NAME=FILE"
         raise InputError(message, "features.unknown")
-    if path.suffix == ".npy":
+    if is_matrix_file(path):
         return _Requested(name, npy=path)
     table = open_table(path)
     column = column or name
     if not is_feature_column(table, column):
         lists = ", ".join(c for c in table.names if is_feature_column(table, c)) or "none"
-        message = f"not a list column of floats (those are: {lists}); give it as FILE:column"
+        why = (
+            None if table.schema is None or column not in table.names else why_unusable(table.schema.field(column).type)
+        )
+        message = f"{why or 'not a column of lists of numbers'} (such columns: {lists}); give it as FILE:column"
         raise table.error(message, column, code="features.column")
     return _Requested(name, tables=(table,), column=column)
 
@@ -153,7 +176,9 @@ def _by_number(
     raw: RawInteractions, modalities: Sequence[_Requested], mapping: TableFile | None, folder: Path | None
 ) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
     """Catalogue without a table: the id of an item is its row in the NumPy files."""
-    files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
+    files = {
+        modality.name: MatrixFile(modality.npy, modality.name) for modality in modalities if modality.npy is not None
+    }
     first, *others = files.values()
     for other in others:
         if other.rows != first.rows:
@@ -207,7 +232,7 @@ def _by_table(
     features: dict[str, Source] = {}
     for modality in modalities:
         if modality.npy is not None:
-            source = NpyFile(modality.npy)
+            source = MatrixFile(modality.npy, modality.name)
             if source.rows != len(entries):
                 message = f"{modality.npy}: {source.rows} rows, but {listing} has {len(entries)} items"
                 raise InputError(message, "features.rows")
@@ -219,10 +244,6 @@ def _by_table(
             row = int(np.flatnonzero(rows < 0)[0])
             message = f"item {ids[int(entry_of[table][row])].as_py()!r} is not in {listing}"
             raise table.error(message, _item_ids(table, given).column, row, code="features.rows")
-        if len(rows) < len(entries):
-            absent = ids[int(entries[np.setdiff1d(np.arange(len(entries)), rows)[0]])].as_py()
-            message = f"{len(rows)} rows, but {listing} has {len(entries)} items; {absent!r} is missing"
-            raise table.error(message, code="features.rows")
         features[modality.name] = ListColumn(modality.tables, modality.column, rows)
     item = blocks.mapped(position.astype(blocks.index_type(len(entries))), code, folder)
     return item, ids.take(pa.array(entries)), features

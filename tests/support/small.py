@@ -61,6 +61,18 @@ def small_dataset(
     )
 
 
+def mask_features(dataset: Dataset, share: float = 0.3, seed: int = 0) -> Dataset:
+    """The data set after `--missing mask`: each modality lacks a share of the items, and all lack the first one."""
+    rng = np.random.default_rng(seed)
+    features = {}
+    for name, modality in dataset.features.items():
+        missing = rng.random(len(modality.values)) < share
+        missing[0] = True
+        values = np.where(missing[:, None], 0, modality.values).astype(modality.values.dtype)
+        features[name] = replace(modality, values=values, missing=missing)
+    return replace(dataset, features=features)
+
+
 def prepare_small(
     folder: Path,
     parts: int = 4,
