@@ -240,8 +240,8 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     fit(prepared, tmp_path / "run", train={"epochs": 1}, model={"dim": 8}, machine={"device": "cpu"}).close()
     with load_run(tmp_path / "run") as run:
         model = run._open()
-        ids, features = read_new_items(tmp_path / "new.parquet", model, tmp_path)
-        assert ids.to_pylist() == names.to_pylist()
+        new = read_new_items(tmp_path / "new.parquet", model, tmp_path)
+        assert new.ids.to_pylist() == names.to_pylist()
         rows = model.item_ids.rows(catalogue["item"].combine_chunks())
         for name, values in model.features.gather(rows).items():
-            np.testing.assert_allclose(features[name], values.numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(new.features[name], values.numpy(), rtol=1e-5, atol=1e-6)
