@@ -84,7 +84,7 @@ def prepare_small(
     """Writes a small data set as `folder`/prepared."""
     dataset = dataset or small_dataset()
     features = {name: modality.values for name, modality in dataset.features.items()}
-    graph = build_item_graph(features, default_weights(list(features)), k)
+    graph = build_item_graph(features, default_weights(list(features)), k, missing=dataset.missing)
     user, item = dataset.train()
     assignment = assign_parts(user, item, len(dataset.user_ids), len(dataset.item_ids), parts, method, seed=3)
     options = {"item_graph_k": k, "item_graph_weight": [], "cooccurrence_weight": 0.0}  # as in BuildOptions
