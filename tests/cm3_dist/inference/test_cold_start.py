@@ -18,18 +18,34 @@ from cm3_dist.inference.cold_start import place_items, place_users
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import TrainedModel, open_model
 from cm3_dist.recommend import main
+from partition.transform.dataset import Dataset
 from tests.support.refusals import refusal
-from tests.support.small import finish_small, small_dataset
+from tests.support.small import finish_small, mask_features, small_dataset, untrained_item
 
 NEW = 59  # item 1059 of untrained_item() has no training interaction
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda layers: f"{layers} item layers")
+def _some_missing() -> Dataset:
+    """The small data set in which items lack modalities; the untrained one lacks its image."""
+    dataset = mask_features(untrained_item())
+    missing = {"image": True, "text": False}
+    features = {}
+    for name, whole in untrained_item().features.items():
+        mask = dataset.missing[name].copy()
+        mask[NEW] = missing[name]
+        features[name] = replace(whole, values=np.where(mask[:, None], 0, whole.values), missing=mask)
+    return replace(dataset, features=features)
+
+
+@pytest.fixture(scope="module", params=[(0, False), (1, False), (2, False), (1, True)], ids=str)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run with 0, 1 or 2 item layers, on data with all features or without."""
+    layers, masked = request.param
     folder = finish_small(
         tmp_path_factory.mktemp("run"),
+        dataset=_some_missing() if masked else None,
         train={"epochs": 1},
-        propagation={"item_item_layers": request.param},
+        propagation={"item_item_layers": layers},
     )
     with open_model(run_settings(folder, [])) as model:
         yield model
@@ -44,7 +60,9 @@ def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: TrainedM
     row = int(opened.item_ids.find(pa.array([1000 + NEW]))[0])
     assert opened.shard.item_degree[row] == 0
     opened.shard.is_item[row] = False  # the search is not to find the item itself
-    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row))
+    missing = {name: mask.numpy() for name, mask in opened.features.missing(np.array([row])).items()}
+    assert [name for name, mask in missing.items() if mask.any()] == (["image"] if missing else [])
+    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row), missing)
     opened.shard.is_item[row] = True
     np.testing.assert_allclose(placed.rows[0].numpy(), opened.rows[1][row].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(placed.ego[0].numpy(), opened.item_ego[row].numpy(), rtol=1e-4, atol=1e-6)
