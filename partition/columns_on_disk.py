@@ -52,31 +52,6 @@ def _reserve(descriptor: int, size: int, path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-class Growing:
-    """A column whose length is not known beforehand: it grows by appending."""
-
-    def __init__(self, dtype: DTypeLike, folder: Path | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open while it grows
-        self._dtype, self._rows = np.dtype(dtype), 0
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def append(self, values: np.ndarray) -> None:
-        """Appends [n] values."""
-        self._file.write(values.astype(self._dtype, copy=False).tobytes())
-        self._rows += len(values)
-
-    def column(self) -> np.ndarray:
-        """Returns all values so far, [rows]; writing to them changes the column."""
-        self._file.flush()
-        if not self._rows:
-            return np.empty(0, self._dtype)
-        values: np.ndarray = np.memmap(self._file, self._dtype, "r+", shape=(self._rows,))
-        self._file.seek(0, os.SEEK_END)
-        return values
-
-
 def index_type(limit: int) -> type[np.int32 | np.int64]:
     """Returns the narrowest type that holds all indices below `limit`."""
     return np.int32 if limit <= 2**31 else np.int64
@@ -120,31 +95,28 @@ def counts(values: np.ndarray, size: int = 0) -> np.ndarray:
     return found
 
 
-def mapped(table: np.ndarray, values: np.ndarray, folder: Path | None) -> np.ndarray:
-    """Returns `table[values]` as a column."""
-    found = column(len(values), table.dtype, folder)
-    for rows in slices(len(values)):
-        found[rows] = table[values[rows]]
-    return found
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Returns the distinct values of [n] integers, ascending; `np.unique`, by a hash table, takes 40 times the time."""
+    ordered = np.sort(values)
+    is_first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return ordered[is_first]
 
 
-def joined(columns: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
-    """Concatenates columns."""
-    found, done = column(sum(map(len, columns)), np.result_type(*columns), folder), 0
-    for values in columns:
-        for rows in slices(len(values)):
-            found[done + rows.start : done + rows.stop] = values[rows]
-        done += len(values)
-    return found
+def positions(values: np.ndarray, ascending: np.ndarray, end: int) -> np.ndarray:
+    """Returns where in `ascending` the values are.
 
-
-def first(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
-    """Returns the first row for which `wrong`, called with blocks of values, is true; None if there is none."""
-    for rows in slices(len(values)):
-        found = np.flatnonzero(wrong(values[rows]))
-        if len(found):
-            return rows.start + int(found[0])
-    return None
+    Args:
+        values: [n] integers, all of them in `ascending`.
+        ascending: [m] distinct integers of at least 0.
+        end: one more than the largest that there may be.
+    """
+    if end > 8 * len(values):
+        return np.searchsorted(ascending, values)
+    # A table takes a tenth of the time of a search.
+    place = np.empty(end, index_type(len(ascending)))
+    place[ascending] = np.arange(len(ascending))
+    return place[values]
 
 
 def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], folder: Path | None) -> list[np.ndarray]:
@@ -205,6 +177,12 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._end)
+
+    @property
+    def sizes(self) -> list[int]:
+        """[buckets] number of rows per bucket."""
+        sizes: list[int] = np.diff(self._bounds).tolist()
+        return sizes
 
     def add(self, bucket: np.ndarray, *columns: np.ndarray) -> None:
         """Adds a block of rows: `bucket` [n], `columns` [n] each."""

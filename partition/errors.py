@@ -30,6 +30,13 @@ class InputError(Exception):
         return f"error[{self.code}]: {self}" if self.code else f"error: {self}"
 
 
+class ResourceError(InputError):
+    """The machine has too little memory or room on a disk: nothing is wrong with the input.
+
+    A preparation keeps the stages that are finished, and the same command resumes when there is more.
+    """
+
+
 def require(right: bool, path: Path, message: str, code: str = "") -> None:
     """Refuses a file that is not `right`."""
     if not right:

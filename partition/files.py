@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and digests and locks of files; for every package.
+"""Files and folders that are written whole or not at all, and digests of files; for every package.
 
 A file or folder is written under a temporary name beside its final one, flushed to the disk and then renamed. A reader
 sees the old content or the new one, never half of it, also after a crash or a power failure. A process that is killed
@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from partition.errors import InputError
-
+_OPEN = ".nfs"  # how the names of deleted files begin that NFS keeps until they are closed
 _READ_BYTES = 1 << 20  # read at a time for a digest
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-_DISK_ERRORS = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # None: NumPy's, for a write cut short
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_NUMPY_FULL = re.compile(r"Not enough free space|\d requested and \d+ written")
 
 
 @contextmanager
@@ -84,8 +81,11 @@ def naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _DISK_ERRORS:
-            error.strerror = error.strerror or str(error)
+        if error.filename is None and error.errno in (None, *DISK_ERRORS):  # None: NumPy's and Arrow's
+            text = " ".join(str(error).split())
+            if error.errno is None and _NUMPY_FULL.search(text):
+                error.errno = errno.ENOSPC
+            error.strerror = text if error.errno is None else os.strerror(error.errno)
             error.filename = str(path)
         elif error.filename is not None and os.fsdecode(error.filename).startswith(str(temporary)):
             error.filename = str(path) + os.fsdecode(error.filename)[len(str(temporary)) :]
@@ -130,8 +130,12 @@ def remove(path: Path) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, onerror=_raise_unless_open)
-    else:
+        return
+    try:
         path.unlink(missing_ok=True)
+    except OSError:
+        if not path.name.startswith(_OPEN):
+            raise
 
 
 def fsync(path: Path) -> None:
@@ -158,56 +162,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def lock(path: Path, held: str) -> Iterator[None]:
-    """Holds an exclusive lock between processes.
-
-    Where the file system has no locks (some installations of Lustre and FUSE), a warning is printed and the block runs.
-
-    Args:
-        path: a file for this purpose alone; it is removed at the end.
-        held: the message when another process holds the lock.
-
-    Raises:
-        InputError: `file.locked`, another process holds the lock.
-    """
-    file = _locked(path, held)
-    while file is None:
-        file = _locked(path, held)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _locked(path: Path, held: str) -> TextIO | None:
-    """Opens and locks a file; None if its name was removed meanwhile, so that a lock on it would exclude nobody."""
-    file = path.open("w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(held, "file.locked") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        message = "this file system has no locks; do not start a second command with the same output"
-        print(f"warning: {path}: {message}", file=sys.stderr)
-        return file
-    if _same(file, path):
-        return file
-    file.close()
-    return None
-
-
-def _same(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
 
@@ -228,5 +182,5 @@ def _raise_unless_open(
     """Called by shutil.rmtree for what it could not delete: passes over files that NFS keeps because they are open."""
     path = Path(name)
     left = [path] if not path.is_dir() else [found for found in path.rglob("*") if not found.is_dir()]
-    if not left or not all(found.name.startswith(".nfs") for found in left):
+    if not left or not all(found.name.startswith(_OPEN) for found in left):
         raise failure[1]

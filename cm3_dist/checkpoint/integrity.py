@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cm3_dist.errors import InputError
+from partition import files
 from partition.files import replace_folder, sha256, write_text
 
 PROGRESS, SUMS = "progress.json", "SHA256SUMS"
@@ -124,10 +124,10 @@ def remove(path: Path) -> None:
     """Deletes a checkpoint; it is renamed first, so a partly deleted one is never taken for complete."""
     doomed = path.with_suffix(".old.tmp")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    files.remove(doomed)
 
 
 def remove_all(paths: Iterable[Path]) -> None:
     """Deletes the folders that interrupted saves left behind."""
     for path in paths:
-        shutil.rmtree(path)
+        files.remove(path)

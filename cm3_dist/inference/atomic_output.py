@@ -48,7 +48,7 @@ class StagedOutput:
         assert self.is_rank_0
         if self._is_file:
             (self.folder / self.path.name).replace(self.path)
-            shutil.rmtree(self.folder)
+            remove(self.folder)
         else:
             replace_folder(self.folder, self.path, self.replaced)
 
@@ -97,7 +97,7 @@ def _stage(staged: StagedOutput, runtime: Runtime, check: Callable[[], None]) ->
         check()
         remove(staged.replaced)
         remove(staged.folder)
-        staged.folder.mkdir(parents=True)
+        staged.folder.mkdir(parents=True, exist_ok=True)  # on NFS, files that are still open keep it
 
     on_rank_0(runtime, begin)
     return staged

@@ -19,7 +19,8 @@ from partition.folder.manifest import Modality
 from partition.options import SPECTRAL, Missing, missing_choices
 from partition.read.feature_sources import ListColumn, MatrixFile, is_feature_column
 from partition.read.features import Matrices
-from partition.read.table_file import SUFFIXES, TableFile, open_table
+from partition.read.places import place_of
+from partition.read.table_file import TableFile, is_table, open_table
 from partition.transform.pca import BLOCK_BYTES, project
 
 
@@ -158,7 +159,7 @@ def _as_prepared(values: np.ndarray, modality: Modality, root: Path, path: Path)
 def _items_table(path: Path) -> TableFile:
     if not path.is_dir():
         return open_table(path)
-    tables = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES - {".txt"}]
+    tables = [file for file in sorted(path.iterdir()) if is_table(place_of(file))]
     if len(tables) != 1:
         message = f"{path}: {len(tables)} tables in it; new items are one table, and NAME_feat.npy beside it"
         raise InputError(message, "new_items.tables")

@@ -40,7 +40,7 @@ class IdMap:
         self._schema = node_schema(manifest, node_type)
         self._stride = manifest.user_stride if node_type == "user" else manifest.item_stride
         self._tables: list[pa.Table | None] = [None] * manifest.num_parts
-        self.stored_type: pa.DataType = self._schema["id"]  # in files: string or int64
+        self.stored_type: pa.DataType = self._schema["id"]  # in files: large_string, string (before schema 4) or int64
         self.type = pa.large_string() if self.stored_type == pa.string() else self.stored_type
 
     def part(self, part: int) -> pa.Table:

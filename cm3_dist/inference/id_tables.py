@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from cm3_dist.errors import InputError
 from cm3_dist.inference.id_map import IdMap, NodeType
-from partition.read.sources import ALIASES, usual_columns
+from partition.read import id_values
+from partition.read.columns import ALIASES, usual_columns
 from partition.read.table_file import TableFile, open_table
 
 
@@ -50,11 +51,11 @@ class IdColumn:
 
 
 def read_ids(path: Path, id_map: IdMap) -> IdColumn:
-    """Reads a table (Parquet, Arrow, CSV, TSV) with a single column, or with one id column of a usual name.
+    """Reads a table of any format with a single column, or with one id column of a usual name.
 
     Raises:
-        InputError: the file or the column does not exist, there is no row, an id is missing, or it is text where the
-            ids of the data are whole numbers.
+        InputError: the file or the column does not exist, there is no row, an id is missing, or it is not a whole
+            number of 64 bits where the ids of the data are.
     """
     file = open_table(path)
     return read_column(file, file.names[0] if len(file.names) == 1 else id_column(file, id_map.node_type), id_map)
@@ -91,8 +92,7 @@ def id_column(file: TableFile, node_type: NodeType) -> str:
 
 
 def _read(file: TableFile, wanted: list[tuple[str, IdMap]]) -> list[IdColumn]:
-    names = [column for column, _ in wanted]
-    table = file.read(names, names)
+    table = file.read([column for column, _ in wanted])
     if not table.num_rows:
         raise file.error("has no rows", code="ids.empty")
     return [IdColumn(file, column, _ids(file, column, table[column], id_map), id_map) for column, id_map in wanted]
@@ -103,15 +103,21 @@ def _ids(file: TableFile, column: str, values: pa.ChunkedArray, id_map: IdMap) -
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy()))
         raise file.error("the id is missing", column, row, code="ids.missing")
-    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if not any(check(kind) for check in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
-        raise file.error(f"has type {values.type}; ids are whole numbers or text", column, code="ids.type")
-    own = pa.concat_arrays(
-        [chunk.cast(kind if pa.types.is_integer(kind) else pa.large_string()) for chunk in values.chunks]
-    )
-    try:
-        return own.cast(id_map.type)
-    except pa.ArrowInvalid:
-        row = next(row for row, value in enumerate(own.to_pylist()) if not str(value).lstrip("-").isdigit())
-        message = f"{own[row].as_py()!r} is text; the {id_map.node_type} ids of the data are whole numbers"
-        raise file.error(message, column, row, code="ids.type") from None
+    if id_values.id_kind(values.type) is None:
+        message = f"has type {values.type}; ids are whole numbers, text or UUIDs"
+        raise file.error(message, column, code="ids.type")
+    found = [id_values.ids(chunk, "text") for chunk in values.chunks]
+    wrong = np.concatenate([wrong for _, wrong in found])
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise file.error(f"{values[row].as_py()!r} is not a whole number", column, row, code="ids.type")
+    texts = pa.concat_arrays([ids for ids, _ in found])
+    if pa.types.is_large_string(id_map.type):
+        return texts
+    numbers = id_values.as_numbers(texts)
+    if numbers.null_count:
+        row = int(np.argmax(numbers.is_null().to_numpy(zero_copy_only=False)))
+        kind = f"the {id_map.node_type} ids of the data are whole numbers"
+        message = f"{texts[row].as_py()!r} is text or beyond 64 bits; {kind}"
+        raise file.error(message, column, row, code="ids.type")
+    return numbers

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from partition.errors import InputError, one_line
+from partition.errors import InputError, ResourceError, one_line
+from partition.files import DISK_ERRORS, naming
 
 PR_SET_PDEATHSIG = 1  # Linux: signal to send when the parent ends
 # glibc sets every byte of new memory; tcache is off because its blocks would not be set.
 FILLED = "glibc.malloc.perturb=85:glibc.malloc.tcache_count=0"
+_REMEDY = "; use --method stream, which holds less"
 
 
 def metis_parts(
@@ -39,14 +41,15 @@ def metis_parts(
         scratch: folder for temporary files; by default that of the system.
 
     Raises:
-        InputError: METIS failed, or its process ended, most likely for lack of memory.
+        InputError: METIS failed.
+        ResourceError: its process ended, most likely for lack of memory.
+        OSError: the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="metis.", dir=scratch) as name:
         folder = Path(name).resolve()  # the other process works in it
         np.save(folder / "user.npy", user)
         np.save(folder / "item.npy", item)
-        if failure := _ask({"folder": str(folder), "users": users, "items": items, "parts": parts}):
-            raise InputError(f"--method metis: {failure}; use --method stream, which holds less", "parts.metis")
+        _ask({"folder": str(folder), "users": users, "items": items, "parts": parts})
         part: np.ndarray = np.load(folder / "parts.npy", allow_pickle=False)
         return part
 
@@ -71,8 +74,8 @@ def _server(asking: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
 
 
-def _ask(task: dict[str, object]) -> str:
-    """Has a graph cut by the METIS process; returns why it failed, or an empty string."""
+def _ask(task: dict[str, object]) -> None:
+    """Has a graph cut by the METIS process; raises what `metis_parts` does."""
     if _server(os.getpid()).poll() is not None:  # killed while it was idle
         _server.cache_clear()
     server = _server(os.getpid())
@@ -89,10 +92,16 @@ def _ask(task: dict[str, object]) -> str:
             raise
         answer = ""
     if answer:
-        return str(json.loads(answer))
+        failure, number = json.loads(answer)
+        if number in DISK_ERRORS:
+            raise OSError(number, os.strerror(number), task["folder"])
+        if failure:
+            raise InputError(f"--method metis: METIS failed: {failure}{_REMEDY}", "parts.metis")
+        return
     _server.cache_clear()
     code = server.wait()
-    return f"METIS was ended by {signal.Signals(-code).name}" if code < 0 else f"METIS ended with exit code {code}"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    raise ResourceError(f"--method metis: METIS {how}{_REMEDY}", "parts.metis")
 
 
 def main() -> None:
@@ -105,13 +114,15 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # METIS and DGL print
     for line in sys.stdin:
         task = json.loads(line)
-        failure = ""
+        failure, number = "", None
+        folder = Path(task["folder"])
         try:
-            _cut(Path(task["folder"]), task["users"], task["items"], task["parts"])
+            with naming(folder, folder):
+                _cut(folder, task["users"], task["items"], task["parts"])
         except Exception as error:  # reported by the asking process
-            failure = f"METIS failed: {one_line(error)[:300]}"
+            failure, number = one_line(error)[:300], getattr(error, "errno", None)
         os.chdir("/")
-        answers.write(json.dumps(failure) + "\n")
+        answers.write(json.dumps([failure, number]) + "\n")
         answers.flush()
 
 

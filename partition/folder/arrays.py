@@ -29,6 +29,15 @@ class Graph:
     row: dict[str, np.ndarray]  # kind -> [nodes] int64 global row
     degree: dict[str, np.ndarray]  # kind -> [nodes] int32 training interactions in the full graph
     edges: dict[Relation, tuple[np.ndarray, np.ndarray]]  # (source, destination) [edges] int64 node numbers
+    weights: Weights | None = None  # None: every edge weighs 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the training interactions, in graph.npz of a weighted folder."""
+
+    edge: dict[Relation, np.ndarray]  # [edges] float32 above 0, in the order of `Graph.edges`
+    degree: dict[str, np.ndarray]  # kind -> [nodes] float64 weighted degree: sum of the weights in the full graph
 
 
 def write_graph(path: Path, graph: Graph) -> None:
@@ -37,22 +46,33 @@ def write_graph(path: Path, graph: Graph) -> None:
     arrays |= {f"{kind}_degree": graph.degree[kind] for kind in KINDS}
     for relation in RELATIONS:
         arrays[f"{relation[1]}_source"], arrays[f"{relation[1]}_destination"] = graph.edges[relation]
+    if graph.weights is not None:
+        arrays |= {f"{kind}_weighted_degree": graph.weights.degree[kind] for kind in KINDS}
+        arrays |= {f"{relation[1]}_weight": graph.weights.edge[relation] for relation in RELATIONS}
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, weighted: bool = False) -> Graph:
     """Reads graph.npz.
 
+    Args:
+        path: the file.
+        weighted: `Manifest.weighted`: whether the edges have weights.
+
     Raises:
-        InputError: `file.missing` or `file.unreadable`; `array.shape`, an array has another dtype or shape;
-            `graph.node`, an edge has a node that does not exist.
+        InputError: `file.missing` or `file.unreadable`; `array.shape`, an array has another dtype or shape, or does not
+            belong there; `graph.node`, an edge has a node that does not exist.
     """
     types: dict[str, Any] = {f"{kind}_row": np.int64 for kind in KINDS}
     types |= {f"{kind}_degree": np.int32 for kind in KINDS}
     types |= {f"{relation[1]}_{end}": np.int64 for relation in RELATIONS for end in ("source", "destination")}
+    if weighted:
+        types |= {f"{kind}_weighted_degree": np.float64 for kind in KINDS}
+        types |= {f"{relation[1]}_weight": np.float32 for relation in RELATIONS}
     arrays = _read_arrays(path, types, "a graph")
     for kind in KINDS:
-        if len(arrays[f"{kind}_row"]) != len(arrays[f"{kind}_degree"]):
+        of_nodes = [values for name, values in arrays.items() if name.startswith(f"{kind}_")]
+        if len(set(map(len, of_nodes))) > 1:
             raise InputError(f"{path}: {kind} nodes: not one row and one degree each", "array.shape")
     edges = {}
     for relation in RELATIONS:
@@ -63,9 +83,16 @@ def read_graph(path: Path) -> Graph:
                 message = f"{path}: {relation[1]} edges: not a {kind} node at either end of each"
                 raise InputError(message, "graph.node")
         edges[relation] = ends
-    return Graph(
-        {kind: arrays[f"{kind}_row"] for kind in KINDS}, {kind: arrays[f"{kind}_degree"] for kind in KINDS}, edges
-    )
+        if weighted and len(arrays[f"{relation[1]}_weight"]) != len(ends[0]):
+            raise InputError(f"{path}: {relation[1]} edges: not one weight each", "array.shape")
+    weights = None
+    if weighted:
+        weights = Weights(
+            {relation: arrays[f"{relation[1]}_weight"] for relation in RELATIONS},
+            {kind: arrays[f"{kind}_weighted_degree"] for kind in KINDS},
+        )
+    rows, degrees = ({kind: arrays[f"{kind}_{name}"] for kind in KINDS} for name in ("row", "degree"))
+    return Graph(rows, degrees, edges, weights)
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,9 @@ def read_similar(path: Path) -> Similar:
 def _read_arrays(path: Path, types: dict[str, Any], what: str) -> dict[str, np.ndarray]:
     """Reads one-dimensional arrays of an .npz file; `types`: name -> dtype."""
     with reading(path, what), np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in types}
+        arrays, surplus = {name: file[name] for name in types}, sorted(set(file.files) - set(types))
+    if surplus:
+        raise InputError(f"{path}: {surplus[0]}: does not belong in {what} of this folder", "array.shape")
     for name, dtype in types.items():
         if arrays[name].ndim != 1 or arrays[name].dtype != dtype:
             found = f"{arrays[name].dtype} {arrays[name].shape}"
@@ -134,7 +163,8 @@ def read_table(path: Path, schema: dict[str, pa.DataType]) -> pa.Table:
 def node_schema(manifest: Manifest, kind: str) -> dict[str, pa.DataType]:
     """Returns the columns of users.arrow or items.arrow: name -> type."""
     ids = manifest.user_id_type if kind == "user" else manifest.item_id_type
-    return {"id": pa.string() if ids == "string" else pa.int64(), "train_degree": pa.int64()}
+    text = pa.large_string() if manifest.schema_version >= 4 else pa.string()
+    return {"id": text if ids == "string" else pa.int64(), "train_degree": pa.int64()}
 
 
 PAIR_SCHEMA = {"user": pa.int64(), "item": pa.int64()}  # columns of validation.arrow and test.arrow, global rows

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from partition import columns_on_disk as blocks
 from partition.cut.assign import Assignment
 from partition.folder import layout
-from partition.folder.arrays import Graph
+from partition.folder.arrays import Graph, Weights
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
 
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -67,18 +67,27 @@ class Edges:
         self.parts = int(assignment.user_part.max()) + 1
         user_degree = np.zeros(len(dataset.user_ids), np.int64)
         item_degree = np.zeros(len(dataset.item_ids), np.int64)
+        # By node index; empty without weights. Summed in the order of the data set, so that the cut does not matter.
+        self._weighted_degree: dict[str, np.ndarray] = {}
+        if dataset.weight is not None:
+            self._weighted_degree = {"user": np.zeros(len(user_degree)), "item": np.zeros(len(item_degree))}
         held_out = {split: np.zeros(self.parts, np.int64) for split in _CODES}
         for rows in blocks.slices(len(dataset.user)):
             user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
             np.add.at(user_degree, user[split == TRAIN], 1)
             np.add.at(item_degree, item[split == TRAIN], 1)
+            if dataset.weight is not None:
+                weight = dataset.weight[rows][split == TRAIN].astype(np.float64)
+                np.add.at(self._weighted_degree["user"], user[split == TRAIN], weight)
+                np.add.at(self._weighted_degree["item"], item[split == TRAIN], weight)
             for name, code in _CODES.items():
                 held_out[name] += np.bincount(assignment.user_part[user[split == code]], minlength=self.parts)
         self.users = RowSpace.of(assignment.user_part, user_degree, self.parts)
         self.items = RowSpace.of(assignment.item_part, item_degree, self.parts)
         kinds = blocks.index_type(self.users.end), blocks.index_type(self.items.end)
+        weights = [] if dataset.weight is None else [np.float32]
         self._by_user, self._by_item = (
-            blocks.Buckets([int(space.degree[nodes].sum()) for nodes in space.members], types, folder)
+            blocks.Buckets([int(space.degree[nodes].sum()) for nodes in space.members], [*types, *weights], folder)
             for space, types in ((self.users, kinds), (self.items, kinds[::-1]))
         )
         self._held_out = {split: blocks.Buckets(sizes, kinds, folder) for split, sizes in held_out.items()}
@@ -87,15 +96,23 @@ class Edges:
             user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
             pair = self.users.row[user], self.items.row[item]
             train = split == TRAIN
-            self._by_user.add(assignment.user_part[user[train]], pair[0][train], pair[1][train])
-            self._by_item.add(assignment.item_part[item[train]], pair[1][train], pair[0][train])
+            weight = [] if dataset.weight is None else [dataset.weight[rows][train]]
+            self._by_user.add(assignment.user_part[user[train]], pair[0][train], pair[1][train], *weight)
+            self._by_item.add(assignment.item_part[item[train]], pair[1][train], pair[0][train], *weight)
             for name, code in _CODES.items():
                 kept = split == code
                 self._held_out[name].add(assignment.user_part[user[kept]], pair[0][kept], pair[1][kept])
 
+    @property
+    def largest(self) -> int:
+        """Training interactions with a user or an item of one part, of the part that has most."""
+        sizes = zip(self._by_user.sizes, self._by_item.sizes, strict=True)
+        return max(users + items for users, items in sizes)
+
     def held_out(self, split: str, part: int) -> Pairs:
         """Returns the (user, item) rows [n] of the interactions of the part's users in a split, sorted by both."""
-        return _sorted(self._held_out[split].rows(part), part * self.users.stride, self.items.end)
+        user, item, _ = _sorted(self._held_out[split].rows(part), part * self.users.stride, self.items.end)
+        return user, item
 
     def graph(self, part: int) -> Graph:
         """Returns the in-edges of a part's nodes; nodes are the part's own in offset order, then the halo by row."""
@@ -105,32 +122,58 @@ class Edges:
         for kind, space, sources in (("item", self.items, by_user[1]), ("user", self.users, by_item[1])):
             own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
             remote = sources // space.stride != part
-            halo = np.unique(sources[remote])
+            far = sources[remote]
+            halo = blocks.distinct(far)
             local = sources - part * space.stride
-            local[remote] = len(own) + np.searchsorted(halo, sources[remote])
+            local[remote] = len(own) + blocks.positions(far, halo, space.end)
             nodes[kind], edges[kind] = np.concatenate([own, halo]), local
         to_user = edges["item"], by_user[0] - part * self.users.stride
         to_item = edges["user"], by_item[0] - part * self.items.stride
+        node = {kind: _nodes(space, nodes[kind]) for kind, space in (("item", self.items), ("user", self.users))}
+        weights = None
+        if by_user[2] is not None and by_item[2] is not None:
+            weights = Weights(
+                {layout.ITEM_TO_USER: by_user[2], layout.USER_TO_ITEM: by_item[2]},
+                {kind: degree[node[kind]] for kind, degree in self._weighted_degree.items()},
+            )
         return Graph(
             nodes,
-            {kind: _degrees(space, nodes[kind]) for kind, space in (("item", self.items), ("user", self.users))},
+            {
+                "item": self.items.degree[node["item"]].astype(np.int32),
+                "user": self.users.degree[node["user"]].astype(np.int32),
+            },
             {layout.ITEM_TO_USER: to_user, layout.USER_TO_ITEM: to_item},
+            weights,
         )
 
 
-def _sorted(pairs: Sequence[np.ndarray], first: int, end: int) -> Pairs:
-    """Sorts unique pairs by (row, other), as int64; every row is at least `first`, every `other` below `end`."""
-    row, other = pairs
+def _sorted(columns: Sequence[np.ndarray], first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Sorts unique pairs by (row, other), and their weights with them.
+
+    Args:
+        columns: rows [n], others [n] and, if there are weights, their weights [n].
+        first: every row is at least that.
+        end: every `other` is below that.
+
+    Returns:
+        Rows and others as int64, and the weights, if any.
+    """
+    row, other, *weight = columns
     key = (row.astype(np.int64) - first) * end + other
-    key.sort()
+    ordered = None
+    if weight:
+        order = np.argsort(key)
+        key, ordered = key[order], weight[0][order]
+    else:
+        key.sort()
     low, high = np.divmod(key, end)
-    return low + first, high
+    return low + first, high, ordered
 
 
-def _degrees(space: RowSpace, rows: np.ndarray) -> np.ndarray:
-    """Returns the [n] int32 degrees of nodes given by row."""
+def _nodes(space: RowSpace, rows: np.ndarray) -> np.ndarray:
+    """Returns the [n] int64 indices of nodes given by row."""
     node = np.empty(len(rows), np.int64)
     part, offset = np.divmod(rows, space.stride)
     for number in np.unique(part):
         node[part == number] = space.members[number][offset[part == number]]
-    return space.degree[node].astype(np.int32)
+    return node

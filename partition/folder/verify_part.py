@@ -28,6 +28,7 @@ from partition.folder.manifest import Manifest
 
 FEATURE_VALUES = 1 << 24  # feature values checked at a time
 WEIGHT_TOLERANCE = 1e-5  # of the sum of an item's weights in the item graph, which is 1 up to float32
+DEGREE_TOLERANCE = 1e-9  # of a weighted degree, relative: a sum in float64 depends on the order
 _ASCENDS = "is not behind the one before (or is the same)"
 
 
@@ -38,6 +39,7 @@ class Folder:
     root: Path
     manifest: Manifest
     degree: dict[str, np.ndarray] = field(default_factory=dict)  # kind -> [rows] int64 by global row; -1 for padding
+    weighted_degree: dict[str, np.ndarray] = field(default_factory=dict)  # kind -> [rows] float64, if there are weights
 
     @property
     def parts(self) -> range:
@@ -112,11 +114,13 @@ def user_item(folder: Folder, part: int) -> None:
         InputError: `prepared.graph`, `prepared.held_out`, or as `read_graph` and `read_table`.
     """
     file, sizes = _File(folder.file(part, layout.GRAPH), "prepared.graph"), folder.manifest.parts[part]
-    graph = read_graph(file.path)
+    graph = read_graph(file.path, folder.manifest.weighted)
     for kind, halo in (("user", sizes.halo_users), ("item", sizes.halo_items)):
         _nodes(folder, part, file, graph, kind, halo)
     for relation in (ITEM_TO_USER, USER_TO_ITEM):
         _edges(folder, part, file, graph, relation)
+        if graph.weights is not None:
+            _weights(folder, part, file, graph, relation)
     user, item = interactions(graph, ITEM_TO_USER)
     file.require(len(user) == sizes.train, f"{len(user)} edges into users; the manifest says {sizes.train}")
     inner = int((item // folder.stride("item") == part).sum())
@@ -153,6 +157,33 @@ def _edges(folder: Folder, part: int, file: _File, graph: Graph, relation: Relat
     used[source] = True
     used[: folder.size(part, source_kind)] = True
     file.no_row(~used, "is in the halo, but no edge needs it", f"{source_kind} node")
+
+
+def _weights(folder: Folder, part: int, file: _File, graph: Graph, relation: Relation) -> None:
+    """Checks the weights of a relation and the weighted degrees that they add up to, which it notes in `folder`."""
+    assert graph.weights is not None
+    _, name, kind = relation
+    weight, own = graph.weights.edge[relation], folder.own(part, kind)
+    file.no_row(~(np.isfinite(weight) & (weight > 0)), "its weight is not a number above 0", f"{name} edge")
+    stated = graph.weights.degree[kind][: len(own)]
+    total = np.bincount(graph.edges[relation][1], weight, minlength=len(own))
+    wrong = ~(np.abs(stated - total) <= DEGREE_TOLERANCE * total)  # true for nan as well
+    file.no_row(wrong, f"its weighted degree is not the sum of its {name} edges' weights", f"{kind} node")
+    folder.weighted_degree[kind][own] = stated
+
+
+def halo_weights(folder: Folder, part: int, graph: Graph) -> None:
+    """Checks that the weighted degrees of a part's halo nodes are those in their own parts.
+
+    Raises:
+        InputError: `prepared.graph`.
+    """
+    if graph.weights is None:
+        return
+    file = _File(folder.file(part, layout.GRAPH), "prepared.graph")
+    for kind, degree in graph.weights.degree.items():
+        wrong = degree != folder.weighted_degree[kind][graph.row[kind]]
+        file.no_row(wrong, "its weighted degree is not that in its own part", f"{kind} node")
 
 
 def interactions(graph: Graph, relation: Relation) -> tuple[np.ndarray, np.ndarray]:

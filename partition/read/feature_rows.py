@@ -155,9 +155,14 @@ def read_lists(source: ListColumn, items: int, target: Path) -> Matrix:
 
 
 def _batches(table: TableFile, column: str) -> Iterator[pa.RecordBatch]:
-    assert table.schema is not None
-    flagged = FLAG in table.names and pa.types.is_boolean(table.schema.field(FLAG).type)
-    return table.batches([column, FLAG] if flagged else [column], BATCH)
+    return table.batches([column, FLAG] if has_flags(table) else [column], BATCH)
+
+
+def has_flags(table: TableFile) -> bool:
+    """True if the table says which of its rows are missing."""
+    if table.schema is None or FLAG not in table.names:
+        return False
+    return bool(pa.types.is_boolean(table.schema.field(FLAG).type))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Matrices:
         """
         if name not in self._read:
             source = self._sources[name]
-            target = self.work / f"{name}.npy"
+            target = self.work / f"features-{name}.npy"
             if isinstance(source, MatrixFile):
                 self._read[name] = read_matrix(source, self.work, target)
             else:

@@ -1,31 +1,56 @@
-"""Finds the interaction logs, items tables and feature files of a data set.
+"""Finds out what the files of `--input` are, by their names and columns.
 
-A table with a user and an item column holds interactions. A table with an item column and no user column is an items
-table, whose list columns are feature modalities. `NAME_feat.npy` is the modality NAME. A folder with an `.inter` file
-has MMRec's layout: ids are numbers, feature row = item number, and `i_id_mapping.csv` holds the external item ids.
+A table with a user and an item column is interactions; one with an item column alone is an items table, and its list
+columns of numbers are modalities. `NAME_feat.npy` is the modality NAME. A folder with an `.inter` file has MMRec's
+layout: ids are numbers, feature row = item number, and `i_id_mapping.csv` holds the external item ids. Every file that
+is not used is named, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from partition.errors import InputError
-from partition.read.table_file import SUFFIXES, TableFile, open_table
+from partition.read.columns import (
+    ALIASES,
+    Role,
+    column_of,
+    item_column,
+    missing_column,
+    needed_columns,
+    usual_columns,
+)
+from partition.read.places import COMPRESSED, Listing, Place, listing
+from partition.read.table_file import NAMED_ONLY, SUFFIXES, TableFile, is_table, open_table
+from partition.transform.dataset import TEST, TRAIN, VALIDATION
 
-Role = Literal["user", "item", "time", "split"]
-ALIASES: dict[Role, tuple[str, ...]] = {
-    "user": ("user", "user_id", "userid", "uid"),
-    "item": ("item", "item_id", "itemid", "asin", "iid"),
-    "time": ("timestamp", "time", "ts"),
-    "split": ("x_label", "split"),
-}
+__all__ = [
+    "ALIASES",
+    "MAPPINGS",
+    "Found",
+    "Role",
+    "column_of",
+    "find",
+    "item_column",
+    "missing_column",
+    "needed_columns",
+    "split_of_name",
+    "usual_columns",
+]
+
 MAPPINGS: dict[str, Role] = {"u_id_mapping.csv": "user", "i_id_mapping.csv": "item"}  # MMRec's number <-> external id
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), VALIDATION),
+    "test": TEST,
+}
 _FEATURES = "_feat.npy"
-# In a folder, .txt files may be notes as well as tables: they are read only if they are named.
-_FOLDER_SUFFIXES = SUFFIXES - {".txt"}
+_OPEN_AT_ONCE = 8  # files whose header or schema is read at the same time
 
 
 @dataclass(frozen=True)
@@ -37,98 +62,156 @@ class Found:
     items: list[TableFile]  # items tables, in the order of their names
     features: dict[str, Path]  # modality -> NAME_feat.npy
     mapping: dict[Role, TableFile]  # MMRec's mapping files
+    splits: dict[TableFile, int] = field(default_factory=dict)  # TRAIN, VALIDATION, TEST, if files say it; else empty
+    unused: list[str] = field(default_factory=list)  # files that are not read, with the reason
+
+    @property
+    def places(self) -> list[Place]:
+        """All tables, for digests and the key of a work folder."""
+        return [table.place for table in (*self.interactions, *self.items, *self.mapping.values())]
 
 
-def column_of(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> str | None:
-    """The column for a role: the given one, else the one with a usual name; None if there is none.
-
-    Raises:
-        InputError: two columns have a usual name.
-    """
-    wanted = given.get(role)
-    if wanted is not None:
-        return wanted if wanted in file.names else None
-    usual = usual_columns(file, role)
-    if len(usual) > 1:
-        both = " and ".join(map(repr, usual[:2]))
-        message = f"columns {both} could both be the {role} column; choose with --{role}-column"
-        raise file.error(message, code="column.ambiguous")
-    return usual[0] if usual else None
-
-
-def usual_columns(file: TableFile, role: Role) -> list[str]:
-    """The columns with a usual name for a role, also as RecBole writes it, with the type: user_id:token."""
-    return [name for name in file.names if name.split(":")[0].lower() in ALIASES[role]]
-
-
-def item_column(file: TableFile, given: Mapping[Role, str | None]) -> str | None:
-    """The id column of an items table: the given one, else the one with a usual name."""
-    return column_of(file, "item", given) or column_of(file, "item", {})
-
-
-def missing_column(file: TableFile, role: Role, given: Mapping[Role, str | None]) -> InputError:
-    """The error for a table without a column for `role`."""
-    columns, wanted = ", ".join(file.names), given.get(role)
-    if wanted is not None:
-        return file.error(f"no column {wanted!r} (--{role}-column); the columns are {columns}", code="column.missing")
-    usual = ", ".join(ALIASES[role])
-    message = f"no {role} column ({usual}); the columns are {columns}; name it with --{role}-column"
-    return file.error(message, code="column.missing")
-
-
-def find(inputs: Sequence[Path], given: Mapping[Role, str | None], name: str | None = None) -> Found:
-    """Determines the purpose of every file of `--input`.
+def find(
+    inputs: Sequence[str],
+    given: Mapping[Role, str | None],
+    name: str | None = None,
+    validation: Sequence[str] = (),
+    test: Sequence[str] = (),
+) -> Found:
+    """Determines the purpose of every file of `--input`, `--validation` and `--test`.
 
     Args:
-        inputs: files, or folders (whose sub-folders are not read).
+        inputs: files, folders, patterns or URIs of these (see `partition.read.places`).
         given: names of the columns, where they were given.
         name: name of the data set; by default that of the `.inter` file, or of the first input.
+        validation: interactions for validation, like `inputs`; the others of `inputs` are then for training.
+        test: interactions for testing.
 
     Raises:
-        InputError: a missing or unreadable file, a table that is neither interactions nor items, no interactions.
+        InputError: a missing or unreadable file, a table that is neither interactions nor items, no interactions, or
+            names that give a split to some of the interactions and not to others.
     """
-    tables: list[TableFile] = []
-    features: dict[str, Path] = {}
-    mapping: dict[Role, TableFile] = {}
-    for place in inputs:
-        if not place.exists():
-            raise InputError(f"{place}: no such file or folder", "file.missing")
-        for path in _files_of(place) if place.is_dir() else [place]:
-            if path.name.endswith(_FEATURES):
-                modality = path.name.removesuffix(_FEATURES)
-                if modality in features:
-                    message = f"{path}: a second file for modality {modality!r}, after {features[modality]}"
-                    raise InputError(message, "features.duplicate")
-                features[modality] = path
-            elif path.name in MAPPINGS:
-                mapping[MAPPINGS[path.name]] = open_table(path)
-            else:
-                tables.append(open_table(path))
+    reader = _Reader()
+    held: dict[TableFile, int] = {}
+    for sources, label in ((validation, VALIDATION), (test, TEST)):
+        for table in reader.read_all(sources):
+            needed_columns(table, ("user", "item"), given)
+            if held.setdefault(table, label) != label:
+                raise table.error("is given for validation and for testing", code="split.files")
+    tables = [table for table in reader.read_all(inputs) if table not in held]
     if not tables:
-        message = f"{inputs[0]}: no table in it; looked for *{', *'.join(sorted(_FOLDER_SUFFIXES))}"
-        raise InputError(message, "table.missing")
-    with_users = [table for table in tables if column_of(table, "user", given)]
-    items = [table for table in tables if table not in with_users]
+        looked = ", *".join(sorted(SUFFIXES - NAMED_ONLY))
+        beside = f"; not used: {', '.join(reader.unused[:3])}" if reader.unused else ""
+        raise InputError(f"{inputs[0]}: no table in it; looked for *{looked}{beside}", "table.missing")
+    logs = [table for table in tables if column_of(table, "user", given)]
+    items = [table for table in tables if table not in logs]
     for table in tables:
         if not (item_column(table, given) if table in items else column_of(table, "item", given)):
-            raise missing_column(table, "item", given)
-    if not with_users:
+            raise missing_column(table, "item", given) if logs else missing_column(table, "user", given, "item")
+    if not logs:
         raise missing_column(items[0], "user", given)
-    first = inputs[0].resolve()
-    log = with_users[0].path
-    default = log.stem if log.suffix == ".inter" else first.name if first.is_dir() else first.stem
-    return Found(name or default, with_users, items, features, mapping)
+    splits = dict.fromkeys(logs, TRAIN) | held if held else _splits_by_name(logs)
+    name = name or _name(inputs[0], logs[0])
+    return Found(name, [*logs, *held], items, reader.features, reader.mapping, splits, reader.unused)
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The files of a folder to read, in the order of their names."""
-    inside = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._")
-    inter = [path for path in inside if path.suffix == ".inter"]
-    named = [path for path in inter if path.stem == folder.resolve().name]
-    if len(inter) > 1 and not named:
-        files = ", ".join(path.name for path in inter)
-        message = f"{folder}: several .inter files ({files}); give the one to read with --input"
+def split_of_name(file_name: str) -> int | None:
+    """The split that a file name begins or ends with: train-00001.parquet, ml.valid.inter, log_test.csv.gz."""
+    stem = file_name.lower()
+    while (cut := re.fullmatch(r"(.+)\.(gz|zst|bz2|[a-z]+)", stem)) and cut[2] not in SPLIT_NAMES:
+        stem = cut[1]
+    words = re.split(r"[-_.]", stem)
+    return SPLIT_NAMES.get(words[0], SPLIT_NAMES.get(words[-1]))
+
+
+class _Reader:
+    """Opens the tables of sources, and collects what lies beside them."""
+
+    def __init__(self) -> None:
+        self.features: dict[str, Path] = {}
+        self.mapping: dict[Role, TableFile] = {}
+        self.unused: list[str] = []
+
+    def read_all(self, sources: Sequence[str]) -> list[TableFile]:
+        """The tables of some sources; one that several of them name is read once."""
+        places = [place for source in sources for place in self._tables(source)]
+        distinct = {os.path.realpath(place.path) if place.is_local else place.name: place for place in reversed(places)}
+        with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
+            return list(pool.map(open_table, reversed(distinct.values())))
+
+    def _tables(self, source: str) -> Iterator[Place]:
+        found = listing(source)
+        self.unused += found.unused
+        chosen = _without_other_logs(found, source)
+        for place in found.places:
+            if place.file_name.endswith(_FEATURES) and place.is_local:
+                self._add_features(place)
+            elif place.file_name in MAPPINGS:
+                self.mapping[MAPPINGS[place.file_name]] = open_table(place)
+            elif not found.named and (reason := _reason(place, chosen)):
+                self.unused.append(f"{place.file_name} ({reason})")
+            else:
+                yield place
+
+    def _add_features(self, place: Place) -> None:
+        modality = place.file_name.removesuffix(_FEATURES)
+        if modality in self.features:
+            message = f"{place.name}: a second file for modality {modality!r}, after {self.features[modality]}"
+            raise InputError(message, "features.duplicate")
+        self.features[modality] = Path(place.path)
+
+
+def _reason(place: Place, chosen: Sequence[Place]) -> str | None:
+    """Why a file of a folder is not read; None if it is."""
+    if place.file_name.startswith("_"):
+        return "its name begins with _"
+    if place.file_name.endswith(_FEATURES):
+        return "features are read from a local disk"
+    if not is_table(place):
+        return "give it with --input if it is a table" if is_table(place, named=True) else "no table"
+    return f"beside {chosen[0].file_name}" if chosen and place not in chosen else None
+
+
+def _without_other_logs(found: Listing, source: str) -> list[Place]:
+    """The `.inter` files to read, if there are any in a folder: one, or one per split."""
+    inter = [place for place in found.places if place.suffixes[0] == ".inter"]
+    folder = Path(source).resolve().name
+    if found.named or len(inter) < 2 or all(split_of_name(place.file_name) is not None for place in inter):
+        return inter
+    named = [place for place in inter if place.file_name.lower().split(".inter")[0] == folder.lower()]
+    if not named:
+        files = ", ".join(place.file_name for place in inter)
+        message = f"{source}: several .inter files ({files}); give the one to read with --input"
         raise InputError(message, "table.ambiguous")
-    tables = (named or inter)[:1] or [path for path in inside if path.suffix in _FOLDER_SUFFIXES]
-    by_name = [path for path in inside if path.name.endswith(_FEATURES) or path.name in MAPPINGS]
-    return list(dict.fromkeys([*tables, *by_name]))
+    return named[:1]
+
+
+def _splits_by_name(logs: Sequence[TableFile]) -> dict[TableFile, int]:
+    """The split of each table, if the names say it: one for training and one that is not."""
+    labels = {table: split_of_name(table.place.file_name) for table in logs}
+    known = {table: label for table, label in labels.items() if label is not None}
+    if TRAIN not in known.values() or len(set(known.values())) < 2:
+        return {}
+    if others := [table for table in logs if table not in known]:
+        first = next(iter(known)).place.file_name
+        message = f"which split? {first} and others say theirs by name; use --input, --validation and --test for each"
+        raise others[0].error(message, code="split.files")
+    return known
+
+
+def _name(source: str, log: TableFile) -> str:
+    """Name of the data set: that of the `.inter` file, else of the first input, without suffix or pattern."""
+    if log.place.suffixes[0] != ".inter":
+        if (folder := Path(source).resolve()).is_dir():
+            return folder.name
+        path = source.partition("?")[0] if "://" in source else source
+        if (wild := re.search(r"[*?\[]", path)) is not None:
+            path = path[: wild.start()].rpartition("/")[0]  # the folder in which the pattern begins
+        if name := _stem(path.rstrip("/").rpartition("/")[2]):
+            return name
+    return re.sub(rf"[-_.]({'|'.join(SPLIT_NAMES)})$", "", _stem(log.place.file_name))
+
+
+def _stem(file_name: str) -> str:
+    path = Path(file_name)
+    return Path(path.stem).stem if path.suffix in COMPRESSED else path.stem

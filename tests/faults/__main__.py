@@ -20,6 +20,7 @@ def main(
     trials: Annotated[int, typer.Option(min=0, help="trainings and preparations to interrupt")] = 50,
     damage: Annotated[bool, typer.Option(help="change files as well")] = True,
     disks: Annotated[int, typer.Option(min=0, help="disks to fill; 0 leaves out read-only and removed ones too")] = 10,
+    stages: Annotated[bool, typer.Option(help="end a preparation at every moment between its stages")] = True,
     soak: Annotated[float, typer.Option(min=0, help="minutes of a training whose memory is watched; 0 is none")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="behind every choice")] = 0,
     file: Annotated[Path | None, typer.Option("--json", help="where to write the counts and every trial")] = None,
@@ -34,6 +35,8 @@ def main(
         content: dict[str, Any] = {"seed": seed, **_kills(trials, seed, place)}
         if disks:
             content["disks"] = _disks(disks, seed, place)
+        if stages:
+            content["stages"] = _stages(place)
         if damage:
             content["damage"] = _damage(seed, place)
         if soak:
@@ -74,6 +77,18 @@ def _disks(count: int, seed: int, place: Path) -> dict[str, Any]:
     return summary(done)
 
 
+def _stages(place: Path) -> dict[str, Any]:
+    from tests.faults.disks import summary
+    from tests.faults.stages import Preparing
+
+    (place / "stages").mkdir()
+    preparing, done = Preparing(place / "stages"), []
+    for trial in (*preparing.killed(), *preparing.full()):
+        done.append(trial)
+        print(trial, flush=True)
+    return summary(done)
+
+
 def _damage(seed: int, place: Path) -> dict[str, Any]:
     from tests.faults import damage
 
@@ -96,7 +111,7 @@ def _counts(value: Any) -> Any:
 
 
 def _sound(content: dict[str, Any]) -> bool:
-    kinds = [kind for kind in ("training", "preparation", "disks") if kind in content]
+    kinds = [kind for kind in ("training", "preparation", "disks", "stages") if kind in content]
     lived = all(content[kind]["survived"] == content[kind]["trials"] for kind in kinds)
     damage = content.get("damage", {"detected": 0, "trials": 0, "loaded": 0, "passed_over": 0, "of_checkpoints": 0})
     found = damage["detected"] == damage["trials"] and not damage["loaded"]

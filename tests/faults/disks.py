@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from cm3_dist.config.run_files import STEPS
 from cm3_dist.errors import BAD_INPUT, DONE
 from tests.faults import forked, results
 from tests.faults.kills import SETTINGS
+from tests.faults.stages import StageTrial
 from tests.support.launch import lines
 from tests.support.small import prepare_small
 
@@ -172,7 +173,7 @@ def _ends(processes: list[forked.Process]) -> tuple[list[int], str]:
     )
 
 
-def summary(trials: list[DiskTrial]) -> dict[str, object]:
+def summary(trials: Sequence[DiskTrial | StageTrial]) -> dict[str, object]:
     """Counts, and every trial."""
     tried = [trial for trial in trials if trial.tried]
     return {

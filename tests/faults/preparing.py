@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from partition.folder.manifest import read_manifest
+from partition.transform.dataset import Dataset
 from tests.faults import forked, moments
 from tests.faults.kills import Trial
 from tests.faults.moments import Fault
@@ -20,10 +21,10 @@ from tests.support.small import small_dataset
 METHODS = ("metis", "stream", "random")
 
 
-def write_tables(folder: Path) -> Path:
-    """The small data set as a log and an items table."""
+def write_tables(folder: Path, dataset: Dataset | None = None) -> Path:
+    """A data set, by default the small one, as a log and an items table."""
     folder.mkdir()
-    dataset = small_dataset()
+    dataset = dataset or small_dataset()
     log = {"user": dataset.user_ids.take(pa.array(dataset.user)), "item": dataset.item_ids.take(pa.array(dataset.item))}
     pq.write_table(pa.table(log), folder / "log.parquet")
     items = {name: pa.array(features.values.tolist()) for name, features in dataset.features.items()}
@@ -101,12 +102,11 @@ def partition(arguments: list[str], output: Path, before: Callable[[], object]) 
     def command() -> None:
         import sys
 
-        from cm3_dist.distributed.entry_point import entry_point
-        from partition.cli import app
+        from partition.cli import main
 
         sys.argv = ["partition", *arguments]
         before()
-        entry_point(app)()
+        main()
 
     process = forked.fork(command, output)
     forked.wait([process], after_first=0)

@@ -22,26 +22,32 @@ def faults(folder: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_interruptions(tmp_path: Path) -> None:
-    found = faults(tmp_path, "--trials", "10", "--no-damage", "--disks", "0", "--seed", "100")
+    found = faults(tmp_path, "--trials", "10", "--no-damage", "--disks", "0", "--no-stages", "--seed", "100")
     assert found["training"]["survived"] + found["preparation"]["survived"] == 10
     assert found["training"]["in_the_middle"] > 0
 
 
 @pytest.mark.slow
 def test_disks(tmp_path: Path) -> None:
-    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "4", "--seed", "100")["disks"]
+    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "4", "--no-stages", "--seed", "100")["disks"]
     assert found["survived"] == found["trials"] > 0
 
 
 @pytest.mark.slow
+def test_preparations_end_at_every_moment(tmp_path: Path) -> None:
+    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "0")["stages"]
+    assert found["survived"] == found["trials"] > 20
+
+
+@pytest.mark.slow
 def test_damage(tmp_path: Path) -> None:
-    found = faults(tmp_path, "--trials", "0", "--disks", "0", "--seed", "100")["damage"]
+    found = faults(tmp_path, "--trials", "0", "--disks", "0", "--no-stages", "--seed", "100")["damage"]
     assert found["detected"] == found["trials"] > 50
     assert found["loaded"] == 0
 
 
 @pytest.mark.soak
 def test_half_an_hour(tmp_path: Path) -> None:
-    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "0", "--soak", "30")["soak"]
+    found = faults(tmp_path, "--trials", "0", "--no-damage", "--disks", "0", "--no-stages", "--soak", "30")["soak"]
     assert found["steps"] > 1000
     assert not found["wrong"]

@@ -237,7 +237,10 @@ def test_work_of_another_command_or_of_changed_files_is_not_used(
     def cut_off(key: str, inputs: list[Path]) -> bool:
         """Whether a stage was there already."""
         found = []
-        with contextlib.suppress(RuntimeError), work_folder(tmp_path / "out", {"key": key}, inputs) as work:
+        with (
+            contextlib.suppress(RuntimeError),
+            work_folder(tmp_path / "out", {"key": key}, list(map(str, inputs))) as work,
+        ):
             found.append(work.has("stage"))
             work.result("stage", lambda path: path.write_text("done"))
             raise RuntimeError("out of luck")
@@ -248,9 +251,9 @@ def test_work_of_another_command_or_of_changed_files_is_not_used(
     assert not cut_off("b", [made])
     assert cut_off("b", [made])
     with (
-        work_folder(tmp_path / "out", {"key": "b"}, [made]),
+        work_folder(tmp_path / "out", {"key": "b"}, [str(made)]),
         pytest.raises(InputError) as caught,
-        work_folder(tmp_path / "out", {"key": "b"}, [made]),
+        work_folder(tmp_path / "out", {"key": "b"}, [str(made)]),
     ):
         pass
     assert caught.value.code == "file.locked"
@@ -347,7 +350,7 @@ def test_what_a_killed_command_left_is_cleared_away_or_put_back(made: Path, tmp_
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     for _ in range(2):
-        with work_folder(out, {}, [made]):
+        with work_folder(out, {}, [str(made)]):
             left = sorted(path.name for path in tmp_path.iterdir() if path != made)
             assert left == [".other.12.tmp", ".out.lock", ".out.work", ".out.x.tmp", "out"]
             assert (out / "file").read_text() == ".out.13.old"

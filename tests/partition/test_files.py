@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from partition import files
-from partition.errors import InputError
+from tests.support.nfs import nfs
 
 
 def full(*_: object, **__: object) -> None:
@@ -85,28 +83,35 @@ def test_what_killed_processes_left_is_deleted_or_put_back(tmp_path: Path) -> No
 
 def test_open_files_that_nfs_keeps_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS renames a deleted file that is still open, and the folder cannot be deleted then."""
-    unlink = os.unlink
-
-    def renames(name: str, *, dir_fd: int | None = None) -> None:
-        if name == "open":
-            os.rename(name, ".nfs01", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        else:
-            unlink(name, dir_fd=dir_fd)
-
     folder = tmp_path / "folder"
     (folder / "inner").mkdir(parents=True)
     for name in ("open", "closed"):
         (folder / "inner" / name).touch()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", renames)
+    with nfs(lambda name: name == "open"):
         files.remove(folder)
-        assert names(folder / "inner") == [".nfs01"]
+        assert names(folder / "inner") == [".nfs0000"]
+        files.remove(folder)
         (folder / "inner" / "more").touch()
-        patch.setattr(os, "unlink", full)
-        with pytest.raises(OSError, match="No space left"):
-            files.remove(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", full)
+            with pytest.raises(OSError, match="No space left"):
+                files.remove(folder)
     files.remove(folder)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_replaced_folder_with_open_files_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "open").touch()
+    if not exchanging:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    with nfs(lambda name: name == "open"), files.atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert names(path) == ["new"]
 
 
 def test_links_are_deleted_not_followed(tmp_path: Path) -> None:
@@ -115,47 +120,6 @@ def test_links_are_deleted_not_followed(tmp_path: Path) -> None:
     files.remove(tmp_path / "link")
     files.remove(tmp_path / "nowhere")
     assert names(tmp_path) == ["folder"]
-
-
-def test_a_lock_excludes_others_and_goes(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-    with files.lock(path, "taken"), pytest.raises(InputError, match="taken") as error, files.lock(path, "taken"):
-        pass
-    assert error.value.code == "file.locked"
-    assert names(tmp_path) == []
-    with files.lock(path, "taken"):
-        pass
-
-
-def test_a_lock_file_that_its_holder_removed_excludes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, flock = tmp_path / ".lock", fcntl.flock
-    calls: list[int] = []
-
-    def holder_ends_first(file: Any, operation: int) -> None:
-        if not calls:
-            path.unlink()
-        calls.append(operation)
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", holder_ends_first)
-    with files.lock(path, "taken"):
-        assert len(calls) == 2
-        assert path.exists()
-
-
-def test_without_locks_there_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with files.lock(tmp_path / ".lock", "taken"):
-        pass
-    warning = capsys.readouterr().err
-    assert warning.startswith(f"warning: {tmp_path / '.lock'}: ")
-    assert warning.count("\n") == 1
-    assert names(tmp_path) == []
 
 
 def test_digest(tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def mask_features(dataset: Dataset, share: float = 0.3, seed: int = 0) -> Datase
     return replace(dataset, features=features)
 
 
+def weighted_dataset(dataset: Dataset | None = None, seed: int = 1) -> Dataset:
+    """A data set, by default the small one, with weights between 0.1 and 10 of all its interactions."""
+    dataset = dataset or small_dataset()
+    weight = 10 ** np.random.default_rng(seed).uniform(-1, 1, len(dataset.user))
+    return replace(dataset, weight=weight.astype(np.float32))
+
+
 def prepare_small(
     folder: Path,
     parts: int = 4,
@@ -80,9 +87,11 @@ def prepare_small(
     k: int = 4,
     method: CutMethod = CutMethod.RANDOM,
     statistics: dict[str, float] | None = None,
+    weighted: bool = False,
 ) -> Path:
-    """Writes a small data set as `folder`/prepared."""
+    """Writes a small data set as `folder`/prepared; `weighted`: with the weights of `weighted_dataset`."""
     dataset = dataset or small_dataset()
+    dataset = weighted_dataset(dataset) if weighted else dataset
     features = {name: modality.values for name, modality in dataset.features.items()}
     graph = build_item_graph(features, default_weights(list(features)), k, missing=dataset.missing)
     user, item = dataset.train()

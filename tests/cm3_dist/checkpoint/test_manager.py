@@ -21,6 +21,7 @@ from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import Runtime, distributed
 from partition.errors import InputError
 from partition.files import sha256
+from tests.support.nfs import nfs
 from tests.support.ranks import run_ranks
 
 PARTS, STRIDE = 4, 10
@@ -122,6 +123,18 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, alone: Runtime) -
     assert holds(checkpoints, alone, tmp_path / "step-00000003", 3)
 
 
+def test_open_files_on_nfs_are_no_failure(tmp_path: Path, alone: Runtime) -> None:
+    """A checkpoint that is pruned, or saved again, while a process reads it."""
+    checkpoints = CheckpointManager(tmp_path, 1, alone)
+    with nfs(lambda name: name.endswith(".distcp")):
+        for step in (1, 2, 2, 3):
+            save(checkpoints, alone, step)
+    assert [path.name for path in tmp_path.glob("step-*") if not path.suffix] == ["step-00000003"]
+    assert holds(checkpoints, alone, tmp_path / "step-00000003", 3)
+    save(checkpoints, alone, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000004"]
+
+
 def test_a_run_that_resumed_from_an_earlier_step_deletes_later_ones(tmp_path: Path, alone: Runtime) -> None:
     for step in (2, 4, 6, 8):
         save(CheckpointManager(tmp_path, 4, alone), alone, step, best=step != 8)
@@ -194,7 +207,7 @@ def test_a_step_saved_again_exists_at_all_times(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("cm3_dist.checkpoint.integrity.shutil.rmtree", killed)
+        patch.setattr("partition.files.shutil.rmtree", killed)
         if not exchanging:
             patch.setattr("partition.files._exchange", lambda *_: False)
         with pytest.raises(Killed):

@@ -13,6 +13,7 @@ from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.inference.atomic_output import stage_file, stage_folder
 from cm3_dist.inference.trained_model import open_model
 from partition.errors import InputError
+from tests.support.nfs import nfs
 
 MARKER = "manifest.json"
 
@@ -51,6 +52,21 @@ def test_a_folder_is_replaced_in_one_move(alone: Runtime, tmp_path: Path, monkey
     monkeypatch.undo()
     stage_folder(out, alone, MARKER, overwrite=True)  # the next one puts the old one back first
     assert (out / MARKER).read_text() == "new"
+
+
+def test_open_files_on_nfs_are_no_failure(alone: Runtime, tmp_path: Path) -> None:
+    file, folder = tmp_path / "lists.jsonl", tmp_path / "out"
+    with nfs(lambda name: name in ("open", MARKER)):
+        for _ in range(2):
+            staged = stage_file(file, alone, True)
+            (staged.folder / file.name).write_text("lists")
+            (staged.folder / "open").touch()
+            staged.publish()
+            staged = stage_folder(folder, alone, MARKER, True)
+            (staged.folder / MARKER).write_text("rows")
+            staged.publish()
+    assert file.read_text() == "lists"
+    assert (folder / MARKER).read_text() == "rows"
 
 
 def test_a_failure_leaves_what_was_there(alone: Runtime, tmp_path: Path) -> None:

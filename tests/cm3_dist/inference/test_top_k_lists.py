@@ -114,6 +114,7 @@ def _known(data: Path, user: str) -> set[int]:
 def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "users.csv").write_text("user\nu7\nu999\n")
     (tmp_path / "items.csv").write_text("item\n1003\nabc\n")
+    (tmp_path / "beyond.csv").write_text("item\n1003\n99999999999999999999\n")
     (tmp_path / "two.csv").write_text("item,item_id\ni1,7\n")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     pq.write_table(pa.table({"item": [1.5]}), tmp_path / "floats.parquet")
@@ -123,7 +124,8 @@ def test_refusals(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "[ids.type]: {}: column 'item', row 1 (line 3): ": ["--items", str(tmp_path / "items.csv"), *out],
         "[ids.no-column]: {}: ": ["--items", str(tmp_path / "odd.csv"), *out],
         "[ids.ambiguous-column]: {}: ": ["--items", str(tmp_path / "two.csv"), *out],
-        "[ids.type]: {}: column 'item': ": ["--items", str(tmp_path / "floats.parquet"), *out],
+        "[ids.type]: {}: column 'item', row 0: 1.5 ": ["--items", str(tmp_path / "floats.parquet"), *out],
+        "[ids.type]: {}: column 'item', row 1 (line 3): '99": ["--items", str(tmp_path / "beyond.csv"), *out],
         "[output.format]: {}: ": ["--out", str(tmp_path / "lists.csv")],
         "[output.exists]: {}: ": ["--out", str(tmp_path / "taken.parquet")],
         "[output.not-ours]: {}: ": ["--out", str(tmp_path / "folder.parquet")],

@@ -25,13 +25,14 @@ LEARNED = {"model": {"fusion": "concat"}}
 
 
 @pytest.mark.parametrize(
-    ("sections", "masked"),
-    [({"negatives": "in_batch"}, False), ({"negatives": "uniform"}, False), (LEARNED, False), ({}, True)],
-    ids=["in_batch", "uniform", "learned", "masked"],
+    ("sections", "kind"),
+    [({"negatives": "in_batch"}, ""), ({"negatives": "uniform"}, ""), (LEARNED, ""), ({}, "weighted"), ({}, "masked")],
+    ids=["in_batch", "uniform", "learned", "weighted", "masked"],
 )
-def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], masked: bool, tmp_path: Path) -> None:
+def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], kind: str, tmp_path: Path) -> None:
     """Two epochs, whose batches differ in size."""
-    prepared = prepare_small(tmp_path, dataset=mask_features(small_dataset()) if masked else None)
+    dataset = mask_features(small_dataset()) if kind == "masked" else None
+    prepared = prepare_small(tmp_path, dataset=dataset, weighted=kind == "weighted")
     settings = small_settings(
         prepared, tmp_path / "run", propagation={"mode": "exact"}, train={"batch_size": BATCH}, **sections
     )

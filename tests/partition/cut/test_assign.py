@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from partition.cut import metis
 from partition.cut.assign import assign_parts
 from partition.errors import InputError
 from partition.options import CutMethod
+from tests.support.full_disk import small_disk
 from tests.support.paths import ROOT
 from tests.support.quoted import assert_quoted
 
@@ -90,6 +92,15 @@ def test_streaming_cuts_little_balances_and_repeats() -> None:
     assert np.bincount(first.user_part).max() <= 1.06 * 250 / 4
     assert np.bincount(first.item_part).max() <= 1.06 * 165 / 4
     assert first.user_part.dtype == first.item_part.dtype == np.int32
+
+
+def test_metis_on_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    user, item = np.repeat(np.arange(2000), 4), np.arange(8000) % 1000
+    with small_disk(tmp_path / "disk", (2 * 64 + 8) << 10) as disk:  # room for both columns, not for the result
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            metis.metis_parts(user, item, 2000, 1000, 4, disk)
+        assert str(caught.value.filename).startswith(str(disk))
+        assert list(disk.iterdir()) == []
 
 
 def test_auto_takes_metis_as_long_as_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

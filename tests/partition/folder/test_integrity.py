@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import Runtime, distributed
 from cm3_dist.graph.shard import load_shard
+from cm3_dist.inference.id_map import IdMap
 from cm3_dist.training.loop import run
 from partition.errors import InputError
 from partition.folder import layout
+from partition.folder.arrays import node_schema, read_table, write_table
 from partition.folder.integrity import check_shared
 from partition.folder.manifest import read_manifest
+from partition.folder.verify import verify
 from partition.transform.dataset import Features
 from tests.support.quoted import assert_quoted
 from tests.support.small import prepare_small, small_dataset, small_settings
-from tests.support.tamper import change_manifest
+from tests.support.tamper import accept_file, change_manifest
 
 FILES = [
     *("users.arrow", "items.arrow", "graph.npz", "item_graph.npz", "validation.arrow", "test.arrow"),
@@ -188,8 +192,49 @@ def write_as_version_2(root: Path, tree: dict[str, Any]) -> None:
     (root / layout.SUMS).unlink(missing_ok=True)
 
 
+def write_as_version_3(root: Path) -> None:
+    """With text ids in 32-bit strings, and without the fields of version 4 in the manifest."""
+    for part in range(read_manifest(root).num_parts):
+        path = layout.part_dir(root, part) / layout.USERS
+        table = read_table(path, {"id": pa.large_string(), "train_degree": pa.int64()})
+        columns = {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns)}
+        path.unlink()  # it is mapped
+        write_table(path, columns | {"id": columns["id"].cast(pa.string())})
+        accept_file(root, path)
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["schema_version"] = 3
+        del tree["weighted"]
+        for modality in tree["modalities"]:
+            del modality["masked"]
+
+    change_manifest(root, change)
+
+
+def test_folders_of_the_third_schema_are_read(root: Path) -> None:
+    new = read_manifest(root)
+    ids = IdMap(root, new, "user").part_ids([0, 1, 2, 3])
+    write_as_version_3(root)
+    old = verify(root)
+    assert (old.schema_version, old.weighted, old.modalities) == (3, False, new.modalities)
+    assert node_schema(old, "user")["id"] == pa.string()
+    found = IdMap(root, old, "user")
+    assert found.part_ids([0, 1, 2, 3]) == ids
+    np.testing.assert_array_equal(found.take(found.find(ids)), ids)
+    assert load_shard(root, 0, 1, "full").user_degree.sum() == new.train
+
+
+def test_each_schema_has_its_own_type_of_text_ids(root: Path) -> None:
+    users = layout.part_dir(root, 0) / layout.USERS
+    assert node_schema(read_manifest(root), "user")["id"] == pa.large_string()
+    change_manifest(root, lambda tree: tree.update(schema_version=3))
+    assert refused(lambda: verify(root), users) == "table.columns"
+
+
 def test_folders_of_the_second_schema_are_read(root: Path) -> None:
-    path, new = root / layout.MANIFEST, read_manifest(root)
+    path = root / layout.MANIFEST
+    write_as_version_3(root)
+    new = read_manifest(root)
     write_as_version_2(root, json.loads(path.read_text()))
     old = read_manifest(root)
     assert old.model_copy(update={"schema_version": 3, "checksum": ""}) == new

@@ -8,6 +8,8 @@ import pickle
 import string
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from partition.folder.arrays import (
     RELATIONS,
     Graph,
     Similar,
+    Weights,
     open_features,
     read_graph,
     read_similar,
@@ -249,7 +252,7 @@ def _parts(place: float, value: int, name: str) -> None:
         elif name == "item_graph.npz":
             taken_or_refused(lambda: read_similar(path))
         else:
-            taken_or_refused(lambda: read_table(path, {"id": pa.string(), "train_degree": pa.int64()}))
+            taken_or_refused(lambda: read_table(path, {"id": pa.large_string(), "train_degree": pa.int64()}))
 
 
 _files: dict[str, bytes] = {}
@@ -296,14 +299,25 @@ def small_graph() -> Graph:
     )
 
 
+def small_weighted_graph() -> Graph:
+    weights = Weights(
+        {relation: np.full(2, 0.5, np.float32) for relation in RELATIONS}, {"user": np.ones(3), "item": np.ones(2)}
+    )
+    return replace(small_graph(), weights=weights)
+
+
 def small_item_graph() -> Similar:
     return Similar(np.array([0, 1, 2]), np.array([0, 1]), np.ones(2, np.float32))
 
 
 @pytest.mark.parametrize(
     ("write", "read", "content"),
-    [(write_graph, read_graph, small_graph()), (write_similar, read_similar, small_item_graph())],
-    ids=["graph", "item graph"],
+    [
+        (write_graph, read_graph, small_graph()),
+        (write_graph, partial(read_graph, weighted=True), small_weighted_graph()),
+        (write_similar, read_similar, small_item_graph()),
+    ],
+    ids=["graph", "weighted graph", "item graph"],
 )
 def test_every_byte_of_an_archive_flipped(
     write: Callable[[Path, Any], None], read: Callable[[Path], object], content: object, tmp_path: Path

@@ -85,7 +85,10 @@ def numbers(tree: Any, path: tuple = ()) -> list[tuple]:
         return [p for key, value in tree.items() for p in numbers(value, (*path, key))]
     if isinstance(tree, list):
         return [p for key, value in enumerate(tree) for p in numbers(value, (*path, key))]
-    free = path[0] in ("schema_version", "counts", "settings", "inputs", "versions") or path[-1] == "item_graph_recall"
+    free = path[0] in ("schema_version", "counts", "settings", "inputs", "versions") or path[-1] in (
+        "item_graph_recall",
+        "masked",
+    )
     return [path] if isinstance(tree, int | float) and not free else []
 
 
@@ -94,6 +97,7 @@ def test_every_number_of_the_manifest_is_checked(root: Path) -> None:
     paths = numbers(json.loads(text))
     assert ("parts", 0, "halo_users") in paths
     assert ("statistics", "edge_cut") in paths
+    assert ("weighted",) in paths
     for path in paths:
         for by in (-1, 1):
             if path[-1] == "source_dim" and by == 1:
@@ -102,7 +106,8 @@ def test_every_number_of_the_manifest_is_checked(root: Path) -> None:
             inner = tree
             for key in path[:-1]:
                 inner = inner[key]
-            inner[path[-1]] += by
+            value = inner[path[-1]]
+            inner[path[-1]] = not value if isinstance(value, bool) else value + by
             accept_manifest(root, tree)
             with pytest.raises(InputError):
                 verify(root)

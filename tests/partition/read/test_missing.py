@@ -122,7 +122,7 @@ def test_drop_leaves_out_users_without_interactions_and_refuses_to_leave_nothing
     only = write(Path("only.csv"), pa.table({"user": ["u1"], "item": ["b"], "split": [0]}))
     with pytest.raises(InputError, match="--missing drop: no interaction is left") as caught:
         read(tmp_path, only, items, missing=["drop"])
-    assert caught.value.code == "option.missing"
+    assert caught.value.code == "rows.none"
 
 
 def test_items_that_the_core_leaves_out_need_no_features(tmp_path: Path) -> None:

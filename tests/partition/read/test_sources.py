@@ -77,7 +77,7 @@ LAST = {"split": "leave-last-out"}
 REFUSED = {
     "no input": Refused(lambda path: [path / "none"], "file.missing", "none: "),
     "empty folder": Refused(lambda path: [path], "table.missing"),
-    "no header": Refused(text("0\t1\t0\n", "log.tsv"), "column.missing", "log.tsv: no item column"),
+    "no header": Refused(text("0\t1\t0\n", "log.tsv"), "column.missing", "log.tsv: no user column"),
     "no user column": Refused(logged(user=None), "column.missing", "log.csv: no user column (user, user_id,"),
     "no item column": Refused(logged(item=None), "column.missing", "log.csv: no item column"),
     "column given but missing": Refused(logged(), "column.missing", "log.csv: no column 'who'", {"user_column": "who"}),

@@ -1,0 +1,102 @@
+"""The files of a place that input is read from, and what shows whether one has changed since.
+
+A place is what the user gives: a file, a folder, a pattern such as `logs/*.csv`, or a URI of `pyarrow.fs` such as
+`s3://bucket/logs`, in which `*` and `[` are a pattern too. A folder stands for every file below it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from partition.errors import InputError, one_line
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file looks like from outside; after any change of its content a stamp differs."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds since 1970
+    inode: int = 0  # 0 if the file is remote
+    device: int = 0  # 0 if it is remote, or on a file system without a device of its own
+
+    def difference(self, now: Stamp) -> str:
+        """What has changed, in words."""
+        if self.size != now.size:
+            return f"had {self.size:,} bytes and has {now.size:,}"
+        return "has another time of change" if self.modified != now.modified else "is another file of that name"
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI, such as s3://bucket/logs."""
+    return _URI.match(place) is not None
+
+
+def stamps(place: str) -> dict[str, Stamp]:
+    """The files of a place in the order of their names, without hidden ones: those whose name begins with a dot.
+
+    Returns:
+        Full name -> stamp; nothing for a place where no file is.
+
+    Raises:
+        InputError: `file.unreadable`, a remote place cannot be listed.
+    """
+    if is_uri(place):
+        return _remote(place)
+    found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
+    files = [file for name in found for file in (_below(Path(name)) if os.path.isdir(name) else [Path(name)])]
+    return {str(file): _stamp(file) for file in sorted({file.resolve() for file in files})}
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, also through links; a folder that links lead back to is passed once."""
+    seen: set[tuple[int, int]] = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        here = os.stat(name)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        yield from (file for file in (Path(name, inner) for inner in files if inner[0] != ".") if file.is_file())
+
+
+def _stamp(file: Path) -> Stamp:
+    found = file.stat()
+    # NFS, Lustre and tmpfs have device numbers that every machine and every mount counts anew: major 0.
+    device = found.st_dev if os.major(found.st_dev) else 0
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, device)
+
+
+def _remote(place: str) -> dict[str, Stamp]:
+    """The files of a URI."""
+    from pyarrow import ArrowException, fs  # late: `--help` answers without it
+
+    path, question, query = place.partition("?")
+    parts = path.split("/")
+    fixed = next((count for count, part in enumerate(parts) if re.search(r"[*\[]", part)), len(parts))
+    try:
+        system, base = fs.FileSystem.from_uri("/".join(parts[:fixed]) + question + query)
+        if isinstance(system, fs.LocalFileSystem):
+            return stamps("/".join([base, *parts[fixed:]]))
+        found = system.get_file_info(base)
+        if found.type == fs.FileType.Directory:
+            listed = system.get_file_info(fs.FileSelector(base, recursive=True))
+        else:
+            listed = [found]
+    except (ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{place}: cannot be listed: {one_line(error)[:300]}", "file.unreadable") from None
+    pattern = "/".join([base, *parts[fixed:]])
+    inside = [info for info in listed if info.type == fs.FileType.File]
+    if fixed < len(parts):
+        inside = [info for info in inside if fnmatch.fnmatchcase(info.path, pattern + "*")]
+    scheme = place.partition("://")[0]
+    return {f"{scheme}://{info.path}": Stamp(info.size or 0, info.mtime_ns or 0) for info in inside}
