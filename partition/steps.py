@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from partition import columns_on_disk as blocks
 from partition.options import SPECTRAL, BuildOptions, Missing, SplitMethod, missing_choices, pca_dims
 from partition.read.catalogue import Catalogue, external_ids, resolve
+from partition.read.feature_sources import MatrixFile
 from partition.read.features import Matrices, load, missing_items
 from partition.read.ids import are_numbers
 from partition.read.places import Place
@@ -102,7 +103,8 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
     mapping = found.mapping.get("user")
     used: dict[TableFile, list[str]] = {own.log.file: [*own.roles.values(), *own.named] for own in logs}
     used |= ({} if mapping is None else {mapping: list(mapping.names)}) | catalogue.used
-    for line in report(found, used):
+    sources = [source for source in catalogue.features.values() if isinstance(source, MatrixFile)]
+    for line in report(found, used, [source.path for source in sources]):
         stages.note(line)
     read = [own.log.file.place for own in logs] + ([] if mapping is None else [mapping.place])
     return Inputs(

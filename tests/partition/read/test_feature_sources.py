@@ -80,6 +80,23 @@ def test_other_formats_are_refused_with_the_remedy_and_never_opened(tmp_path: Pa
     assert not (tmp_path / "opened").exists()
 
 
+def test_a_folder_with_matrices_of_several_formats(tmp_path: Path) -> None:
+    folder = mmrec(tmp_path / "tiny", ROWS)
+    (folder / "text_feat.npy").unlink()
+    np.savez(folder / "text_feat.npz", VALUES)
+    (folder / "image_feat.pkl").write_bytes(b"")  # beside image_feat.npy, which its author has made of it
+    np.testing.assert_array_equal(read(tmp_path, folder).features["text"].values, VALUES)
+    (folder / "sound_feat.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"sound_feat\.pt: a pickle is not opened") as caught:
+        read(tmp_path, folder)
+    assert caught.value.code == "features.format"
+    assert list(read(tmp_path, folder, features=["text"]).features) == ["text"]
+    np.save(folder / "text_feat.npy", VALUES)
+    with pytest.raises(InputError, match=r"text_feat\.npz: a second file for modality 'text'") as caught:
+        read(tmp_path, folder)
+    assert caught.value.code == "features.duplicate"
+
+
 @pytest.mark.parametrize(
     ("name", "modality"),
     [
