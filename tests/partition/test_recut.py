@@ -21,7 +21,7 @@ from partition.recut import recut
 from partition.stages import Stages
 from partition.transform.dataset import TRAIN
 from tests.support.raw_tables import items_table, write
-from tests.support.small import prepare_small, small_dataset, weighted_dataset
+from tests.support.small import mask_features, prepare_small, small_dataset, weighted_dataset
 from tests.support.tamper import PART, accept_manifest, change_manifest
 
 QUIET = Stages(quiet=True)
@@ -125,6 +125,20 @@ def test_weights(tmp_path: Path) -> None:
     found = PreparedFolder.open(source).dataset(tmp_path).weight
     assert found is not None
     np.testing.assert_array_equal(found, np.where(dataset.split == TRAIN, dataset.weight, np.float32(1)))
+
+
+def test_masks_of_missing_features(tmp_path: Path) -> None:
+    dataset = mask_features(small_dataset())
+    for name, parts in (("four", 4), ("three", 3)):
+        prepare_small(tmp_path / name, parts=parts, dataset=dataset)
+    source = tmp_path / "four" / "prepared"
+    change_manifest(source, lambda tree: tree["settings"].update(seed=3))  # of prepare_small
+    again = verify(cut_again(source, 3, method=CutMethod.RANDOM))
+    assert all(modality.masked for modality in again.modalities)
+    assert again.parts == read_manifest(tmp_path / "three" / "prepared").parts
+    found = PreparedFolder.open(source).dataset(tmp_path).missing
+    for name, mask in dataset.missing.items():
+        np.testing.assert_array_equal(found[name], mask)
 
 
 def refused(tmp_path: Path, **options: Any) -> InputError:

@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "log.csv").write_text("user,item\nu1,a\nu1,b\nu2,a\nu2,c\n")
     vectors = pa.array([[0.0, 1.0], [1.0, 1.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"item": ["a", "b"], "image": vectors}), folder / "items.parquet")
-    np.save(folder / "image_feat.npy", np.full((3, 2), np.nan, np.float32))
+    np.save(folder / "image_feat.npy", np.array([[np.nan, 1], [1, 1], [1, 1]], np.float32))
     (folder / "two.csv").write_text("user,user_id,item\nu1,1,a\n")
     (folder / "numbers.csv").write_text("user,item\n1,0\n1,1\n2,0\n2,2\n")
     (folder / "titles.csv").write_text("item,title\na,toy\n")
