@@ -105,8 +105,13 @@ class TableFile:
         guessed = {name: _guessed(table[name]) for name in columns if name not in encoded}
         return pa.table({name: guessed.get(name, table[name]) for name in columns})
 
-    def batches(self, columns: Sequence[str], rows: int, encoded: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], rows: int, *, as_bytes: bool = False) -> Iterator[pa.RecordBatch]:
         """Reads some columns, at most `rows` rows at a time; those of text files as in `read`.
+
+        Args:
+            columns: some of `names`.
+            rows: of a batch.
+            as_bytes: of a text file: large_binary instead of large_string, so that text that is not UTF-8 is no error.
 
         Raises:
             InputError: the file is torn or otherwise unreadable, or a name occurs twice.
@@ -117,7 +122,7 @@ class TableFile:
         keys = dict(self.keys)
         stored = [name for name in columns if name not in keys] or [*self._own_names[:1]]  # for the number of rows
         with self._reading():
-            for batch in self._stored(stored, rows):
+            for batch in self._stored(stored, rows, as_bytes):
                 for begin in range(0, batch.num_rows, rows):
                     part = batch.slice(begin, rows)
                     arrays = [
@@ -133,10 +138,10 @@ class TableFile:
         """The columns that the file itself has."""
         return self.names[: len(self.names) - len(self.keys)]
 
-    def _stored(self, columns: Sequence[str], rows: int) -> Iterable[pa.RecordBatch]:
+    def _stored(self, columns: Sequence[str], rows: int, as_bytes: bool) -> Iterable[pa.RecordBatch]:
         if self.format == "text":
             for chunk in self._chunks():
-                yield from text_file.parse(chunk, self._own_names, columns).to_batches()
+                yield from text_file.parse(chunk, self._own_names, columns, as_bytes=as_bytes).to_batches()
         elif self.format == "json":
             assert self.schema is not None
             for chunk in self._chunks():
