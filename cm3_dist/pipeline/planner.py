@@ -28,6 +28,7 @@ from cm3_dist.pipeline.item_features import ItemFeatures
 from cm3_dist.pipeline.negative_weights import negative_weights
 from cm3_dist.pipeline.padding import pad_rows
 from cm3_dist.pipeline.pair_weights import copies_of_one_row, sum_while_planning, weigh_pairs
+from cm3_dist.pipeline.positive_weights import positive_weights
 from cm3_dist.pipeline.prefetch import Prefetcher
 from cm3_dist.pipeline.step_plan import Inputs, StepPlan
 
@@ -143,7 +144,7 @@ class Planner:
         rows = choose(users, items, epoch, step)
         positive_item, exchange = self._positives(batch.positive, items)
         size = self._batches.size(step)
-        positive_user, weight = np.searchsorted(users, batch.user), np.full(len(batch.user), 1 / size, np.float32)
+        positive_user, weight = np.searchsorted(users, batch.user), positive_weights(batch, shard, size, self._runtime)
         if self.padded:
             added = (0, self._batches.largest - len(batch.user))
             positive_user, positive_item, weight = (np.pad(v, added) for v in (positive_user, positive_item, weight))

@@ -38,7 +38,7 @@ class StepPlan:
     items: Tensor | None  # [m] int64: the same for the items that any rank's batch contains
     positive_user: Tensor  # [b] int64: index of every positive's user in `users`
     positive_item: Tensor  # [b] int64: index of every positive in [`items`; fetched items]
-    positive_weight: Tensor  # [b] float32: 1 / size; 0 for padding
+    positive_weight: Tensor  # [b] float32, which sums to 1 over all ranks; 0 for padding
     exchange: Exchange  # fetches positives that other ranks own
     user_pairs: Pairs
     item_pairs: Pairs

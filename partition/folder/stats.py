@@ -94,6 +94,8 @@ def _overview(manifest: Manifest) -> Table:
     table.show_header = False
     for name in ("users", "items", "train", "validation", "test"):
         table.add_row(name, f"{getattr(manifest, name):,}")
+    if manifest.weighted:
+        table.add_row("interactions are weighted", "yes")
     density = manifest.train / manifest.users / manifest.items
     table.add_row("density of the training split", f"{density:.2e}")
     for kind, rows in (("users", manifest.user_rows), ("items", manifest.item_rows)):

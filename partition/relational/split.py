@@ -95,9 +95,11 @@ def _one_each(degree: ir.IntegerColumn) -> Counts:
 
 
 def _last_of_user(table: ir.Table, order: list[ir.Column], counts: Callable[[ir.IntegerColumn], Counts]) -> ir.Table:
-    """By `order`, then by item, the last rows of a user are test, and those before them validation."""
+    """By `order`, which ends with the hash, the last rows of a user are test, and those before them validation."""
     degrees = table.group_by("user").agg(degree=lambda own: own.count())
-    latest = [ibis.desc(key) for key in (*order, table.item)]
+    # Within a user no two items below 2^31 share a hash.
+    keys = order if table.item.type().is_int32() else [*order, table.item]
+    latest = [ibis.desc(key) for key in keys]
     ranked = table.mutate(from_end=ibis.row_number().over(group_by=table.user, order_by=latest))
     joined = ranked.join(degrees, "user")
     validation, test = counts(joined.degree)

@@ -79,7 +79,10 @@ def ego(channels: Tensor) -> Tensor:
 
 
 def normalised_adjacency(a: Tensor) -> Tensor:
-    """D^-1/2 A D^-1/2 of the bipartite graph with interactions a [U, I]: [U + I, U + I]. Isolated nodes keep zeros."""
+    """D^-1/2 A D^-1/2 of the bipartite graph with interactions a [U, I]: [U + I, U + I]. Isolated nodes keep zeros.
+
+    The entries of `a` are ones, or the weights of the interactions; D is their sum then.
+    """
     users, items = a.shape
     whole = a.new_zeros(users + items, users + items)
     whole[:users, users:] = a
@@ -121,6 +124,11 @@ def item_graph(features: Sequence[Tensor], mixture: Sequence[float], k: int) -> 
 def alignment(xu: Tensor, xi: Tensor) -> Tensor:
     """Mean over positives of |x_u - x_i|^2; both [B, w]."""
     return ((xu - xi) ** 2).sum(1).mean()
+
+
+def weighted_alignment(xu: Tensor, xi: Tensor, w: Tensor) -> Tensor:
+    """Mean over positives of |x_u - x_i|^2, weighted by w [B]."""
+    return (w * ((xu - xi) ** 2).sum(1)).sum() / w.sum()
 
 
 def _pairs(n: int) -> tuple[Tensor, Tensor]:

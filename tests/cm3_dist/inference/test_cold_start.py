@@ -18,18 +18,25 @@ from cm3_dist.inference.cold_start import place_items, place_users
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import TrainedModel, open_model
 from cm3_dist.recommend import main
+from partition.transform.dataset import TRAIN
 from tests.support.refusals import refusal
-from tests.support.small import finish_small, small_dataset
+from tests.support.small import finish_small, small_dataset, untrained_item, weighted_dataset
 
 NEW = 59  # item 1059 of untrained_item() has no training interaction
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda layers: f"{layers} item layers")
+@pytest.fixture(
+    scope="module",
+    params=[(0, False), (1, False), (2, False), (1, True)],
+    ids=["0 item layers", "1 item layer", "2 item layers", "weighted"],
+)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    layers, weighted = request.param
     folder = finish_small(
         tmp_path_factory.mktemp("run"),
+        weighted_dataset(untrained_item()) if weighted else None,
         train={"epochs": 1},
-        propagation={"item_item_layers": request.param},
+        propagation={"item_item_layers": layers},
     )
     with open_model(run_settings(folder, [])) as model:
         yield model
@@ -66,7 +73,7 @@ def test_a_new_user_by_its_formula(opened: TrainedModel) -> None:
     found = place_users(run, owner, np.concatenate(list(liked.values())), 2, new)
     final = np.concatenate([run.rows[1].double().numpy(), new.rows.double().numpy()])
     inner = np.concatenate([i, new.ego.double().numpy()])
-    degree = np.append(run.shard.item_degree, 0)
+    degree = np.append(_relative_degree(run) if run.manifest.weighted else run.shard.item_degree, 0)
     trained = run.shard.user_degree > 0
     share = np.exp(mixing[trained].mean(0))
     for user, rows in liked.items():
@@ -75,6 +82,19 @@ def test_a_new_user_by_its_formula(opened: TrainedModel) -> None:
         expected = expected + sum(inner[row] / np.sqrt(len(rows) * (degree[row] + 1)) for row in rows)
         expected = (expected.reshape(-1, dim) * (share / share.sum())[:, None]).reshape(-1)
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def _relative_degree(run: TrainedModel) -> np.ndarray:
+    """[item rows]: the weights of an item's training interactions, in units of the mean weight."""
+    dataset = weighted_dataset(untrained_item())
+    assert dataset.weight is not None
+    train = dataset.split == TRAIN
+    weight = dataset.weight[train].astype(np.float64)
+    degree = np.zeros(run.shard.item_rows)
+    rows = run.item_ids.rows(dataset.item_ids)
+    degree[rows] = np.bincount(dataset.item[train], weight, len(rows)) / weight.mean()
+    assert np.abs(degree - run.shard.item_degree).max() > 1
+    return degree
 
 
 def test_zero_features_have_no_neighbours(opened: TrainedModel) -> None:

@@ -25,11 +25,13 @@ LEARNED = {"model": {"fusion": "concat"}}
 
 
 @pytest.mark.parametrize(
-    "sections", [{"negatives": "in_batch"}, {"negatives": "uniform"}, LEARNED], ids=["in_batch", "uniform", "learned"]
+    ("sections", "weighted"),
+    [({"negatives": "in_batch"}, False), ({"negatives": "uniform"}, False), (LEARNED, False), ({}, True)],
+    ids=["in_batch", "uniform", "learned", "weighted"],
 )
-def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], tmp_path: Path) -> None:
+def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], weighted: bool, tmp_path: Path) -> None:
     """Two epochs, whose batches differ in size."""
-    prepared = prepare_small(tmp_path)
+    prepared = prepare_small(tmp_path, weighted=weighted)
     settings = small_settings(
         prepared, tmp_path / "run", propagation={"mode": "exact"}, train={"batch_size": BATCH}, **sections
     )

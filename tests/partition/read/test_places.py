@@ -25,7 +25,7 @@ def pair(*users: str) -> pa.Table:
 
 
 def contents(table: TableFile) -> dict[str, list[Any]]:
-    return table.read(table.names, table.names).to_pydict()
+    return table.read(table.names).to_pydict()
 
 
 @pytest.fixture
