@@ -20,6 +20,7 @@ from partition.read.catalogue import parse_features
 from partition.relational.engine import connect
 from partition.resume import Work, work_folder
 from partition.stages import Stages
+from partition.threads import count, limited
 from partition.transform.dataset import Dataset
 from partition.transform.reliability import reliability
 
@@ -43,7 +44,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     command = options.model_dump(mode="json", exclude={"output", "overwrite", "threads", "memory"})
     files = [str(path) for _, path, _ in map(parse_features, options.features) if path is not None]
     places = [*options.input, *options.validation, *options.test, *files]
-    with work_folder(options.output, command, places) as work:
+    with work_folder(options.output, command, places) as work, limited(options.threads):
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
         _prepare(options, work, stages)
@@ -187,7 +188,9 @@ class _Preparation:
         work.note(statistics)
         with self._stages("write") as say:
             settings = options.model_dump(mode="json")
-            write_prepared(dataset, graph, assignment, options.output, settings, statistics, work)
+            write_prepared(
+                dataset, graph, assignment, options.output, settings, statistics, work, count(options.threads)
+            )
             say(str(options.output))
 
 

@@ -96,8 +96,9 @@ def _by_metis(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parts of users [users] and items [items]; -1 for those without an interaction, which METIS does not get."""
     user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
-    trained_users, user_node = np.unique(user, return_inverse=True)
-    trained_items, item_node = np.unique(item, return_inverse=True)
+    trained_users, trained_items = (np.flatnonzero(blocks.counts(column)) for column in (user, item))
+    user_node = blocks.positions(user, trained_users, users).astype(np.int64)
+    item_node = blocks.positions(item, trained_items, items).astype(np.int64)
     part = metis_parts(user_node, item_node, len(trained_users), len(trained_items), parts, scratch)
     user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
     return user_part, item_part

@@ -29,10 +29,12 @@ from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part, 
 from partition.folder.rows import Edges, RowSpace
 from partition.item_graph.graph import ItemGraph
 from partition.resume import Work
+from partition.threads import at_once, each
 from partition.transform.dataset import Dataset
 
 _SIZES = "sizes.json"  # of a part, until the manifest is written
 FEATURE_ROWS = 65_536  # rows of features copied at a time
+EDGE_BYTES = 100  # of memory per training interaction of a part while it is written
 
 
 def write_prepared(
@@ -43,6 +45,7 @@ def write_prepared(
     settings: dict[str, Any],
     statistics: dict[str, float],
     work: Work | None = None,
+    threads: int = 1,
 ) -> None:
     """Writes `output`; a prepared folder of that name is replaced once the new one is complete.
 
@@ -54,6 +57,7 @@ def write_prepared(
         settings: the command, for the manifest.
         statistics: of earlier stages, for the manifest; those measured here are added.
         work: where finished parts are kept until all are written, to resume; None writes them to the folder at once.
+        threads: parts that are written at the same time, as far as memory allows.
 
     Raises:
         InputError: `output.not-prepared`, `output` is neither a prepared folder nor an empty one; it is left alone.
@@ -61,7 +65,7 @@ def write_prepared(
     """
     with atomic_folder(output) as folder:
         edges = Edges(dataset, assignment, folder if work is None else work.folder)
-        parts = _write_parts(dataset, graph, edges, folder, work)
+        parts = _write_parts(dataset, graph, edges, folder, work, threads)
         shared = _write_bases(dataset, folder) | _write_orders(dataset, edges, folder)
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
         if output.exists() and not _replaceable(output):
@@ -74,16 +78,23 @@ def _replaceable(output: Path) -> bool:
     return output.is_dir() and ((output / layout.MANIFEST).is_file() or not any(output.iterdir()))
 
 
-def _write_parts(dataset: Dataset, graph: ItemGraph, edges: Edges, folder: Path, work: Work | None) -> list[Part]:
+def _write_parts(
+    dataset: Dataset, graph: ItemGraph, edges: Edges, folder: Path, work: Work | None, threads: int
+) -> list[Part]:
     """Writes the folders of all parts; returns their sizes and digests."""
     targets = [layout.part_dir(folder, part) for part in range(edges.parts)]
     targets[0].parent.mkdir(parents=True)
-    for part, target in enumerate(tqdm(targets, desc="writing parts", unit="part", disable=None)):
-        write = partial(_write_part, dataset, graph, edges, part)
+
+    def write(part: int) -> None:
+        make = partial(_write_part, dataset, graph, edges, part)
         if work is None:
-            write(target)
+            make(targets[part])
         else:
-            work.result(target.name, write)
+            work.result(targets[part].name, make)
+        bar.update()
+
+    with tqdm(total=edges.parts, desc="writing parts", unit="part", disable=None) as bar:
+        each(write, range(edges.parts), at_once(threads, EDGE_BYTES * edges.largest))
     sizes = []
     for target in targets:
         if work is not None:
@@ -147,7 +158,7 @@ def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) 
     np.cumsum(length, out=indptr[1:])
     edge = np.repeat(graph.indptr[members] - indptr[:-1], length) + np.arange(indptr[-1])
     neighbour, row = items.row[graph.neighbour[edge]], np.repeat(np.arange(len(members)), length)
-    order = np.lexsort((neighbour, row))
+    order = np.argsort(row * items.end + neighbour)
     write_similar(path, Similar(indptr, neighbour[order], graph.weight[edge][order]))
 
 
