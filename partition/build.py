@@ -162,6 +162,7 @@ class _Preparation:
                 cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
                 cooccurrence_weight=options.cooccurrence_weight,
                 seed=options.seed,
+                threads=count(options.threads),
                 keep=keep,
             )
             exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"
