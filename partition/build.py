@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from partition import columns_on_disk as blocks
 from partition import stage_results as stored
 from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
 from partition.errors import InputError
+from partition.files import remove
 from partition.folder import layout
 from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.read.catalogue import parse_features
+from partition.relational.engine import connect
 from partition.resume import Work, work_folder
 from partition.stages import Stages
 from partition.threads import count, limited
@@ -39,9 +40,6 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     """
     stages = stages or Stages()
     check_output(options.output, options.overwrite)
-    for place in options.input:
-        if not Path(place).exists():
-            raise InputError(f"{place}: no such file or folder", "file.missing")
     # With other threads or less memory the same command goes on.
     command = options.model_dump(mode="json", exclude={"output", "overwrite", "threads", "memory"})
     files = [str(path) for _, path, _ in map(parse_features, options.features) if path is not None]
@@ -70,16 +68,18 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
 
     Args:
         options: the command.
-        folder: for columns and intermediate matrices, needed as long as the data set is used.
+        folder: for columns, ids and intermediate matrices, needed as long as the data set is used.
         stages: for progress.
 
     Raises:
         InputError: anything wrong with the input.
     """
     counts: dict[str, int] = {}  # dropped or merged, by reason
-    inputs = steps.read(options, folder, stages)  # tables, ids, and where features are
-    cleaned = steps.clean(inputs, options.kcore, folder, stages, counts)  # repeated pairs merged, k-core
-    labelled = steps.label(inputs, cleaned, options, folder, stages, counts)  # training, validation, test
+    with connect(options.engine, folder, options.memory, options.threads) as engine:
+        inputs = steps.read(options, engine, folder, stages, counts)  # tables, ids, and where features are
+        cleaned = steps.clean(inputs, options.kcore, engine, folder, stages, counts)  # repeated pairs merged, k-core
+        labelled = steps.label(inputs, cleaned, options, engine, folder, stages, counts)  # training, validation, test
+    remove(folder / steps.LOGS)
     features = steps.load_features(inputs, cleaned, options, folder, stages, counts)  # checked, PCA
     if options.spectral:
         if SPECTRAL in features:
@@ -95,7 +95,8 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
         user=labelled.user,
         item=labelled.item,
         split=labelled.label,
-        split_method=labelled.method.recorded,
+        weight=labelled.weight,
+        split_method=inputs.method.recorded,
         features=features,
         counts=counts,
         inputs=steps.digests(inputs.files, stages),
@@ -137,7 +138,7 @@ class _Preparation:
 
         with self._stages("parts", kept=work.has("parts.npz")) as say:
             found = stored.read_assignment(work.result("parts.npz", make))
-            inside = _share_inside(found, user, item)
+            inside = found.share_inside(user, item)
             say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
         work.note(self._stages.statistics)
         return found
@@ -192,12 +193,6 @@ class _Preparation:
                 dataset, graph, assignment, options.output, settings, statistics, work, count(options.threads)
             )
             say(str(options.output))
-
-
-def _share_inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
-    """Share of the training interactions whose user and item are in the same part."""
-    same = (assignment.user_part[user[rows]] == assignment.item_part[item[rows]] for rows in blocks.slices(len(user)))
-    return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -52,31 +52,6 @@ def _reserve(descriptor: int, size: int, path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-class Growing:
-    """A column whose length is not known beforehand: it grows by appending."""
-
-    def __init__(self, dtype: DTypeLike, folder: Path | None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open while it grows
-        self._dtype, self._rows = np.dtype(dtype), 0
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def append(self, values: np.ndarray) -> None:
-        """Appends [n] values."""
-        self._file.write(values.astype(self._dtype, copy=False).tobytes())
-        self._rows += len(values)
-
-    def column(self) -> np.ndarray:
-        """Returns all values so far, [rows]; writing to them changes the column."""
-        self._file.flush()
-        if not self._rows:
-            return np.empty(0, self._dtype)
-        values: np.ndarray = np.memmap(self._file, self._dtype, "r+", shape=(self._rows,))
-        self._file.seek(0, os.SEEK_END)
-        return values
-
-
 def index_type(limit: int) -> type[np.int32 | np.int64]:
     """Returns the narrowest type that holds all indices below `limit`."""
     return np.int32 if limit <= 2**31 else np.int64
@@ -142,33 +117,6 @@ def positions(values: np.ndarray, ascending: np.ndarray, end: int) -> np.ndarray
     place = np.empty(end, index_type(len(ascending)))
     place[ascending] = np.arange(len(ascending))
     return place[values]
-
-
-def mapped(table: np.ndarray, values: np.ndarray, folder: Path | None) -> np.ndarray:
-    """Returns `table[values]` as a column."""
-    found = column(len(values), table.dtype, folder)
-    for rows in slices(len(values)):
-        found[rows] = table[values[rows]]
-    return found
-
-
-def joined(columns: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
-    """Concatenates columns."""
-    found, done = column(sum(map(len, columns)), np.result_type(*columns), folder), 0
-    for values in columns:
-        for rows in slices(len(values)):
-            found[done + rows.start : done + rows.stop] = values[rows]
-        done += len(values)
-    return found
-
-
-def first(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
-    """Returns the first row for which `wrong`, called with blocks of values, is true; None if there is none."""
-    for rows in slices(len(values)):
-        found = np.flatnonzero(wrong(values[rows]))
-        if len(found):
-            return rows.start + int(found[0])
-    return None
 
 
 def select(columns: Sequence[np.ndarray], keep: Callable[[slice], np.ndarray], folder: Path | None) -> list[np.ndarray]:

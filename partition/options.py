@@ -28,6 +28,7 @@ def option(
     panel: str | None = None,
     metavar: str | None = None,
     as_text: bool = False,
+    argument: bool = False,
     **limits: Any,
 ) -> Any:
     """A field of an options model that is also an option of the command line.
@@ -38,9 +39,10 @@ def option(
         panel: heading in `--help` under which the option is listed.
         metavar: placeholder of the value in `--help`.
         as_text: the command line takes plain text, which the model parses.
+        argument: it is given by its place, without its name.
         **limits: bounds as of `pydantic.Field`: `ge`, `le`, `min_length`, ...
     """
-    command_line: Any = {"panel": panel, "metavar": metavar, "as_text": as_text}
+    command_line: Any = {"panel": panel, "metavar": metavar, "as_text": as_text, "argument": argument}
     return Field(default, description=help, json_schema_extra=command_line, **limits)
 
 
@@ -175,6 +177,16 @@ class BuildOptions(Options):
     noise: float = option(
         0.0, "Share of the items that exchange feature rows.", panel=EXPERIMENTS, metavar="SHARE", ge=0, le=1
     )
+    overwrite: bool = option(False, "Replace a prepared folder.")
+
+
+class RecutOptions(Options):
+    """Options of `python -m partition recut`."""
+
+    prepared: Path = option(help="Folder written by build.", metavar="PREPARED", argument=True)
+    output: Path = option(help="Folder to write.", metavar="NEW")
+    parts: int = option(help="Parts to cut the graph into.", ge=1)
+    method: CutMethod | None = option(None, "How parts are cut; by default as in the folder.")
     overwrite: bool = option(False, "Replace a prepared folder.")
 
 

@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from partition.cut.assign import Assignment
 from partition.item_graph.graph import Nearest
+from partition.relational.export import read_ids
 from partition.transform.dataset import Dataset, Features
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Writes a data set to `folder`, which holds the feature matrices already, except those that are input files."""
-    for name in ("user", "item", "split"):
-        np.save(folder / f"{name}.npy", getattr(dataset, name))
-    for name, ids in (("user_ids", dataset.user_ids), ("item_ids", dataset.item_ids)):
-        table = pa.table({"id": ids})
-        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    """Describes a data set in `folder`, which holds its columns, ids and feature matrices already.
+
+    Feature matrices that are input files stay where they are.
+    """
     features: dict[str, dict[str, Any]] = {}
     for name, modality in dataset.features.items():
         assert isinstance(modality.values, np.memmap)
@@ -34,6 +31,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         if isinstance(modality.basis, np.memmap):
             features[name]["basis"] = Path(str(modality.basis.filename)).name
     content = {
+        "weighted": dataset.weight is not None,
         "name": dataset.name,
         "split_method": dataset.split_method,
         "features": features,
@@ -46,13 +44,8 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 def read_dataset(folder: Path) -> Dataset:
     """Reads a data set; its arrays are memory-mapped."""
     content: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    user, item, split = (
-        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("user", "item", "split")
-    )
-    ids = []
-    for name in ("user_ids", "item_ids"):
-        table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
-        ids.append(table["id"].combine_chunks())
+    names = ["user", "item", "split", *(["weight"] if content["weighted"] else [])]
+    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
     features = {
         name: Features(
             np.load(folder / stored["file"], mmap_mode="r", allow_pickle=False),
@@ -63,11 +56,9 @@ def read_dataset(folder: Path) -> Dataset:
     }
     return Dataset(
         name=content["name"],
-        user_ids=ids[0],
-        item_ids=ids[1],
-        user=user,
-        item=item,
-        split=split,
+        user_ids=read_ids(folder / "user_ids.arrow"),
+        item_ids=read_ids(folder / "item_ids.arrow"),
+        **columns,
         split_method=content["split_method"],
         features=features,
         counts=content["counts"],

@@ -33,3 +33,8 @@ class Stages:
             self.statistics[f"seconds_{stage.replace(' ', '_')}"] = round(seconds, 3)
         duration = "from an earlier run" if kept else f"{seconds:.1f} s"
         self._console.print(f"{stage:<10}  {escape('; '.join(texts))}  [dim]{duration}[/dim]", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line that belongs to no stage; nothing if it is empty."""
+        if text:
+            self._console.print(f"{'':<10}  {escape(text)}", soft_wrap=True)

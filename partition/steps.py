@@ -7,33 +7,57 @@ much was dropped or merged, by reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 
 from partition import columns_on_disk as blocks
-from partition.errors import InputError
-from partition.files import sha256
 from partition.options import SPECTRAL, BuildOptions, SplitMethod, pca_dims
-from partition.read.catalogue import Inputs, resolve
+from partition.read.catalogue import Catalogue, external_ids, resolve
 from partition.read.features import load
-from partition.read.interactions import read_interactions
-from partition.read.sources import Role, find
+from partition.read.ids import are_numbers
+from partition.read.places import Place
+from partition.read.sources import find
+from partition.read.table_file import TableFile
+from partition.read.usage import report
+from partition.relational.chain import Numbered, number
+from partition.relational.clean import Pairs, k_core, merged
+from partition.relational.engine import Engine
+from partition.relational.export import column, save_ids, write_columns, write_ids
+from partition.relational.logs import chosen_method, event_weights, given_columns, id_kinds, open_logs
+from partition.relational.split import divide, evaluable
+from partition.relational.where import Where
 from partition.stages import Stages
-from partition.transform.dataset import TRAIN, Features, Interactions
-from partition.transform.dedup import evaluable, k_core, merge_duplicates, renumber
+from partition.transform.dataset import TRAIN, Features
 from partition.transform.shuffle_features import noisy_items, permute_rows
 from partition.transform.spectral import spectral_features
-from partition.transform.split import resolved, split
+
+LOGS = "logs"  # folder of the logs that the engine cannot read as they are
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is read except the values of the features."""
+
+    name: str  # of the data set
+    method: SplitMethod
+    split_column: str | None  # its name in the first log, if the split is by column
+    first: TableFile  # the first log
+    dated: bool  # times are microseconds since 1970
+    numbered: Numbered  # the interactions
+    mapping: TableFile | None  # external ids of the users
+    catalogue: Catalogue
+    files: list[Place]  # all that were read
 
 
 @dataclass(frozen=True)
 class Cleaned:
     """Interactions after cleaning, and the users and items that remain."""
 
-    interactions: Interactions
+    pairs: Pairs
     user_ids: pa.Array  # [users]
     item_ids: pa.Array  # [items]
     kept: np.ndarray | None  # [items] their indices in the catalogue, ascending; None if all items remain
@@ -46,82 +70,122 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Interactions with their split."""
+    """Interactions with their split, sorted by (user, item)."""
 
-    user: np.ndarray  # [E]
-    item: np.ndarray  # [E]
+    user: np.ndarray  # [E] int32 or int64
+    item: np.ndarray  # [E] int32 or int64
     label: np.ndarray  # [E] int8: TRAIN, VALIDATION, TEST
-    method: SplitMethod
+    weight: np.ndarray | None  # [E] float32
 
 
-def read(options: BuildOptions, folder: Path, stages: Stages) -> Inputs:
+def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, counts: dict[str, int]) -> Inputs:
     """Finds the files, reads the interactions, and numbers users and items.
 
     Raises:
         InputError: anything wrong with the files.
     """
-    given: dict[Role, str | None] = {
-        "user": options.user_column,
-        "item": options.item_column,
-        "time": options.time_column,
-        "split": options.split_column,
-    }
+    given = given_columns(options)
     with stages("read") as say:
+        where = None if options.where is None else Where(options.where, engine)
+        weights = event_weights(options)
         found = find(options.input, given, options.name, options.validation, options.test)
-        raw = read_interactions(found.interactions, given, options.split, folder)
-        inputs = resolve(found, raw, options.features, given, folder)
-        say(f"{len(inputs.interactions):,} rows, {len(inputs.user_ids):,} users, {len(inputs.item_ids):,} items")
-    return inputs
+        method = chosen_method(options, found)
+        logs = open_logs(found, method, options, where, folder / LOGS)
+        catalogue = resolve(found, id_kinds(logs, "item"), options.features, given)
+        text = {"user": not are_numbers(id_kinds(logs, "user")), "item": not pa.types.is_integer(catalogue.keys.type)}
+        numbered = number(engine, logs, text, catalogue, options, where, weights, folder, counts)
+        say(f"{numbered.count:,} rows, {numbered.users.count:,} users, {numbered.item_count:,} items")
+    mapping = found.mapping.get("user")
+    used: dict[TableFile, list[str]] = {own.log.file: [*own.roles.values(), *own.named] for own in logs}
+    used |= ({} if mapping is None else {mapping: list(mapping.names)}) | catalogue.used
+    for line in report(found, used):
+        stages.note(line)
+    read = [own.log.file.place for own in logs] + ([] if mapping is None else [mapping.place])
+    return Inputs(
+        name=found.name,
+        method=method,
+        split_column=logs[0].roles.get("split"),
+        first=logs[0].log.file,
+        dated=logs[0].log.dated,
+        numbered=numbered,
+        mapping=mapping,
+        catalogue=catalogue,
+        files=list(dict.fromkeys([*read, *catalogue.files])),
+    )
 
 
-def clean(inputs: Inputs, kcore: int, folder: Path, stages: Stages, counts: dict[str, int]) -> Cleaned:
+def clean(inputs: Inputs, kcore: int, engine: Engine, folder: Path, stages: Stages, counts: dict[str, int]) -> Cleaned:
     """Merges repeated pairs and reduces the interactions to their k-core.
 
     Raises:
         InputError: the core is empty.
     """
-    user_ids, item_ids, kept = inputs.user_ids, inputs.item_ids, None
+    numbered, catalogue = inputs.numbered, inputs.catalogue
     with stages("clean") as say:
-        interactions, counts["duplicates_merged"] = merge_duplicates(inputs.interactions, len(item_ids), folder)
+        pairs = merged(engine, numbered.rows, numbered.users, numbered.items, numbered.item_count)
+        counts["duplicates_merged"] = numbered.count - pairs.count
+        kept, item_ids = None, catalogue.ids
         if kcore:
-            core = k_core(interactions, kcore, folder)
-            if not len(core):
-                raise InputError(f"--kcore {kcore}: no interaction is left", "option.kcore")
-            (kept_users, user), (kept, item) = renumber(core.user, folder), renumber(core.item, folder)
-            counts["kcore_dropped"] = len(interactions) - len(core)
-            counts["kcore_users_dropped"] = len(user_ids) - len(kept_users)
-            counts["kcore_items_dropped"] = len(item_ids) - len(kept)
-            user_ids, item_ids = user_ids.take(pa.array(kept_users)), item_ids.take(pa.array(kept))
-            interactions = replace(core, user=user, item=item)
+            core = k_core(engine, pairs, kcore)
+            assert core.items is not None
+            kept = column(engine, core.items.order_by("number"), "old")
+            item_ids = item_ids.take(pa.array(kept))
+            counts["kcore_dropped"] = pairs.count - core.count
+            counts["kcore_users_dropped"] = pairs.users.count - core.users.count
+            counts["kcore_items_dropped"] = numbered.item_count - len(kept)
+            pairs = core
+        users = pairs.users.table.order_by("number").select("id")
+        user_ids = write_ids(engine, users, folder / "user_ids.arrow")
+        if inputs.mapping is not None:
+            user_ids = save_ids(external_ids(user_ids, inputs.mapping, "userID"), folder / "user_ids.arrow")
+        item_ids = save_ids(item_ids, folder / "item_ids.arrow")
         say(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
-    return Cleaned(interactions, user_ids, item_ids, kept)
+    return Cleaned(pairs, user_ids, item_ids, kept)
 
 
 def label(
-    inputs: Inputs, cleaned: Cleaned, options: BuildOptions, folder: Path, stages: Stages, counts: dict[str, int]
+    inputs: Inputs,
+    cleaned: Cleaned,
+    options: BuildOptions,
+    engine: Engine,
+    folder: Path,
+    stages: Stages,
+    counts: dict[str, int],
 ) -> Labelled:
     """Splits the interactions, and drops held-out ones of users without a training interaction.
 
     Raises:
-        InputError: no training interaction, or too few items.
+        InputError: no training interaction, too few items, or bounds in time that are none.
     """
-    interactions = cleaned.interactions
+    pairs, method, (users, items) = cleaned.pairs, inputs.method, cleaned.sizes
     with stages("split") as say:
-        method = resolved(options.split, interactions)
-        labels = split(interactions, method, options.seed, folder)
-        if not blocks.counts(labels, 3)[TRAIN]:
+        divided = divide(engine, pairs.table, pairs.count, method, options, inputs.dated)
+        table = evaluable(divided.table, method).order_by("user", "item")
+        types: dict[str, DTypeLike] = {
+            "user": blocks.index_type(users),
+            "item": blocks.index_type(items),
+            "split": np.int8,
+        }
+        if "weight" in table.columns:
+            types["weight"] = np.float32
+        columns = write_columns(engine, table, types, folder)
+        training, validation, test = blocks.counts(columns["split"], 3)
+        if not training:
             message = "the training split is empty; --split random makes one"
-            raise inputs.raw.files[0].error(message, inputs.raw.split_column, code="split.empty")
-        keep = evaluable(interactions.user, labels, folder)
-        columns = (interactions.user, interactions.item, labels)
-        user, item, labels = blocks.select(columns, lambda rows: keep[rows], folder)
-        counts["users_without_training"] = int((blocks.counts(user, len(cleaned.user_ids)) == 0).sum())
-        counts["heldout_dropped"] = len(interactions) - len(user)
-        training, validation, test = blocks.counts(labels, 3)
+            raise inputs.first.error(message, inputs.split_column, code="split.empty")
+        counts["users_without_training"] = int((blocks.counts(columns["user"], users) == 0).sum())
+        counts["heldout_dropped"] = pairs.count - len(columns["user"])
         say(f"{method.recorded}: training {training:,}, validation {validation:,}, test {test:,}")
+        if divided.report:
+            say(divided.report)
+        if divided.tied_time_share is not None:
+            stages.statistics["tied_time_share"] = divided.tied_time_share
         if counts["heldout_dropped"]:
             say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
-    return Labelled(user, item, labels, method)
+        empty = [name for name, size in (("validation", validation), ("test", test)) if not size]
+        if empty and method is not SplitMethod.NONE:
+            say(f"warning: nothing in {' and '.join(empty)}; --split none trains on everything, without {empty[0]}")
+    return Labelled(columns["user"], columns["item"], columns["split"], columns.get("weight"))
 
 
 def load_features(
@@ -133,8 +197,8 @@ def load_features(
         InputError: anything wrong with the features.
     """
     with stages("features") as say:
-        dims = pca_dims(options.pca, list(inputs.features))
-        features, shares = load(inputs.features, len(inputs.item_ids), cleaned.kept, dims, folder)
+        dims = pca_dims(options.pca, list(inputs.catalogue.features))
+        features, shares = load(inputs.catalogue.features, len(inputs.catalogue.ids), cleaned.kept, dims, folder)
         stages.statistics.update(shares)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{name} {was}" + (f" -> {now}" if now < was else "") for name, (was, now) in widths.items()))
@@ -164,10 +228,12 @@ def spectral(labelled: Labelled, sizes: tuple[int, int], dim: int, folder: Path,
     return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 
-def digests(files: Sequence[Path], stages: Stages) -> dict[str, str]:
-    """sha256 of every input file, under its name or, if several have that name, its path."""
-    names = [path.name for path in files]
+def digests(files: Sequence[Place], stages: Stages) -> dict[str, str]:
+    """sha256 of every input file, under its name or, if several have that name, its path or URI."""
+    names = [place.file_name for place in files]
     with stages("digests") as say:
-        found = {path.name if names.count(path.name) == 1 else str(path): sha256(path) for path in files}
+        found = {
+            place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files
+        }
         say(f"{len(found)} input files")
     return found

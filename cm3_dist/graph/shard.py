@@ -128,7 +128,7 @@ def own_parts(manifest: Manifest, root: Path, rank: int, world_size: int) -> ran
         fit = ", ".join(str(w) for w in range(1, parts + 1) if parts % w == 0)
         raise InputError(
             f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use "
-            f"--nproc_per_node with one of {fit}, or prepare again with --parts {world_size}",
+            f"--nproc_per_node with one of {fit}, or python -m partition recut --parts {world_size}",
             "data.world-size",
         )
     share = parts // world_size

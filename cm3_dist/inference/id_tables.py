@@ -92,8 +92,7 @@ def id_column(file: TableFile, node_type: NodeType) -> str:
 
 
 def _read(file: TableFile, wanted: list[tuple[str, IdMap]]) -> list[IdColumn]:
-    names = [column for column, _ in wanted]
-    table = file.read(names, names)
+    table = file.read([column for column, _ in wanted])
     if not table.num_rows:
         raise file.error("has no rows", code="ids.empty")
     return [IdColumn(file, column, _ids(file, column, table[column], id_map), id_map) for column, id_map in wanted]

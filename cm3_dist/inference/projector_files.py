@@ -58,7 +58,7 @@ class Points:
         if not others:
             message = f"has the column {found.column!r} only, and nothing to label items by"
             raise found.file.error(message, code="names.no-label")
-        table = found.file.read(others, others).to_pylist()
+        table = found.file.read(others).to_pylist()
         line_of_row = {row: line for line, row in enumerate(found.find().tolist()) if row >= 0}
         lines = [line_of_row.get(row) for row in self.rows.tolist()]
         if all(line is None for line in lines):

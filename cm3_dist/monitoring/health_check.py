@@ -52,16 +52,17 @@ class HealthCheck:
         self._items = np.flatnonzero(shard.is_item)
         self._cold = cold_held_out(shard, validation, runtime)
 
-    def after_evaluation(self, step: int, epoch: int, rows: tuple[Tensor, Tensor]) -> None:
+    def after_evaluation(self, step: int, epoch: int, rows: tuple[Tensor, Tensor] | None) -> None:
         """Writes health scalars and shows new warnings. Collective.
 
         Args:
             step: steps done.
             epoch: of the last step.
-            rows: final user and item rows of this rank, [., width] each.
+            rows: final user and item rows of this rank, [., width] each; None if nothing was evaluated, for lack of
+                validation interactions.
         """
         fusion = inspect_fusion(self._items, self._features, self._encoder, self._runtime)
-        cold = self._rank_cold(rows)
+        cold = None if rows is None else self._rank_cold(rows)
         scalars = {
             "health/off_sphere": sum(fusion.off_sphere.values()) / max(1, fusion.items * len(fusion.largest)),
             "health/fused_cosine": fusion.cosine,

@@ -179,14 +179,15 @@ class Trainer:
         return self.model.final_rows(self.features, self._users, self._items, operator)
 
 
-def check_splits(manifest: Manifest) -> None:
-    """Checks that the data have a validation split.
+def check_splits(manifest: Manifest, settings: Settings) -> None:
+    """Checks that the data have a validation split, if the settings need one.
 
     Raises:
-        InputError: they have none.
+        InputError: `split.no-validation`, they stop early, but have none.
     """
-    if manifest.validation == 0:
+    if manifest.validation == 0 and settings.train.patience > 0:
         raise InputError(
-            f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split",
-            "data.no-validation",
+            f"{manifest.name}: no validation interactions to stop by; set train.patience=0 and train.epochs to train "
+            "on everything for a fixed number of epochs, or prepare with a --split that has validation",
+            "split.no-validation",
         )

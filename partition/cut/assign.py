@@ -21,6 +21,11 @@ class Assignment:
     user_part: np.ndarray  # [users] int32
     item_part: np.ndarray  # [items] int32
 
+    def share_inside(self, user: np.ndarray, item: np.ndarray) -> float:
+        """Share of the interactions [E] whose user and item are in the same part."""
+        same = (self.user_part[user[rows]] == self.item_part[item[rows]] for rows in blocks.slices(len(user)))
+        return sum(int(np.count_nonzero(block)) for block in same) / len(user)
+
 
 def assign_parts(
     user: np.ndarray,

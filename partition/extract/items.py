@@ -13,7 +13,7 @@ from partition.extract.image_column import can_be_image, pictures_of
 from partition.extract.image_folder import ImageFolder
 from partition.extract.images import Picture
 from partition.extract.texts import can_be_text, is_number, texts_of
-from partition.read.ids import IdColumn, check_unique, encode
+from partition.read.ids import IdColumn
 from partition.read.sources import Role, item_column, missing_column
 from partition.read.table_file import TableFile, open_table
 
@@ -63,7 +63,7 @@ class Items:
 
     def blocks(self, rows: int) -> Iterator[list[Item]]:
         """All items in the order of the table, at most `rows` at a time; the same blocks in every call."""
-        columns = [*self._text, *([self._images] if self._images else [])]
+        columns = list(dict.fromkeys([*self._text, *([self._images] if self._images else [])]))
         start = 0
         for batch in self._batches(columns, rows):
             texts = self._texts(batch)
@@ -76,7 +76,7 @@ class Items:
             for begin in range(0, len(self.ids), rows):
                 yield pa.record_batch({"id": self.ids.slice(begin, rows)})
             return
-        for batch in self._table.batches(columns, rows, columns if self._table.is_text else ()):
+        for batch in self._table.batches(columns, rows):
             for begin in range(0, batch.num_rows, rows):
                 yield batch.slice(begin, rows)
 
@@ -131,9 +131,8 @@ class Items:
 
 
 def _unique_ids(table: TableFile, column: str) -> pa.Array:
-    read = IdColumn.read(table, column)
-    ids, (code,) = encode([read])
-    if not len(code):
+    found = IdColumn.read(table, column)
+    if not len(found):
         raise table.error("has no rows", code="table.empty")
-    check_unique(read, ids, code)
-    return ids.take(pa.array(code))
+    found.check_unique()
+    return found.values

@@ -31,9 +31,9 @@ def check_manifest(root: Path, manifest: Manifest) -> None:
     check(bool(manifest.parts), "parts: there is none")
     check(bool(manifest.modalities), "modalities: there is none")
     names = [modality.name for modality in manifest.modalities]
-    bases = set(map(layout.basis_file, names))
+    shared = {*map(layout.basis_file, names), *map(layout.order_file, ("user", "item"))}
     for name in manifest.digests:
-        check(name in bases, f"digests: {name!r} is no file of a prepared folder")
+        check(name in shared, f"digests: {name!r} is no file of a prepared folder")
     check(len(set(names)) == len(names), f"modalities: a name occurs twice in {', '.join(names)}")
     for modality in manifest.modalities:
         name, dim = f"modalities.{modality.name}", modality.dim

@@ -6,6 +6,8 @@ Everything a rank needs to train is in the folders of its own parts; the manifes
       SHA256SUMS             digest of every other file, as `sha256sum --check SHA256SUMS` reads it
       manifest.json          what the folder holds (partition.folder.manifest)
       pca-NAME.npy           [source_dim, dim] float64 basis of a modality reduced by PCA; new items are reduced by it
+      order-users.npy        [users] int64 rows of the users in the order in which preparation numbered them;
+      order-items.npy        the same for items; neither file is there if that is the ascending order of the ids
       parts/part-00000/
         users.arrow          id, train_degree: one record per user, in offset order
         items.arrow          id, train_degree: one record per item, in offset order
@@ -53,3 +55,8 @@ def features_file(modality: str) -> str:
 def basis_file(modality: str) -> str:
     """Returns the name, in the prepared folder itself, of the basis that a modality was reduced with."""
     return f"pca-{modality}.npy"
+
+
+def order_file(kind: str) -> str:
+    """Returns the name, in the prepared folder itself, of the rows of the users or items in their original order."""
+    return f"order-{kind}s.npy"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from partition.columns_on_disk import npy_file
@@ -65,7 +66,7 @@ def write_prepared(
     with atomic_folder(output) as folder:
         edges = Edges(dataset, assignment, folder if work is None else work.folder)
         parts = _write_parts(dataset, graph, edges, folder, work, threads)
-        shared = _write_bases(dataset, folder)
+        shared = _write_bases(dataset, folder) | _write_orders(dataset, edges, folder)
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
         if output.exists() and not _replaceable(output):
             raise InputError(
@@ -175,6 +176,20 @@ def _write_bases(dataset: Dataset, folder: Path) -> dict[str, str]:
         if features.basis is not None:
             path = folder / layout.basis_file(name)
             np.save(path, features.basis)
+            digests[path.name] = sha256(path)
+    return digests
+
+
+def _write_orders(dataset: Dataset, edges: Edges, folder: Path) -> dict[str, str]:
+    """Writes the rows of users and of items by index, unless that is the order of the ids; file name -> digest.
+
+    With them the data set can be read from the folder as it was, which the cut into another number of parts needs.
+    """
+    digests = {}
+    for kind, ids, space in (("user", dataset.user_ids, edges.users), ("item", dataset.item_ids, edges.items)):
+        if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
+            path = folder / layout.order_file(kind)
+            np.save(path, space.row)
             digests[path.name] = sha256(path)
     return digests
 

@@ -1,4 +1,4 @@
-"""Brings interactions, items and features together: one index per user and item, and a source for each feature row."""
+"""The catalogue: the ids of all items in the order of the feature rows, and a source for each feature row."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from partition import columns_on_disk as blocks
 from partition.errors import InputError
 from partition.read.features import ListColumn, NpyFile, Source, is_feature_column
-from partition.read.ids import IdColumn, check_unique, encode
-from partition.read.interactions import RawInteractions
+from partition.read.ids import IdColumn, IdKind, are_numbers
+from partition.read.places import Place, place_of
 from partition.read.sources import Found, Role, item_column, missing_column
 from partition.read.table_file import TableFile, open_table
-from partition.transform.dataset import Interactions
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Everything that is read except the values of the features."""
+class Catalogue:
+    """All items."""
 
-    name: str  # of the data set
-    raw: RawInteractions
-    interactions: Interactions
-    user_ids: pa.Array  # [users] int64 or string
-    item_ids: pa.Array  # [items] int64 or string: the whole catalogue, in the order of the feature rows
+    keys: pa.Array  # [items] int64 or large_string: their ids in the logs, in the order of the feature rows
+    ids: pa.Array  # [items] int64 or large_string: their external ids; others than the keys if there is a mapping
     features: dict[str, Source]  # in the order of the control points of the curve
-    files: list[Path]  # all that were read
+    files: list[Place]  # all that were read
+    used: dict[TableFile, list[str]]  # the tables, and their columns that were read
+    end: str  # why another item has no features: "not in items.csv"
 
 
 @dataclass(frozen=True)
@@ -46,56 +43,50 @@ class _Requested:
 
 def resolve(
     found: Found,
-    raw: RawInteractions,
+    logged: Sequence[IdKind],
     requested: Sequence[str],
     given: Mapping[Role, str | None],
-    folder: Path | None = None,
-) -> Inputs:
-    """Numbers users and items, and finds the rows of every modality.
+) -> Catalogue:
+    """Finds the items, and the rows of every modality.
 
     The catalogue is the items table if there is one; else the table of the first modality that is in a table; else the
     rows of the NumPy files, whose row number is then the id of the item. Items without an interaction stay in it.
 
     Args:
         found: the files.
-        raw: their interactions.
+        logged: the item ids of every log.
         requested: modalities in order, as `NAME` (one that was found) or `NAME=FILE[:column]`; empty for all that were
             found, the image first and the others by name.
         given: names of the columns, where they were given.
-        folder: for columns of interactions (see `partition.columns_on_disk`).
 
     Raises:
-        InputError: no modality, feature rows that do not match the items, or an interaction with an unknown item.
+        InputError: no modality, feature rows that do not match the items, ids that are numbers in one table and text
+            in another.
     """
     modalities = [_requested(text, found) for text in requested] or _found(found)
-    _check_names(modalities, raw)
-    catalogue = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
-    if catalogue:
-        item, item_ids, features = _by_table(catalogue, raw, modalities, given, folder)
+    _check_names(modalities, found)
+    tables = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
+    if tables:
+        keys, end, features = _by_table(tables, logged, modalities, given)
+        used = {table: [_item_column(table, given)] for table in tables}
+        for modality in modalities:
+            for table in modality.tables:
+                used.setdefault(table, [_item_column(table, given)]).append(modality.column)
+        ids = keys
     else:
-        item, item_ids, features = _by_number(raw, modalities, found.mapping.get("item"), folder)
-    user_ids, user = encode(raw.users, folder)
-    if "user" in found.mapping:
-        user_ids = _external_ids(user_ids, found.mapping["user"], "userID")
-    mapped = [file.path for role, file in found.mapping.items() if role == "user" or not catalogue]
-    tables = [file.path for file in (*raw.files, *catalogue)]
-    feature_files = [path for source in features.values() for path in source.paths]
-    return Inputs(
-        name=found.name,
-        raw=raw,
-        interactions=Interactions(blocks.joined(user, folder), item, raw.split, raw.time),
-        user_ids=user_ids,
-        item_ids=item_ids,
-        features=features,
-        files=list(dict.fromkeys([*tables, *mapped, *feature_files])),
-    )
+        keys, end, features = _by_number(logged, modalities)
+        mapping = found.mapping.get("item")
+        ids = keys if mapping is None else external_ids(keys, mapping, "itemID")
+        used = {} if mapping is None else {mapping: list(mapping.names)}
+    paths = [place_of(path) for source in features.values() for path in source.paths]
+    return Catalogue(keys, ids, features, [*(table.place for table in used), *paths], used, end)
 
 
-def _check_names(modalities: Sequence[_Requested], raw: RawInteractions) -> None:
+def _check_names(modalities: Sequence[_Requested], found: Found) -> None:
     names = [modality.name for modality in modalities]
     if not names:
         message = "no item features; add an items table or NAME_feat.npy, or use --features NAME=FILE"
-        raise raw.files[0].error(message, code="features.missing")
+        raise found.interactions[0].error(message, code="features.missing")
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             message = f"--features: {name!r} is not a modality name; use letters, digits, _ and -"
@@ -149,9 +140,7 @@ def _requested(text: str, found: Found) -> _Requested:
     return _Requested(name, tables=(table,), column=column)
 
 
-def _by_number(
-    raw: RawInteractions, modalities: Sequence[_Requested], mapping: TableFile | None, folder: Path | None
-) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
+def _by_number(logged: Sequence[IdKind], modalities: Sequence[_Requested]) -> tuple[pa.Array, str, dict[str, Source]]:
     """Catalogue without a table: the id of an item is its row in the NumPy files."""
     files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
     first, *others = files.values()
@@ -159,99 +148,84 @@ def _by_number(
         if other.rows != first.rows:
             message = f"{other.path}: {other.rows} rows, but {first.path} has {first.rows}; an item is a row"
             raise InputError(message, "features.rows")
-    ids, codes = encode(raw.items, folder)
-    if pa.types.is_string(ids.type):
-        text = next(column for column in raw.items if len(column))
+    if not are_numbers(logged):
+        text = next(kind for kind in logged if not kind.numeric)
         message = f"the ids are text, so add an items table that lists them in the order of the rows of {first.path}"
         raise text.file.error(message, text.column, code="ids.text")
-    code, number = blocks.joined(codes, folder), ids.to_numpy()
-    row = blocks.first(code, lambda codes: number[codes] >= first.rows)
-    if row is not None:
-        message = f"item {number[code[row]]} has no features: {first.path} ends with row {first.rows - 1}"
-        raise raw.error("item", row, message, "features.missing")
-    item = blocks.mapped(number.astype(blocks.index_type(first.rows)), code, folder)
-    item_ids = pa.array(np.arange(first.rows))
-    if mapping is not None:
-        item_ids = _external_ids(item_ids, mapping, "itemID")
-    return item, item_ids, {**files}
+    return pa.array(np.arange(first.rows)), f"{first.path} ends with row {first.rows - 1}", {**files}
 
 
 def _by_table(
     catalogue: Sequence[TableFile],
-    raw: RawInteractions,
+    logged: Sequence[IdKind],
     modalities: Sequence[_Requested],
     given: Mapping[Role, str | None],
-    folder: Path | None,
-) -> tuple[np.ndarray, pa.Array, dict[str, Source]]:
+) -> tuple[pa.Array, str, dict[str, Source]]:
     """Catalogue from tables: the index of an item is its row there; other tables match by id, NumPy files by row."""
-    tables = list(dict.fromkeys([*catalogue, *(table for modality in modalities for table in modality.tables)]))
-    columns = [_item_ids(table, given) for table in tables]
-    ids, codes = encode([*raw.items, *columns], folder)
-    code = blocks.joined(codes[: len(raw.items)], folder)
-    entry_of = dict(zip(tables, codes[len(raw.items) :], strict=True))
-    for column, entry in zip(columns, entry_of.values(), strict=True):
-        check_unique(column, ids, entry)
-    entries = np.concatenate([entry_of[table] for table in catalogue])
-    position = np.full(len(ids), -1)
-    position[entries] = np.arange(len(entries))
-    listing = ", ".join(str(table.path) for table in catalogue)
-    listed = np.bincount(entries, minlength=len(ids))
+    tables = dict.fromkeys([*catalogue, *(table for modality in modalities for table in modality.tables)])
+    columns = {table: IdColumn.read(table, _item_column(table, given)) for table in tables}
+    numbers = are_numbers([*logged, *(column.kind for column in columns.values())])
+    ids = {table: column.of_kind(numbers) for table, column in columns.items()}
+    for column in columns.values():
+        column.check_unique()
+    keys = pa.concat_arrays([ids[table] for table in catalogue])
+    listing = ", ".join(table.place.name for table in catalogue)
+    codes = keys.dictionary_encode()
+    listed = np.bincount(codes.indices.to_numpy(), minlength=1)
     if listed.max() > 1:
-        item = ids[int(listed.argmax())].as_py()
+        item = codes.dictionary[int(listed.argmax())].as_py()
         raise InputError(f"{listing}: item {item!r} is in two of these items tables", "ids.duplicate")
-    row = blocks.first(code, lambda codes: position[codes] < 0)
-    if row is not None:
-        message = f"item {ids[int(code[row])].as_py()!r} has no features: it is not in {listing}"
-        raise raw.error("item", row, message, "features.missing")
 
     features: dict[str, Source] = {}
     for modality in modalities:
         if modality.npy is not None:
             source = NpyFile(modality.npy)
-            if source.rows != len(entries):
-                message = f"{modality.npy}: {source.rows} rows, but {listing} has {len(entries)} items"
+            if source.rows != len(keys):
+                message = f"{modality.npy}: {source.rows} rows, but {listing} has {len(keys)} items"
                 raise InputError(message, "features.rows")
             features[modality.name] = source
             continue
-        rows = np.concatenate([position[entry_of[table]] for table in modality.tables])
-        table = modality.tables[0]
-        if len(rows) and rows.min() < 0:
-            row = int(np.flatnonzero(rows < 0)[0])
-            message = f"item {ids[int(entry_of[table][row])].as_py()!r} is not in {listing}"
-            raise table.error(message, _item_ids(table, given).column, row, code="features.rows")
-        if len(rows) < len(entries):
-            absent = ids[int(entries[np.setdiff1d(np.arange(len(entries)), rows)[0]])].as_py()
-            message = f"{len(rows)} rows, but {listing} has {len(entries)} items; {absent!r} is missing"
+        own = pa.concat_arrays([ids[table] for table in modality.tables])
+        places, table = pc.index_in(own, value_set=keys), modality.tables[0]
+        if places.null_count:
+            row = int(np.flatnonzero(places.is_null().to_numpy(zero_copy_only=False))[0])
+            message = f"item {own[row].as_py()!r} is not in {listing}"
+            raise table.error(message, columns[table].kind.column, row, code="features.rows")
+        rows = places.to_numpy()
+        if len(rows) < len(keys):
+            absent = keys[int(np.setdiff1d(np.arange(len(keys)), rows)[0])].as_py()
+            message = f"{len(rows)} rows, but {listing} has {len(keys)} items; {absent!r} is missing"
             raise table.error(message, code="features.rows")
         features[modality.name] = ListColumn(modality.tables, modality.column, rows)
-    item = blocks.mapped(position.astype(blocks.index_type(len(entries))), code, folder)
-    return item, ids.take(pa.array(entries)), features
+    return keys, f"not in {listing}", features
 
 
-def _item_ids(table: TableFile, given: Mapping[Role, str | None]) -> IdColumn:
+def _item_column(table: TableFile, given: Mapping[Role, str | None]) -> str:
     column = item_column(table, given)
     if column is None:
         raise missing_column(table, "item", given)
-    return IdColumn.read(table, column)
+    return column
 
 
-def _external_ids(numbers: pa.Array, mapping: TableFile, index: str) -> pa.Array:
-    """The ids that a mapping file of MMRec gives to `numbers`, in their order."""
+def external_ids(numbers: pa.Array, mapping: TableFile, index: str) -> pa.Array:
+    """The ids that a mapping file of MMRec gives to `numbers`, in their order.
+
+    Raises:
+        InputError: other columns than `index` and one more, an id that it lists twice, text among the numbers, or a
+            number that it lacks.
+    """
     others = [name for name in mapping.names if name != index]
     if index not in mapping.names or len(others) != 1:
         message = f"expected column {index!r} and one with the external ids, not {', '.join(mapping.names)}"
         raise mapping.error(message, code="mapping.columns")
-    columns = [IdColumn.read(mapping, name) for name in (index, others[0])]
-    (known, (position,)), (external, (code,)) = (encode([column]) for column in columns)
-    check_unique(columns[0], known, position)
-    check_unique(columns[1], external, code)
-    if not pa.types.is_integer(known.type) or not pa.types.is_integer(numbers.type):
+    known, external = (IdColumn.read(mapping, name) for name in (index, others[0]))
+    known.check_unique()
+    external.check_unique()
+    if not known.kind.numeric or not pa.types.is_integer(numbers.type):
         message = "maps numbers to external ids, but there is text among the numbers"
         raise mapping.error(message, index, code="mapping.text")
-    found = pc.index_in(numbers, value_set=known)
-    if found.null_count:
-        absent = numbers.filter(pc.is_null(found))[0].as_py()
+    row = pc.index_in(numbers, value_set=known.values)
+    if row.null_count:
+        absent = numbers.filter(pc.is_null(row))[0].as_py()
         raise mapping.error(f"{absent} is not in it", index, code="mapping.incomplete")
-    row = np.empty(len(position), np.int64)
-    row[position] = np.arange(len(position))
-    return external.take(pa.array(code[row[found.to_numpy()]]))
+    return external.values.take(row)

@@ -16,7 +16,7 @@ ALIASES: dict[Role, tuple[str, ...]] = {
         *("item", "item_id", "itemid", "iid", "asin", "parent_asin", "sku", "product_id", "movieid", "business_id"),
         *("article_id", "news_id"),
     ),
-    "time": ("timestamp", "time", "ts", "datetime", "date", "unixreviewtime", "event_time", "created_at"),
+    "time": ("timestamp", "time", "ts", "datetime", "date", "unixreviewtime", "event_time", "event_ts", "created_at"),
     "split": ("x_label", "split"),
     "rating": ("rating", "stars", "score", "overall"),
     "event": ("event", "event_type", "behavior", "behaviour", "action"),

@@ -33,13 +33,15 @@ class BeyondInt64Error(Exception):
 
 
 def plain(values: pa.Array) -> pa.Array:
-    """The values without dictionary, runs or views: each row has its own."""
+    """The values without dictionary, runs, views or narrow decimals: each row has its own."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         dictionary = plain(values.dictionary)
         return pa.DictionaryArray.from_arrays(values.indices, dictionary).dictionary_decode()
     if pa.types.is_run_end_encoded(kind):
         return plain(pc.run_end_decode(values))
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:  # Arrow computes with the wider ones alone
+        return values.cast(pa.decimal128(kind.precision, kind.scale))
     return values.cast(pa.large_string()) if is_text(kind) else values
 
 

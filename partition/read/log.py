@@ -35,7 +35,7 @@ class Log:
 
     file: TableFile  # where it came from, for errors
     parquet: tuple[str, ...]  # the input itself where it fits, else a copy in the work folder
-    columns: dict[str, str]  # role or other column name -> column name in the Parquet files
+    columns: dict[str, str]  # role -> column name in the Parquet files; other columns keep their names
     numeric: dict[str, bool]  # "user", "item" -> every id is a whole number of 64 bits (text: written as one)
     whole: dict[str, bool]  # "user", "item" -> every id is a whole number of any size; beyond 64 bits it is text
     dated: bool  # the times were dates: now microseconds since 1970, UTC
@@ -64,9 +64,8 @@ def open_log(file: TableFile, roles: Mapping[str, str], extra: Sequence[str], fo
     columns = [ROLES[role](file, role, column) for role, column in roles.items()]
     columns += [OtherColumn(file, column, column) for column in dict.fromkeys(extra)]
     if (rows := _rows_if_direct(file, roles, extra)) is not None:
-        names = dict(roles) | {column: column for column in extra}
         numeric = {column.role: column.numeric for column in columns if isinstance(column, IdColumn)}
-        return Log(file, (file.place.path,), names, numeric, dict(numeric), False, rows)
+        return Log(file, (file.place.path,), dict(roles), numeric, dict(numeric), False, rows)
     for column in columns:
         _check_parquet(column)
     names = _output_names(roles, extra)
@@ -119,15 +118,14 @@ def _check_parquet(column: RoleColumn) -> None:
 
 
 def _output_names(roles: Mapping[str, str], extra: Sequence[str]) -> dict[str, str]:
-    """Names in a copy: other columns keep theirs; a role has its own, with _ in front of it where that is taken."""
-    names = {column: column for column in extra}
+    """Names of the roles in a copy: their own, with _ in front of it where another column has that name."""
+    names: dict[str, str] = {}
     taken = {column.casefold() for column in extra}
     for role in roles:
-        name = role
-        while name.casefold() in taken:
-            name = f"_{name}"
-        names[role] = name
-        taken.add(name.casefold())
+        names[role] = role
+        while names[role].casefold() in taken:
+            names[role] = f"_{names[role]}"
+        taken.add(names[role].casefold())
     return names
 
 
@@ -145,7 +143,8 @@ def _copy_with_types(file: TableFile, columns: Sequence[RoleColumn], names: Mapp
 def _copy(file: TableFile, columns: Sequence[RoleColumn], names: Mapping[str, str], path: Path) -> None:
     for column in columns:
         column.begin()
-    schema = pa.schema([(names[column.role], column.type) for column in columns])
+    own = [column.column if isinstance(column, OtherColumn) else names[column.role] for column in columns]
+    schema = pa.schema([(name, column.type) for name, column in zip(own, columns, strict=True)])
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer,

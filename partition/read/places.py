@@ -143,6 +143,7 @@ def listing(source: str) -> Listing:
         inside = _folder(found) if _type(found) is fs.FileType.Directory else Listing([found], True)
         places += inside.places
         unused += inside.unused
+    places = list({place.path: place for place in places}.values())  # `**` matches a folder and what is in it
     return _typed_keys(Listing(places, False, unused))
 
 

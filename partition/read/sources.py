@@ -8,8 +8,10 @@ is not used is named, with the reason.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +50,7 @@ SPLIT_NAMES = {
     "test": TEST,
 }
 _FEATURES = "_feat.npy"
+_OPEN_AT_ONCE = 8  # files whose header or schema is read at the same time
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def find(
         inputs: files, folders, patterns or URIs of these (see `partition.read.places`).
         given: names of the columns, where they were given.
         name: name of the data set; by default that of the `.inter` file, or of the first input.
-        validation: interactions for validation, like `inputs`; `inputs` are then for training.
+        validation: interactions for validation, like `inputs`; the others of `inputs` are then for training.
         test: interactions for testing.
 
     Raises:
@@ -89,10 +92,17 @@ def find(
             names that give a split to some of the interactions and not to others.
     """
     reader = _Reader()
-    tables = [table for source in inputs for table in reader.read(source)]
+    held: dict[TableFile, int] = {}
+    for sources, label in ((validation, VALIDATION), (test, TEST)):
+        for table in reader.read_all(sources):
+            needed_columns(table, ("user", "item"), given)
+            if held.setdefault(table, label) != label:
+                raise table.error("is given for validation and for testing", code="split.files")
+    tables = [table for table in reader.read_all(inputs) if table not in held]
     if not tables:
         looked = ", *".join(sorted(SUFFIXES - NAMED_ONLY))
-        raise InputError(f"{inputs[0]}: no table in it; looked for *{looked}", "table.missing")
+        beside = f"; not used: {', '.join(reader.unused[:3])}" if reader.unused else ""
+        raise InputError(f"{inputs[0]}: no table in it; looked for *{looked}{beside}", "table.missing")
     logs = [table for table in tables if column_of(table, "user", given)]
     items = [table for table in tables if table not in logs]
     for table in tables:
@@ -100,15 +110,9 @@ def find(
             raise missing_column(table, "item", given) if logs else missing_column(table, "user", given, "item")
     if not logs:
         raise missing_column(items[0], "user", given)
-    splits = dict.fromkeys(logs, TRAIN) if validation or test else _splits_by_name(logs)
-    for sources, label in ((validation, VALIDATION), (test, TEST)):
-        for table in (table for source in sources for table in reader.read(source)):
-            needed_columns(table, ("user", "item"), given)
-            if table in splits:
-                raise table.error("is given for two splits", code="split.files")
-            splits[table] = label
-            logs.append(table)
-    return Found(name or _name(inputs[0], logs[0]), logs, items, reader.features, reader.mapping, splits, reader.unused)
+    splits = dict.fromkeys(logs, TRAIN) | held if held else _splits_by_name(logs)
+    name = name or _name(inputs[0], logs[0])
+    return Found(name, [*logs, *held], items, reader.features, reader.mapping, splits, reader.unused)
 
 
 def split_of_name(file_name: str) -> int | None:
@@ -128,24 +132,26 @@ class _Reader:
         self.mapping: dict[Role, TableFile] = {}
         self.unused: list[str] = []
 
-    def read(self, source: str) -> list[TableFile]:
-        """The tables of one source."""
+    def read_all(self, sources: Sequence[str]) -> list[TableFile]:
+        """The tables of some sources; one that several of them name is read once."""
+        places = [place for source in sources for place in self._tables(source)]
+        distinct = {os.path.realpath(place.path) if place.is_local else place.name: place for place in reversed(places)}
+        with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
+            return list(pool.map(open_table, reversed(distinct.values())))
+
+    def _tables(self, source: str) -> Iterator[Place]:
         found = listing(source)
         self.unused += found.unused
         chosen = _without_other_logs(found, source)
-        tables = []
         for place in found.places:
             if place.file_name.endswith(_FEATURES) and place.is_local:
                 self._add_features(place)
             elif place.file_name in MAPPINGS:
                 self.mapping[MAPPINGS[place.file_name]] = open_table(place)
-            elif found.named:
-                tables.append(open_table(place))
-            elif reason := _reason(place, chosen):
+            elif not found.named and (reason := _reason(place, chosen)):
                 self.unused.append(f"{place.file_name} ({reason})")
             else:
-                tables.append(open_table(place))
-        return tables
+                yield place
 
     def _add_features(self, place: Place) -> None:
         modality = place.file_name.removesuffix(_FEATURES)

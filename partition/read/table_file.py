@@ -29,8 +29,6 @@ ARROW = frozenset({".arrow", ".feather", ".ipc"})
 SUFFIXES = TEXT | JSON | PARQUET | ARROW
 # In a folder these may be notes and settings as well as tables: they are read only if they are named.
 NAMED_ONLY = frozenset({".txt", ".json"})
-# What `IdReader` numbers: each distinct string once, and one index per row.
-ENCODED = pa.dictionary(pa.int32(), pa.string())
 
 _HEADER_BYTES = 1 << 16
 _ARROW_FILE = b"ARROW1"
@@ -88,24 +86,19 @@ class TableFile:
             begin += len(lines)
         return f"row {row}"
 
-    def read(self, columns: Sequence[str], encoded: Sequence[str] = ()) -> pa.Table:
+    def read(self, columns: Sequence[str]) -> pa.Table:
         """Reads some columns; those of text files as large_string, as they are written ("007" stays "007").
 
         Args:
             columns: some of `names`. In text files an empty value is null.
-            encoded: those of them whose values stay text; the type of others in text files is guessed.
 
         Raises:
             InputError: the file is torn or otherwise unreadable, or a name occurs twice.
         """
         batches = list(self.batches(columns, 1 << 17))
-        table = pa.Table.from_batches(batches, batches[0].schema if batches else self._schema(columns))
-        if self.schema is not None:
-            return table
-        guessed = {name: _guessed(table[name]) for name in columns if name not in encoded}
-        return pa.table({name: guessed.get(name, table[name]) for name in columns})
+        return pa.Table.from_batches(batches, batches[0].schema if batches else self._schema(columns))
 
-    def batches(self, columns: Sequence[str], rows: int, encoded: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """Reads some columns, at most `rows` rows at a time; those of text files as in `read`.
 
         Raises:
@@ -263,13 +256,3 @@ def _new_keys(place: Place, names: Sequence[str]) -> tuple[tuple[str, Key], ...]
 def first_null(values: pa.Array) -> int:
     """Index of the first null."""
     return int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-
-
-def _guessed(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as whole numbers, numbers or dates, if all of it is."""
-    for kind in (pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
-        try:
-            return values.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    return values

@@ -22,7 +22,7 @@ _HINTS: dict[Role, str] = {
     "time": "see --split time, --split leave-last-out",
     "split": "see --split column",
 }
-_SHOWN = 8  # names in a line
+_SHOWN_FILES, _SHOWN_NAMES = 8, 20  # names in a line
 
 
 def report(found: Found, used: Mapping[TableFile, Collection[str]]) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def report(found: Found, used: Mapping[TableFile, Collection[str]]) -> tuple[str
         listed = ", ".join(name for name in table.names if name in columns)
         groups.setdefault(listed, []).append(table.place.file_name)
     read = [
-        f"{', '.join(names) if len(names) <= _SHOWN else f'{len(names):,} files'} ({columns})"
+        f"{', '.join(names) if len(names) <= _SHOWN_FILES else f'{len(names):,} files'} ({columns})"
         for columns, names in groups.items()
     ]
     read += [path.name for path in found.features.values()]
@@ -65,10 +65,11 @@ def refuse_unread_labels(log: TableFile, where: str | None, used: Collection[str
         named = where is not None and re.search(rf"(?<!\w){re.escape(column)}(?!\w)", where, re.IGNORECASE)
         if usual_name(column) not in LABELS or column in used or named or not (zeros := _zeros(log, column)):
             continue
-        kind = id_values.value_type(log.type_of(column))
-        one = "true" if pa.types.is_boolean(kind) else "'1'" if id_values.is_text(kind) and not log.is_text else "1"
+        count, rows, zero = zeros
+        one = "1" if zero.startswith("0") else "true"
+        if id_values.is_text(id_values.value_type(log.type_of(column))) and not (log.is_text and one == "1"):
+            one = f"'{one}'"
         name = column if re.fullmatch(r"\w+", column) else f'\\"{column}\\"'
-        count, rows = zeros
         message = (
             f"{count:,} of {rows:,} rows have a 0, which nothing reads; keep the others with "
             f'--where "{name} = {one}", or all with --where "{name} is not null"'
@@ -76,11 +77,11 @@ def refuse_unread_labels(log: TableFile, where: str | None, used: Collection[str
         raise log.error(message, column, code="column.label")
 
 
-def _zeros(log: TableFile, column: str) -> tuple[int, int] | None:
-    """Number of zeros in a column, and of rows; None if there is no zero."""
+def _zeros(log: TableFile, column: str) -> tuple[int, int, str] | None:
+    """Number of zeros in a column, number of rows, and the first zero in lower case; None if there is no zero."""
     if _above_zero(log, column):
         return None
-    zeros = rows = 0
+    zeros, rows, first = 0, 0, ""
     for batch in log.batches([column], 1 << 20):
         values = id_values.plain(batch.column(0))
         rows += len(values)
@@ -93,8 +94,11 @@ def _zeros(log: TableFile, column: str) -> tuple[int, int] | None:
             found = pc.equal(values.cast(pa.float64()), 0)
         else:
             return None
-        zeros += pc.sum(found).as_py() or 0
-    return (zeros, rows) if zeros else None
+        count = pc.sum(found).as_py() or 0
+        if count and not zeros:
+            first = str(values[pc.index(found, True).as_py()]).lower()
+        zeros += count
+    return (zeros, rows, first) if zeros else None
 
 
 def _above_zero(log: TableFile, column: str) -> bool:
@@ -116,5 +120,5 @@ def _with_hint(column: str) -> str:
 
 
 def _few(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,8 +1,7 @@
-"""Interactions and the cleaned, split data set that is cut into parts. Columns may be memory-mapped files."""
+"""The cleaned, split data set that is cut into parts. Columns may be memory-mapped files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,27 +48,3 @@ class Dataset:
         """[n] user and item index of the training interactions, in files in `folder` (`partition.columns_on_disk`)."""
         user, item = blocks.select((self.user, self.item), lambda rows: self.split[rows] == TRAIN, folder)
         return user, item
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """Interactions by user and item index, before the split."""
-
-    user: np.ndarray  # [E] int32 or int64
-    item: np.ndarray  # [E] int32 or int64
-    split: np.ndarray | None = None  # [E] int8, if the input has labels
-    time: np.ndarray | None = None  # [E] int64 or float64, in the unit of the input
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """The columns that are not None, by name."""
-        columns = {"user": self.user, "item": self.item, "split": self.split, "time": self.time}
-        return {name: values for name, values in columns.items() if values is not None}
-
-    def select(self, keep: Callable[[slice], np.ndarray], folder: Path | None) -> Interactions:
-        """The rows to keep, in files in `folder`; `keep` returns the mask of a block of rows."""
-        columns = self.columns
-        return Interactions(**dict(zip(columns, blocks.select(list(columns.values()), keep, folder), strict=True)))

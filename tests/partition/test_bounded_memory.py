@@ -18,13 +18,10 @@ from partition.options import BuildOptions
 from partition.stages import Stages
 from partition.synthetic.options import SyntheticOptions, Width
 from partition.synthetic.planted import synthesise
-from partition.transform.dataset import Interactions
-from partition.transform.dedup import merge_duplicates
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("partition.columns_on_disk.BLOCK", 37)
-    monkeypatch.setattr("partition.transform.dedup.BUCKET", 53)
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +62,6 @@ def test_the_size_of_a_block_changes_nothing(
     assert found.counts == wanted.counts
     assert found.statistics["reliability"] == wanted.statistics["reliability"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks", "whole"]
-
-
-def test_a_pair_that_is_repeated_far_apart_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_blocks(monkeypatch)
-    rng = np.random.default_rng(0)
-    user, item = np.tile(np.repeat(np.arange(20), 10), 3), np.tile(np.arange(200) % 10, 3)
-    label, time = rng.integers(0, 3, 600).astype(np.int8), rng.random(600)
-    order = rng.permutation(600)
-    merged, count = merge_duplicates(Interactions(user[order], item[order], label[order], time[order]), 10)
-    assert count == 400
-    np.testing.assert_array_equal(merged.user, user[:200])
-    np.testing.assert_array_equal(merged.item, item[:200])
-    np.testing.assert_array_equal(merged.split, label.reshape(3, 200).min(axis=0))
-    np.testing.assert_array_equal(merged.time, time.reshape(3, 200).min(axis=0))
 
 
 def test_room_is_set_aside_before_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

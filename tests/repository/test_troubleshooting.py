@@ -18,12 +18,13 @@ import pytest
 
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.loading import load_settings
-from cm3_dist.config.settings import Machine
+from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.shard import own_parts
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import open_model
 from cm3_dist.training.loop import run
+from cm3_dist.training.trainer import check_splits
 from partition.build import build
 from partition.errors import InputError
 from partition.extract.request import Request
@@ -105,6 +106,9 @@ CASES: dict[str, Callable[[Path], object]] = {
     "wrong value": lambda place: load_settings(None, ["evaluate.monitor=recall@7"]),
     "not prepared": lambda place: read_manifest(place / "nowhere" / "mine"),
     "ranks and parts": lambda place: own_parts(read_manifest(place / "prepared"), place / "prepared", 0, 3),
+    "nothing to stop by": lambda place: check_splits(
+        read_manifest(place / "prepared").model_copy(update={"name": "mine", "validation": 0}), Settings()
+    ),
     "taken": lambda place: train(place),
     "other settings": lambda place: train(place, True, model={"dim": 16}),
     "no GPU": lambda place: start("cuda"),

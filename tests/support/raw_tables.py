@@ -18,7 +18,7 @@ from partition.build import read_dataset
 from partition.errors import InputError
 from partition.options import BuildOptions
 from partition.stages import Stages
-from partition.transform.dataset import Dataset, Interactions
+from partition.transform.dataset import Dataset
 
 USERS = ["u1", "u1", "u2", "u2", "u3", "u3"]
 ITEMS = ["b", "a", "c", "a", "b", "c"]
@@ -48,10 +48,10 @@ def write(path: Path, content: pa.Table) -> Path:
 
 
 def read(tmp_path: Path, *inputs: Path, **options: Any) -> Dataset:
-    work = tmp_path / "work"
+    work, stages = tmp_path / "work", options.pop("stages", None)
     work.mkdir(exist_ok=True)
     command = BuildOptions(input=[str(path) for path in inputs], output=tmp_path / "out", parts=1, **options)
-    return read_dataset(command, work, Stages(quiet=True))
+    return read_dataset(command, work, stages or Stages(quiet=True))
 
 
 def mmrec(folder: Path, rows: list[tuple[int, int, int]], items: int = 4, width: int = 3) -> Path:
@@ -158,9 +158,21 @@ def two_logs(*contents: dict[str, Any]) -> Callable[[Path], Any]:
     ]
 
 
-def random_interactions(seed: int = 0, users: int = 200, items: int = 80, rows: int = 3000) -> Interactions:
+def random_log(folder: Path, seed: int = 0, users: int = 200, items: int = 80, rows: int = 3000) -> Path:
+    """A data set in Parquet: rows in any order with repeated pairs, times with ties, labels, weights and text ids."""
     rng = np.random.default_rng(seed)
-    user = (users * rng.random(rows) ** 2).astype(np.int64)
-    item = (items * rng.random(rows) ** 2).astype(np.int64)
-    time = rng.integers(0, 50, rows)  # with ties
-    return Interactions(user, item, rng.integers(0, 3, rows).astype(np.int8), time)
+    folder.mkdir()
+    user, item = ((size * rng.random(rows) ** 2).astype(np.int64) for size in (users, items))
+    user[:6], item[:6] = users + np.array([0, 1, 1, 2, 2, 2]), np.arange(6)  # users with 1, 2 and 3 items
+    content = {
+        "user": pa.array([f"user-{number}" for number in user]),
+        "item": item,
+        "split": rng.integers(0, 3, rows),
+        "time": rng.integers(0, 50, rows),
+        "rating": rng.integers(1, 6, rows),
+        "strength": rng.integers(1, 9, rows) / 4,
+        "event": np.array(["view", "click", "buy"])[rng.integers(0, 3, rows)],
+    }
+    pq.write_table(pa.table(content), folder / "log.parquet")
+    pq.write_table(items_table(list(range(items))), folder / "items.parquet")
+    return folder

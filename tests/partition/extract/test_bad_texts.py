@@ -67,6 +67,15 @@ def test_texts_that_are_not_utf8(texts: Path, model: bool) -> None:
     assert missing_rows(request) == ([3] if model else [3, 4])
 
 
+def test_a_column_named_twice_counts_twice(texts: Path) -> None:
+    request, _ = encoded(texts, True, text=["about", "about"])
+    twice = pq.read_table(request.output)["text"].to_pylist()
+    encoded(texts, True, text=["about"], overwrite=True)
+    once = pq.read_table(request.output)["text"].to_pylist()
+    assert twice[2] == once[2]
+    assert twice[0] != once[0]
+
+
 def test_numbers_are_texts_and_said_to_be(texts: Path) -> None:
     request, found = encoded(texts, False, text=["about", "price"])
     assert "  numbers used as texts: price" in found.report(request)

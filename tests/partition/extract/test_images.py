@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,14 @@ def test_damaged_exif_keeps_the_picture() -> None:
         found = np.asarray(Picture(data=bytes(changed)).load())
         assert sorted(found.shape) == sorted(whole.shape)
         assert found.sum() == whole.sum()  # the same pixels, however they are turned
+
+
+def test_exif_that_cannot_be_read_keeps_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", fails)
+    assert Picture(data=with_exif("PNG")).load().size == (32, 24)  # not turned
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("deep"), ZeroDivisionError("by 0")])

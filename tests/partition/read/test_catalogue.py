@@ -103,10 +103,14 @@ REFUSED = {
     "item beyond the rows": Refused(
         folder(rows=[(0, 1, 0), (0, 4, 0)]),
         "features.missing",
-        "tiny/tiny.inter: column 'itemID', row 1 (line 3): item 4 ",
+        "tiny/tiny.inter: column 'itemID': 1 of 2 interactions are with an item that has no features "
+        "(tiny/image_feat.npy ends with row 3); first: row 1 (line 3), '4';",
+    ),
+    "item before the rows": Refused(
+        folder(rows=[(0, 1, 0), (0, -1, 0)]), "features.missing", "tiny/tiny.inter: column 'itemID': 1 of 2 "
     ),
     "item not in the table": Refused(
-        items(items_table("ab")), "features.missing", "log.csv: column 'item', row 2 (line 4): item 'c' "
+        items(items_table("ab")), "features.missing", "log.csv: column 'item': 2 of 6 interactions "
     ),
     "item twice in the table": Refused(
         items(items_table("abcb")), "ids.duplicate", "items.parquet: column 'item', row 3: 'b' "

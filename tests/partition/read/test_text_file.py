@@ -20,7 +20,7 @@ def rows(path: Path, content: str | bytes, name: str = "log.csv") -> list[dict[s
     file = path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     table = open_table(file)
-    return table.read(table.names, table.names).to_pylist()
+    return table.read(table.names).to_pylist()
 
 
 @pytest.fixture(params=[1 << 24, 16, 3], ids=["one chunk", "chunks of 16 bytes", "chunks of 3 bytes"])

@@ -40,24 +40,28 @@ NAMED = ["train", "train", "holdout", "test", "test", "test"]
 DATED = {"user": ["u"], "item": ["a"], "ts": pa.array([0], pa.timestamp("s"))}
 REFUSED = {
     "unknown split": Refused(
-        logged(split=[0, 1, 0, 7, 0, 0]), "split.label", "log.csv: column 'split', row 3 (line 5): unknown split '7'"
+        logged(split=[0, 1, 0, 7, 0, 0]),
+        "split.label",
+        "log.csv: column 'split': 1 of 6 split labels are unknown; first: row 3 (line 5), '7'",
     ),
     "unknown split by name": Refused(
-        logged(split=NAMED, suffix="arrow"), "split.label", "log.arrow: column 'split', row 2: unknown split 'holdout'"
+        logged(split=NAMED, suffix="arrow"),
+        "split.label",
+        "log.arrow: column 'split': 1 of 6 split labels are unknown; first: row 2, 'holdout'",
     ),
     "null split": Refused(
-        logged(split=[0, None, 0, 1, 0, 0], suffix="parquet"), "split.label", "log.parquet: column 'split', row 1: "
+        logged(split=[0, None, 0, 1, 0, 0], suffix="parquet"), "split.label", "log.parquet: column 'split': 1 of 6 "
     ),
     "null time": Refused(
         logged(time=[1, 2, 3, None, 5, 6], suffix="parquet"),
         "time.missing",
-        "log.parquet: column 'time', row 3: ",
+        "log.parquet: column 'time': 1 of 6 ",
         LAST,
     ),
     "NaN time": Refused(
         logged(time=[1, 2, 3, 4, 5, np.nan], suffix="parquet"),
         "time.missing",
-        "log.parquet: column 'time', row 5: ",
+        "log.parquet: column 'time': 1 of 6 ",
         LAST,
     ),
     "time as text": Refused(logged(time=["soon"] * 6), "time.type", "log.csv: column 'time': ", LAST),
