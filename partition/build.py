@@ -162,7 +162,9 @@ class _Preparation:
                 approximate_above=options.approximate_above,
                 cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
                 cooccurrence_weight=options.cooccurrence_weight,
+                missing=dataset.missing,
                 seed=options.seed,
+                threads=count(options.threads),
                 keep=keep,
             )
             exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"
@@ -177,7 +179,7 @@ class _Preparation:
         if not values or "reliability" in statistics:  # from an earlier run
             return
         with self._stages("similarity") as say:
-            found = reliability(values, *training, self._options.seed, self._work.folder)
+            found = reliability(values, *training, self._options.seed, self._work.folder, missing=dataset.missing)
             statistics.update(found)
             alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
             say(f"reliability {found['reliability']:.2f} ({alone})")
