@@ -141,6 +141,13 @@ def test_a_column_without_a_value(tmp_path: Path, role: str) -> None:
         open_log(open_table(path), roles, (), tmp_path / "work")
 
 
+def test_a_null_in_a_dictionary_is_a_missing_id(tmp_path: Path) -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int8()), pa.array(["a", None]))
+    path, roles = arrow_file(tmp_path / "log.arrow", values, "user")
+    with pytest.raises(InputError, match=r"2 of 3 rows have no user id; first: row 1$"):
+        open_log(open_table(path), roles, (), tmp_path / "work")
+
+
 @pytest.mark.parametrize("role", IDS)
 @pytest.mark.parametrize(
     ("values", "first"),
