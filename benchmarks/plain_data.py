@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cm3_dist.graph.shard import Adjacency, HeldOut, load_shard
 from cm3_dist.pipeline.item_features import ItemFeatures
+from partition.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ def load_plain(prepared: Path) -> PlainData:
     """Reads a prepared folder whole, padding left out.
 
     Raises:
-        InputError: a missing or torn file, by name.
+        InputError: a missing or torn file, by name; `benchmark.weighted`, the interactions have weights, which the
+            plain program does not know.
     """
     shard = load_shard(prepared, 0, 1)
     manifest = shard.manifest
+    if manifest.weighted:
+        message = "its interactions are weighted, and the plain program trains without weights; prepare them without"
+        raise InputError(f"{prepared}: {message}", "benchmark.weighted")
     sizes = [(part.users, part.items) for part in manifest.parts]
     user_rows = np.concatenate([p * manifest.user_stride + np.arange(u) for p, (u, _) in enumerate(sizes)])
     item_rows = np.concatenate([p * manifest.item_stride + np.arange(i) for p, (_, i) in enumerate(sizes)])

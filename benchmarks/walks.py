@@ -31,6 +31,7 @@ from cm3_dist.graph.shard import Shard, load_shard
 from cm3_dist.graph.sparse_ops import Csr
 from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.batch_sampler import BatchSampler
+from partition.errors import InputError
 from partition.folder import layout
 
 WALKS = [1, 2, 5, 10, 20, 50, 100]  # a node
@@ -53,9 +54,16 @@ class Measured:
 
 
 class Walks:
-    """Random walks over the whole bipartite training graph of one rank: users first, then items."""
+    """Random walks over the whole bipartite training graph of one rank: users first, then items.
+
+    Raises:
+        InputError: the interactions have weights: walks go to all neighbours alike.
+    """
 
     def __init__(self, shard: Shard) -> None:
+        if shard.manifest.weighted:
+            message = f"{shard.root}: its interactions are weighted, and walks go to all neighbours alike"
+            raise InputError(message, "benchmark.weighted")
         users = shard.user_rows
         to_user, to_item = shard.adjacency(layout.ITEM_TO_USER), shard.adjacency(layout.USER_TO_ITEM)
         self._indptr = np.concatenate([to_user.indptr, to_item.indptr[1:] + to_user.indptr[-1]])

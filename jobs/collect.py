@@ -90,6 +90,17 @@ def collect_finished(roots: list[Path]) -> tuple[list[Run], list[Path]]:
     return runs, unfinished
 
 
+def refuse_unevaluated(runs: Iterable[Run]) -> None:
+    """Refuses runs that nothing can be chosen by.
+
+    Raises:
+        InputError: `split.no-validation`, if there is one; the message names the first.
+    """
+    for run in runs:
+        message = "was not evaluated, because its data have no validation interactions; leave it out"
+        raise InputError(f"{run.folder}: {message}, or prepare with another --split", "split.no-validation")
+
+
 def by_data(runs: list[Run]) -> dict[str, list[Run]]:
     """Returns the runs per data set, in order of appearance."""
     found: dict[str, list[Run]] = {}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jobs.collect import Run
+from jobs.collect import Run, refuse_unevaluated
 from jobs.compare import Comparison, Group, choose_baseline, compare, group_runs, sensitivities
 from jobs.figures import sensitivity_curve, training_curves
 from partition.errors import InputError
@@ -38,9 +38,10 @@ def section(data: str, runs: list[Run], metric: str | None, baseline: str | None
     """Returns what the template needs for one data set.
 
     Raises:
-        InputError: the runs lack the metric, or no configuration is named `baseline`.
+        InputError: a run was not evaluated, the runs lack the metric, or no configuration is named `baseline`.
     """
     metric = metric or runs[0].settings["evaluate.monitor"]
+    refuse_unevaluated(run for run in runs if not run.metrics)
     if metric not in runs[0].metrics:
         raise InputError(
             f"--metric {metric}: not computed in {runs[0].folder}; there are {', '.join(runs[0].metrics)}",

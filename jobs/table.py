@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.collect import by_data, collect_finished
+from jobs.collect import by_data, collect_finished, refuse_unevaluated
 from jobs.command import command_line
 from jobs.compare import Group, choose_baseline, group_runs, paired_test
 
@@ -31,6 +31,7 @@ def table(
 ) -> None:
     """Print a Markdown table of finished runs."""
     found, _ = collect_finished(runs)
+    refuse_unevaluated(run for run in found if not run.content["validation"])
     studies = {data: group_runs(members) for data, members in by_data(found).items()}
     labels = {data: {group.label for group in groups} for data, groups in studies.items()}
     for data, groups in studies.items():

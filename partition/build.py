@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from partition import columns_on_disk as blocks
 from partition import stage_results as stored
 from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
@@ -21,6 +20,7 @@ from partition.read.catalogue import parse_features
 from partition.relational.engine import connect
 from partition.resume import Work, work_folder
 from partition.stages import Stages
+from partition.threads import count, limited
 from partition.transform.dataset import Dataset
 from partition.transform.reliability import reliability
 
@@ -44,7 +44,7 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
     command = options.model_dump(mode="json", exclude={"output", "overwrite", "threads", "memory"})
     files = [str(path) for _, path, _ in map(parse_features, options.features) if path is not None]
     places = [*options.input, *options.validation, *options.test, *files]
-    with work_folder(options.output, command, places) as work:
+    with work_folder(options.output, command, places) as work, limited(options.threads):
         check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
         stages.statistics.update(work.noted())
         _prepare(options, work, stages)
@@ -138,7 +138,7 @@ class _Preparation:
 
         with self._stages("parts", kept=work.has("parts.npz")) as say:
             found = stored.read_assignment(work.result("parts.npz", make))
-            inside = _share_inside(found, user, item)
+            inside = found.share_inside(user, item)
             say(f"{options.parts} by {method}, {inside:.0%} of the training interactions inside one")
         work.note(self._stages.statistics)
         return found
@@ -162,6 +162,7 @@ class _Preparation:
                 approximate_above=options.approximate_above,
                 cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
                 cooccurrence_weight=options.cooccurrence_weight,
+                missing=dataset.missing,
                 seed=options.seed,
                 keep=keep,
             )
@@ -177,7 +178,7 @@ class _Preparation:
         if not values or "reliability" in statistics:  # from an earlier run
             return
         with self._stages("similarity") as say:
-            found = reliability(values, *training, self._options.seed, self._work.folder)
+            found = reliability(values, *training, self._options.seed, self._work.folder, missing=dataset.missing)
             statistics.update(found)
             alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
             say(f"reliability {found['reliability']:.2f} ({alone})")
@@ -188,14 +189,10 @@ class _Preparation:
         work.note(statistics)
         with self._stages("write") as say:
             settings = options.model_dump(mode="json")
-            write_prepared(dataset, graph, assignment, options.output, settings, statistics, work)
+            write_prepared(
+                dataset, graph, assignment, options.output, settings, statistics, work, count(options.threads)
+            )
             say(str(options.output))
-
-
-def _share_inside(assignment: Assignment, user: np.ndarray, item: np.ndarray) -> float:
-    """Share of the training interactions whose user and item are in the same part."""
-    same = (assignment.user_part[user[rows]] == assignment.item_part[item[rows]] for rows in blocks.slices(len(user)))
-    return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from partition.errors import InputError, exit_with_one_line
+from partition.export.options import ExportOptions
 from partition.extract.request import Request
-from partition.options import BuildOptions, Options
+from partition.options import BuildOptions, Options, RecutOptions
 from partition.synthetic.options import SyntheticOptions
 
 Typed = TypeVar("Typed", bound=Options)
@@ -36,6 +37,22 @@ def build(options: BuildOptions) -> None:
 
     run(options)
     print(f"Next: python -m cm3_dist.train data.path={options.output}")
+
+
+def recut(options: RecutOptions) -> None:
+    """Cut a prepared folder into another number of parts, without reading the raw data again."""
+    from partition.recut import recut as run
+
+    run(options)
+    print(f"Next: python -m cm3_dist.train data.path={options.output}")
+
+
+def export(options: ExportOptions) -> None:
+    """Write the split and the features of a prepared folder for other programs, with your ids."""
+    from partition.export.run import export as run
+
+    for line in run(options):
+        print(line)
 
 
 def extract(request: Request) -> None:
@@ -128,6 +145,10 @@ _CONTEXT = _keyword("context", typer.Context)
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """One option of the command line."""
     extra: dict[str, Any] = field.json_schema_extra  # type: ignore[assignment]
+    if extra["argument"]:
+        return _keyword(
+            name, Annotated[field.annotation, typer.Argument(metavar=extra["metavar"], help=field.description)]
+        )
     option = typer.Option(
         f"--{name.replace('_', '-')}",  # given, so that a flag has no --no-flag
         help=field.description,
@@ -143,6 +164,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 app.command("build")(typed_command(BuildOptions, build, more="input"))
+app.command("recut")(typed_command(RecutOptions, recut))
+app.command("export")(typed_command(ExportOptions, export))
 app.command("extract")(typed_command(Request, extract))
 app.command("verify")(verify)
 app.command("stats")(stats)

@@ -28,6 +28,7 @@ def option(
     panel: str | None = None,
     metavar: str | None = None,
     as_text: bool = False,
+    argument: bool = False,
     **limits: Any,
 ) -> Any:
     """A field of an options model that is also an option of the command line.
@@ -38,9 +39,10 @@ def option(
         panel: heading in `--help` under which the option is listed.
         metavar: placeholder of the value in `--help`.
         as_text: the command line takes plain text, which the model parses.
+        argument: it is given by its place, without its name.
         **limits: bounds as of `pydantic.Field`: `ge`, `le`, `min_length`, ...
     """
-    command_line: Any = {"panel": panel, "metavar": metavar, "as_text": as_text}
+    command_line: Any = {"panel": panel, "metavar": metavar, "as_text": as_text, "argument": argument}
     return Field(default, description=help, json_schema_extra=command_line, **limits)
 
 
@@ -76,6 +78,16 @@ class CutMethod(Choice):
     METIS = "metis"
     STREAM = "stream"
     RANDOM = "random"
+
+
+class Missing(Choice):
+    """What becomes of items without features of a modality."""
+
+    REFUSE = "refuse"
+    ZEROS = "zeros"
+    MEAN = "mean"
+    DROP = "drop"
+    MASK = "mask"
 
 
 class Options(BaseModel):
@@ -178,6 +190,16 @@ class BuildOptions(Options):
     overwrite: bool = option(False, "Replace a prepared folder.")
 
 
+class RecutOptions(Options):
+    """Options of `python -m partition recut`."""
+
+    prepared: Path = option(help="Folder written by build.", metavar="PREPARED", argument=True)
+    output: Path = option(help="Folder to write.", metavar="NEW")
+    parts: int = option(help="Parts to cut the graph into.", ge=1)
+    method: CutMethod | None = option(None, "How parts are cut; by default as in the folder.")
+    overwrite: bool = option(False, "Replace a prepared folder.")
+
+
 def default_weights(modalities: Sequence[str]) -> dict[str, float]:
     """Weights of the modalities in the item graph: 0.1 for the image and 0.9 for the other of two, else equal.
 
@@ -229,12 +251,38 @@ def pca_dims(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
     return dims
 
 
+def missing_choices(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, Missing]:
+    """Parses `CHOICE` (for all modalities without one of their own) and `NAME=CHOICE`; by default items are refused.
+
+    Returns:
+        The choice of every modality.
+
+    Raises:
+        InputError: an unknown modality or choice.
+    """
+    found: dict[str | None, Missing] = {}
+    for text in texts:
+        name, choice = _named(text, "--missing", modalities)
+        try:
+            found[name] = Missing(choice)
+        except ValueError:
+            known = ", ".join(Missing)
+            raise InputError(f"--missing {text}: no choice {choice!r}; there are {known}", "option.missing") from None
+    return {name: found.get(name, found.get(None, Missing.REFUSE)) for name in modalities}
+
+
 def _named_number(text: str, option: str, modalities: Sequence[str]) -> tuple[str | None, float]:
-    name, equals, number = text.rpartition("=")
+    name, number = _named(text, option, modalities)
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(f"{option} {text}: {number!r} is not a number", "option.number") from None
+
+
+def _named(text: str, option: str, modalities: Sequence[str]) -> tuple[str | None, str]:
+    """Splits `[NAME=]VALUE`; None for the name if there is none."""
+    name, equals, value = text.rpartition("=")
     if equals and name not in modalities:
         known = ", ".join(modalities)
         raise InputError(f"{option} {text}: no modality {name!r}; there are {known}", "features.unknown")
-    try:
-        return name if equals else None, float(number)
-    except ValueError:
-        raise InputError(f"{option} {text}: {number!r} is not a number", "option.number") from None
+    return name if equals else None, value

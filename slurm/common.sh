@@ -21,20 +21,27 @@ log_to() {
     echo "== job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T'), $SLURM_JOB_NODELIST"
 }
 
+# Below 32768, where Linux begins to take ports for outgoing connections: torchrun binds it only seconds later.
 free_port() {
-    "${python[@]}" -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])'
+    local port=$((12000 + SLURM_JOB_ID % 8000))
+    while (exec 3<> "/dev/tcp/localhost/$port") 2> /dev/null; do port=$((port + 1)); done
+    echo "$port"
 }
 
 # Trains with the given arguments of cm3_dist.train: one torchrun per node, which meet at the job's first node. When Slurm
 # warns the job (time limit, preemption), the ranks save a checkpoint; then the job is requeued and resumes from it.
 train() {
     local gpus=${SLURM_GPUS_ON_NODE:-0} nodes=$SLURM_JOB_NUM_NODES hosts ranks cpus status=0 warned=''
-    local torchrun options site_options
+    local torchrun options site_options first
     ranks=${CM3_RANKS:-$((gpus > 0 ? gpus : 1))}
     hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    first=${MASTER_ADDR:-${hosts%%$'\n'*}}
+    [ "$nodes" -gt 1 ] || first=localhost                   # a machine alone need not know its own name
     torchrun=(-m torch.distributed.run "--nnodes=$nodes" "--nproc_per_node=$ranks"
-        --rdzv_backend=c10d "--rdzv_id=$job" "--rdzv_endpoint=${MASTER_ADDR:-${hosts%%$'\n'*}}:${MASTER_PORT:-$(free_port)}"
-        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" "--shutdown-timeout=${CM3_GRACE:-240}"
+        --rdzv_backend=c10d "--rdzv_id=$job" "--rdzv_endpoint=$first:${MASTER_PORT:-$(free_port)}")
+    # Else torchrun gives the others the name of its machine, and they wait for ten minutes where it does not resolve.
+    [ "$first" != localhost ] || torchrun+=(--local_addr=localhost)
+    torchrun+=("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" "--shutdown-timeout=${CM3_GRACE:-240}"
         -m cm3_dist.train "$@" --resume auto)
     # One task per node, even if the job asked for more; it gets their CPUs. If one node fails, the others stop at once.
     options=(--label --kill-on-bad-exit=1 "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1)

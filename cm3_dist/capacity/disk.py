@@ -10,8 +10,8 @@ from partition.cut.streaming import METIS_EDGES
 from partition.folder import layout
 from partition.folder.manifest import Manifest
 
-INT32, INT64, FLOAT = 4, 8, 4
-ID_BYTES = {"int64": INT64, "string": 16}  # an id that is text: about
+INT32, INT64, FLOAT, FLOAT64 = 4, 8, 4, 8
+ID_BYTES = {"int64": INT64, "string": 20}  # an id that is text: about
 APPROXIMATE_ABOVE = 200_000  # items from which the item graph is searched approximately
 # One process on two cores, measured at 15M and 42M interactions (docs/scale.md). Seconds: an interaction to read,
 # clean, split, cut and write; exact search per pair and feature value; approximate search, and copying, per value.
@@ -33,8 +33,9 @@ def prepared_bytes(scenario: Scenario, loads: list[RankLoad]) -> dict[str, float
     edges = sum(load.user_from_item.edges + load.item_from_user.edges for load in loads)
     similar = sum(load.similar.edges for load in loads)
     nodes = sum(load.part_nodes - load.items - load.similar.halo.received for load in loads)
+    weights = FLOAT * edges + FLOAT64 * nodes if manifest.weighted else 0.0
     return {
-        "graph": 2 * INT64 * edges + (INT64 + INT32) * nodes,
+        "graph": 2 * INT64 * edges + (INT64 + INT32) * nodes + weights,
         "item graph": (INT64 + FLOAT) * similar + INT64 * manifest.items,
         "features": scenario.feature_bytes(manifest.items),
         "held-out": 2.0 * INT64 * (manifest.validation + manifest.test),
@@ -48,6 +49,7 @@ def folder_bytes(root: Path, manifest: Manifest) -> dict[str, float]:
     kinds = {layout.GRAPH: "graph", layout.ITEM_GRAPH: "item graph", layout.USERS: "ids", layout.ITEMS: "ids"}
     kinds |= dict.fromkeys(layout.HELD_OUT.values(), "held-out")
     kinds |= {layout.features_file(modality.name): "features" for modality in manifest.modalities}
+    kinds |= {layout.missing_file(modality.name): "features" for modality in manifest.modalities if modality.masked}
     sizes = dict.fromkeys(kinds.values(), 0.0)
     for part in range(manifest.num_parts):
         for name, kind in kinds.items():

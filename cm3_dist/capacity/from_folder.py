@@ -92,7 +92,8 @@ def _count(root: Path, manifest: Manifest, parts: range, ranks: int) -> _Count:
     held_out: dict[str, list[np.ndarray]] = {split: [] for split in layout.HELD_OUT}
     for part in parts:
         folder = layout.part_dir(root, part)
-        graph, similar = read_graph(folder / layout.GRAPH), read_similar(folder / layout.ITEM_GRAPH)
+        graph = read_graph(folder / layout.GRAPH, manifest.weighted)
+        similar = read_similar(folder / layout.ITEM_GRAPH)
         for relation, (source, _) in graph.edges.items():
             edges[relation[2]] += len(source)
         edges["similar"] += len(similar.neighbour)

@@ -17,7 +17,7 @@ from cm3_dist.ranking.full_ranking import METRIC_BLOCK
 
 Place = Literal["host", "device"]
 Phase = Literal["always", "load", "step", "evaluation"]
-INT64, INT32, FLOAT, MIB = 8, 4, 4, 2**20
+INT64, INT32, FLOAT64, FLOAT, MIB = 8, 4, 8, 4, 2**20
 EDGE = INT64 + FLOAT  # of a CSR matrix: index and value
 PART_EDGE = INT32 + FLOAT  # of a part: source, value
 # Anonymous memory of a process before it loads anything (Python, torch, TorchRec) and after its first steps (thread
@@ -64,13 +64,14 @@ def rank_memory(
         Entry("encoder and its optimizer", dense, place, "always"),
         Entry("features, resident", scenario.feature_bytes(load.item_rows) if exact else 0, place, "always"),
         Entry("graph: parts", _parts(load), "host", "always"),
+        Entry("graph: weights", _weights(scenario, load), "host", "always"),
         # In sampled mode the exact operator is made for each evaluation, without the item graph's transpose.
         Entry("graph: operator", operator, "host", "always" if exact else "evaluation"),
         Entry("operator on the device", operator if cuda else 0, "device", "always" if exact else "evaluation"),
         Entry("positives and their order", _batches(scenario, load), "host", "always"),
         Entry("row numbers and degrees", 3 * INT64 * (load.user_rows + load.item_rows), "host", "always"),
         Entry("held-out interactions", _held_out(load), "host", "always"),
-        Entry("loading the parts", _loading(load, exact), "host", "load"),
+        Entry("loading the parts", _weights(scenario, load) + _loading(load, exact), "host", "load"),
         Entry("plans ahead", (scenario.settings.machine.prefetch + 2) * plan, "host", "step"),
         Entry("plan on the device", plan if cuda else 0, "device", "step"),
         Entry("planning", _planning(load, step, exact), "host", "step"),
@@ -103,6 +104,11 @@ def _parts(load: RankLoad) -> float:
     """The parts' own edges and row numbers, and the items of each user."""
     edges, starts = sum(relation.edges for relation in load.relations), 2 * (load.user_rows + load.item_rows)
     return PART_EDGE * edges + INT64 * (load.part_nodes + starts) + INT32 * load.user_from_item.edges
+
+
+def _weights(scenario: Scenario, load: RankLoad) -> float:
+    """The weight of every positive, and the weighted degrees of the items."""
+    return FLOAT * load.user_from_item.edges + FLOAT64 * load.items if scenario.manifest.weighted else 0.0
 
 
 def _loading(load: RankLoad, exact: bool) -> float:

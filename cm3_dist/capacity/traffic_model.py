@@ -28,6 +28,8 @@ def step_bytes(scenario: Scenario, step: RankStep, usage: Usage) -> dict[str, fl
     reached = step.relations if sampled else []
     requested = 2 * step.requested + step.positive_halo.received + sum(layer.halo.received for layer in reached)
     sums = 2 * summed((4 + ranks) * FLOAT64, ranks) + (summed(ID, ranks) if sampled else 0)
+    if scenario.manifest.weighted:  # the weights of the step's positives, one sum per part
+        sums += summed(scenario.manifest.num_parts * FLOAT64, ranks)
     looked_up = 0 if can_update(scenario.settings.tables) else len(tables(scenario.manifest, scenario.settings))
     return {
         "ids": ID * ((2 + len(reached)) * (ranks - 1) + requested),

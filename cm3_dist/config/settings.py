@@ -56,7 +56,9 @@ class Train(_Section):
     epochs: Positive = Field(default=1000, description="maximum number of epochs")
     batch_size: Positive = Field(default=2048, description="positives per step, over all ranks")
     max_steps: Positive | None = Field(default=None, description="stop after this many steps")
-    patience: Positive = Field(default=10, description="stop after this many evaluations without improvement")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        default=10, description="stop after this many evaluations without improvement; 0: train all epochs"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(default=2025, description="seed of all random choices")
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",

@@ -75,11 +75,11 @@ def item_knn(model: TrainedModel, task: Task, neighbours: int = NEIGHBOURS) -> R
 
 
 def _training(model: TrainedModel) -> sp.csr_array:
-    """[user rows, item rows] of ones."""
+    """[user rows, item rows] of ones: interactions are not weighted."""
     manifest = model.manifest
     users, items = [], []
     for part in range(manifest.num_parts):
-        graph = read_graph(layout.part_dir(model.shard.root, part) / layout.GRAPH)
+        graph = read_graph(layout.part_dir(model.shard.root, part) / layout.GRAPH, manifest.weighted)
         source, destination = graph.edges[layout.ITEM_TO_USER]
         users.append(graph.row["user"][destination])
         items.append(graph.row["item"][source])

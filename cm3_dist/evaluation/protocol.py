@@ -79,7 +79,10 @@ def evaluation_task(model: TrainedModel, split: str, cold: bool) -> Task:
     dist.all_reduce(total, group=model.runtime.control)
     if not total:
         kind = " with an item that has no training interaction" if only_cold else ""
-        raise InputError(f"{shard.root}: no user has a held-out {split} interaction{kind}", "evaluation.empty")
+        other = "test" if split == "validation" else "validation"
+        remedy = f"use --split {other}" if getattr(model.manifest, other) else "prepare with another --split"
+        message = f"{shard.root}: no user has a held-out {split} interaction{kind}"
+        raise InputError(message if only_cold else f"{message}; {remedy}", "evaluation.empty")
     is_candidate = _gather_items(model, candidates.numpy().astype(np.int64)) > 0
     return Task(users, relevant, shard.seen(users), candidates, degree, is_candidate, model.settings.evaluate.ks)
 

@@ -29,6 +29,13 @@ class Edges:
 class PartGraph:
     """One part's in-edges: training interactions, normalised with full-graph degrees, and the item graph.
 
+    With weights of interactions, w / sqrt(D_u D_i) is the value of an edge of weight w, where D is the weighted degree.
+
+    Attributes:
+        part: its number.
+        weight: [n] float32 weights of the in-edges of the part's users, in the order of `edges`; None: all weigh 1.
+        item_weighted_degree: [items] float64 of the part's items in the full graph; None: their degrees.
+
     Raises:
         InputError: a file is missing or damaged.
     """
@@ -37,16 +44,22 @@ class PartGraph:
         self.part = part
         folder = layout.part_dir(root, part)
         self._first = {USER: part * manifest.user_stride, ITEM: part * manifest.item_stride}
-        stored = read_graph(folder / layout.GRAPH)
-        root_degree = {kind: 1 / np.sqrt(np.maximum(degree, 1)) for kind, degree in stored.degree.items()}
+        stored = read_graph(folder / layout.GRAPH, manifest.weighted)
+        weights = stored.weights
+        degrees = stored.degree if weights is None else weights.degree
+        root_degree = {kind: 1 / np.sqrt(np.where(degree > 0, degree, 1)) for kind, degree in degrees.items()}
         sizes = {USER: manifest.parts[part].users, ITEM: manifest.parts[part].items}
         self._in_edges = {SIMILAR: _similar(folder / layout.ITEM_GRAPH, self._first[ITEM])}
         for relation, (source, destination) in stored.edges.items():  # sorted by destination, then source
             value = root_degree[relation[0]][source] * root_degree[relation[2]][destination]
+            if weights is not None:
+                value *= weights.edge[relation]
             indptr = np.zeros(sizes[relation[2]] + 1, np.int64)
             np.cumsum(np.bincount(destination, minlength=len(indptr) - 1), out=indptr[1:])
             rows = stored.row[relation[0]]
             self._in_edges[relation] = _InEdges.of(indptr, source, value.astype(np.float32), rows)
+        self.weight = None if weights is None else weights.edge[layout.ITEM_TO_USER]
+        self.item_weighted_degree = None if weights is None else weights.degree[ITEM][: sizes[ITEM]].copy()
 
     def edges(self, relation: tuple[str, str, str]) -> Edges:
         """All in-edges of one relation. Destinations are global rows."""

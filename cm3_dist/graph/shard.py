@@ -97,6 +97,15 @@ class Shard:
             first, rows = self.first_item, self.item_rows
         return _adjacency([graph.edges(relation) for graph in self.graphs], first, rows)
 
+    @property
+    def item_weighted_degree(self) -> np.ndarray:
+        """[item rows] float64: sum of the weights of an item's training interactions; the degree if all weigh 1."""
+        degree = self.item_degree.astype(np.float64)
+        for rows, graph in zip(np.split(degree, len(self.graphs)), self.graphs, strict=True):
+            if graph.item_weighted_degree is not None:
+                rows[: len(graph.item_weighted_degree)] = graph.item_weighted_degree
+        return degree
+
     @cached_property
     def user_from_item(self) -> Adjacency:
         """In-edges of the users, built on first use and kept. Training does not use it."""
@@ -119,7 +128,7 @@ def own_parts(manifest: Manifest, root: Path, rank: int, world_size: int) -> ran
         fit = ", ".join(str(w) for w in range(1, parts + 1) if parts % w == 0)
         raise InputError(
             f"{root / layout.MANIFEST}: {parts} parts cannot be shared by {world_size} ranks; use "
-            f"--nproc_per_node with one of {fit}, or prepare again with --parts {world_size}",
+            f"--nproc_per_node with one of {fit}, or python -m partition recut --parts {world_size}",
             "data.world-size",
         )
     share = parts // world_size

@@ -9,6 +9,9 @@ The rule takes the geometric mean of the degrees over all interactions:
 
     gamma = exp(sum_i g_i log g_i / sum_i g_i) / (mean g) / t                mean g over the items with interactions
 
+With weights of interactions, g is the weighted degree: an item is pulled in proportion to it. Scaling all weights by
+one factor changes nothing.
+
 If items are not pushed equally, because there is no item term or its pairs are weighted by popularity, gamma = 1/t.
 The rule was chosen on two data sets; docs/findings.md reports how well it works.
 """
@@ -40,11 +43,13 @@ def auto_gamma(settings: Settings, shard: Shard, runtime: Runtime) -> float:
 def degree_sums(shard: Shard) -> torch.Tensor:
     """Sums over the trained items of each part: g log g, g and 1. [parts, 3] float64; 0 for parts of other ranks.
 
+    g is the weighted degree; without weights the degree.
+
     One row per part, so that the total is the same to the last bit for any number of ranks.
     """
     sums = torch.zeros(shard.manifest.num_parts, 3, dtype=torch.float64)
-    for part, all_rows in zip(shard.parts, np.split(shard.item_degree, len(shard.parts)), strict=True):
-        degree = all_rows[all_rows > 0].astype(np.float64)
+    for part, all_rows in zip(shard.parts, np.split(shard.item_weighted_degree, len(shard.parts)), strict=True):
+        degree = all_rows[all_rows > 0]
         sums[part] = torch.tensor([(degree * np.log(degree)).sum(), degree.sum(), len(degree)], dtype=torch.float64)
     return sums
 

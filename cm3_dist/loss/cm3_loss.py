@@ -1,5 +1,7 @@
 """The loss of a step: alignment + gamma/2 (user uniformity + item uniformity), over the global batch (docs/model.md).
 
+Alignment is a mean over the positives, weighted by their interactions' weights: `plan.positive_weight` sums to 1.
+
 Shapes: n users and m items of the batch that this rank owns, b positives of its users, C channels of width d, k items
 in the item uniformity term.
 """

@@ -12,6 +12,7 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.graph.shard import HeldOut, Shard
 from cm3_dist.model.item_encoder import ItemEncoder
+from cm3_dist.model.presence import presence
 from cm3_dist.monitoring.health_rules import ColdItems, Fusion, Signs, warnings
 from cm3_dist.monitoring.monitor import Monitor
 from cm3_dist.pipeline.item_features import ItemFeatures
@@ -52,16 +53,17 @@ class HealthCheck:
         self._items = np.flatnonzero(shard.is_item)
         self._cold = cold_held_out(shard, validation, runtime)
 
-    def after_evaluation(self, step: int, epoch: int, rows: tuple[Tensor, Tensor]) -> None:
+    def after_evaluation(self, step: int, epoch: int, rows: tuple[Tensor, Tensor] | None) -> None:
         """Writes health scalars and shows new warnings. Collective.
 
         Args:
             step: steps done.
             epoch: of the last step.
-            rows: final user and item rows of this rank, [., width] each.
+            rows: final user and item rows of this rank, [., width] each; None if nothing was evaluated, for lack of
+                validation interactions.
         """
         fusion = inspect_fusion(self._items, self._features, self._encoder, self._runtime)
-        cold = self._rank_cold(rows)
+        cold = None if rows is None else self._rank_cold(rows)
         scalars = {
             "health/off_sphere": sum(fusion.off_sphere.values()) / max(1, fusion.items * len(fusion.largest)),
             "health/fused_cosine": fusion.cosine,
@@ -122,7 +124,8 @@ def inspect_fusion(items: np.ndarray, features: ItemFeatures, encoder: ItemEncod
     chosen = items[np.linspace(0, len(items) - 1, min(len(items), SAMPLE)).astype(np.int64)]
     inputs = {name: rows.to(device) for name, rows in features.gather(chosen).items()}
     points = encoder.points(inputs, torch.float32)
-    fused = encoder.fuse(points, torch.full((len(chosen),), 0.5, device=device))
+    missing = {name: mask.to(device) for name, mask in features.missing(chosen).items()}
+    fused = encoder.fuse(points, torch.full((len(chosen),), 0.5, device=device), presence(points, missing))
     off_sphere = [~((rows.norm(dim=1) - 1).abs() <= TOLERANCE) for rows in points.values()]
     counts = torch.tensor([*(int(off.sum()) for off in off_sphere), len(chosen)], dtype=torch.float64, device=device)
     total = fused.double().sum(0)

@@ -17,20 +17,11 @@ def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
         metrics: path of metrics.json, in the run folder.
         best: path of the best checkpoint.
     """
-    split = "test" if content["test"] else "validation"
-    rows = {"CM3": content[split], **content["baselines"]}
-    table = Table(
-        title=f"{split}, full ranking, at the best validation epoch ({content['best_epoch']})", title_justify="left"
-    )
-    table.add_column("")
-    for label in rows:
-        table.add_column(label, justify="right", style="bold" if label == "CM3" else None)
-    for name in content[split]:
-        if name.startswith(("recall", "ndcg")):
-            title = name.replace("recall", "Recall").replace("ndcg", "NDCG")
-            table.add_row(title, *(f"{values[name]:.4f}" for values in rows.values()))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    if content["evaluated"]:
+        console.print(_table(content))
+    else:
+        console.print("nothing was evaluated: the data have neither validation nor test interactions")
     folder = metrics.parent
     settings, more = folder / "settings.yaml", 2 * content["epochs"]
     console.print(
@@ -41,3 +32,18 @@ def print_result(content: dict[str, Any], metrics: Path, best: Path) -> None:
         f"use it       python -m cm3_dist.recommend {folder} --out lists.parquet\n"
         f"train on     python -m cm3_dist.train --config {settings} --resume train.epochs={more}"
     )
+
+
+def _table(content: dict[str, Any]) -> Table:
+    split = content["evaluated"][-1]
+    rows = {"CM3": content[split], **content["baselines"]}
+    when = "at the best validation epoch" if "validation" in content["evaluated"] else "after the last epoch"
+    table = Table(title=f"{split}, full ranking, {when} ({content['best_epoch']})", title_justify="left")
+    table.add_column("")
+    for label in rows:
+        table.add_column(label, justify="right", style="bold" if label == "CM3" else None)
+    for name in content[split]:
+        if name.startswith(("recall", "ndcg")):
+            title = name.replace("recall", "Recall").replace("ndcg", "NDCG")
+            table.add_row(title, *(f"{values[name]:.4f}" for values in rows.values()))
+    return table

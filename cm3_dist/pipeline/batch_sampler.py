@@ -27,6 +27,7 @@ class Batch:
     user: np.ndarray  # [b] int64 local rows
     positive: np.ndarray  # [b] int64 global item rows
     negative: np.ndarray  # [b] int64 global item rows; empty if the positives are also the negatives
+    weight: np.ndarray | None = None  # [b] float32 weight of each positive; None: all weigh 1
 
 
 class BatchSampler:
@@ -85,18 +86,24 @@ class BatchSampler:
             yield self._step(orders, epoch, step)
 
     def _step(self, orders: list[np.ndarray], epoch: int, step: int) -> Batch:
-        users, positives, negatives = [], [], []
-        for part, order in zip(self._shard.parts, orders, strict=True):
+        users, positives, negatives, weights = [], [], [], []
+        parts = zip(self._shard.parts, self._shard.graphs, orders, self._starts[:-1], strict=True)
+        for part, graph, order, first in parts:
             begin, end = _cut(len(order), step, self.steps)
             chosen = order[begin:end]
             user = self._user[chosen].astype(np.int64)
             users.append(user)
             positives.append(self._shard.interactions.item[chosen].astype(np.int64))
+            if graph.weight is not None:
+                weights.append(graph.weight[chosen - first])
             if self._negatives != "in_batch":
                 negatives.append(self._draw(user, part, generator(Stream.NEGATIVES, self._seed, epoch, step, part)))
         empty = np.empty(0, np.int64)
         return Batch(
-            np.concatenate(users), np.concatenate(positives), np.concatenate(negatives) if negatives else empty
+            np.concatenate(users),
+            np.concatenate(positives),
+            np.concatenate(negatives) if negatives else empty,
+            np.concatenate(weights) if weights else None,
         )
 
     def _draw(self, user: np.ndarray, part: int, rng: np.random.Generator) -> np.ndarray:

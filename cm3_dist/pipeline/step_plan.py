@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class Inputs:
     features: dict[str, Tensor]  # modality -> [m, d_m]
     curve: Tensor  # [m] float32: the curve parameter of every item
     whole: bool  # `users` and `items` are all rows of this rank, in order
+    missing: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # modality -> [m] bool: items that lack it (--missing mask)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class StepPlan:
     items: Tensor | None  # [m] int64: the same for the items that any rank's batch contains
     positive_user: Tensor  # [b] int64: index of every positive's user in `users`
     positive_item: Tensor  # [b] int64: index of every positive in [`items`; fetched items]
-    positive_weight: Tensor  # [b] float32: 1 / size; 0 for padding
+    positive_weight: Tensor  # [b] float32, which sums to 1 over all ranks; 0 for padding
     exchange: Exchange  # fetches positives that other ranks own
     user_pairs: Pairs
     item_pairs: Pairs

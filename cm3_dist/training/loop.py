@@ -73,7 +73,7 @@ class TrainingLoop:
         )
         self._stop_signal = stack.enter_context(StopSignal(settings.run, runtime, self._failed))
         self._trainer = Trainer(settings, runtime)
-        agree_on_error(runtime, lambda: check_splits(self._trainer.manifest))
+        agree_on_error(runtime, lambda: check_splits(self._trainer.manifest, settings))
         self._progress = Progress()
         if resume:
             self._progress = resume_from(self._trainer, self._checkpoints, whole=resume is Resume.AUTO)
@@ -106,7 +106,7 @@ class TrainingLoop:
         )
 
     def best(self) -> Path:
-        """The checkpoint of the best evaluation."""
+        """The checkpoint of the best evaluation, or without validation interactions the last one."""
         best = self._checkpoints.best()
         assert best is not None
         return best
@@ -124,7 +124,7 @@ class TrainingLoop:
                 self._checkpoints.wait()
                 raise Interrupted(stop, progress.step, path.name)
             if progress.step > progress.evaluated_at and self._evaluation_is_due():
-                self._save(best=self._validate())
+                self._save(best=self._validate() if self._trainer.manifest.validation else self._take_last())
             if progress.step >= self._limit or progress.exhausted(self._settings.train.patience):
                 self._checkpoints.wait()
                 return
@@ -132,17 +132,18 @@ class TrainingLoop:
 
     def test(self, best: Path) -> dict[str, Any]:
         """Metrics of the checkpoint `best` on the test split, next to the baselines, and what the run was."""
-        trainer, progress = self._trainer, self._progress
+        trainer, progress, manifest = self._trainer, self._progress, self._trainer.manifest
         restore(trainer, self._checkpoints, best)
-        test = trainer.evaluator.rank(trainer.final_rows(), "test") if trainer.manifest.test else {}
+        test = trainer.evaluator.rank(trainer.final_rows(), "test") if manifest.test else {}
         if test:
-            self.monitor.evaluation(
-                progress.step, progress.best_epoch, "test", test, "  (at the best validation epoch)"
-            )
+            note = "  (at the best validation epoch)" if manifest.validation else "  (after the last epoch)"
+            self.monitor.evaluation(progress.step, progress.best_epoch, "test", test, note)
+        evaluated = [split for split in ("validation", "test") if getattr(manifest, split)]
         return {
             "validation": progress.best_metrics,
             "test": test,
-            "baselines": trainer.evaluator.baselines("test" if test else "validation"),
+            "evaluated": evaluated,
+            "baselines": trainer.evaluator.baselines(evaluated[-1]) if evaluated else {},
             "best_epoch": progress.best_epoch,
             "epochs": -(-progress.step // self._steps),
             "steps": progress.step,
@@ -216,6 +217,14 @@ class TrainingLoop:
         seconds = self._timer.take()["evaluate"]
         self.monitor.scalars(progress.step, {"time/evaluate": seconds, "traffic/evaluate_mib": sent})
         return better
+
+    def _take_last(self) -> bool:
+        """Takes the state after the steps done so far for the best: without validation interactions the last one is."""
+        progress = self._progress
+        epoch = (progress.step - 1) // self._steps
+        self._health.after_evaluation(progress.step, epoch, None)
+        progress.unevaluated(epoch)
+        return True
 
     def _save(self, *, best: bool = False) -> Path:
         self.monitor.flush()

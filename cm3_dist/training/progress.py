@@ -19,7 +19,7 @@ class Progress:
     """Steps done, and the best evaluation so far."""
 
     step: int = 0  # done over the whole run, which is also the number of the next one
-    best_epoch: int = -1
+    best_epoch: int = -1  # without validation interactions the last one that ended in a checkpoint
     best_metrics: dict[str, float] = field(default_factory=dict)  # validation
     without_better: int = 0  # evaluations since the best one
     evaluated_at: int = (
@@ -35,9 +35,13 @@ class Progress:
         self.best_epoch, self.best_metrics, self.without_better = epoch, metrics, 0
         return True
 
+    def unevaluated(self, epoch: int) -> None:
+        """Records that the model is the state after `epoch`: there are no validation interactions to judge it by."""
+        self.evaluated_at, self.best_epoch = self.step, epoch
+
     def exhausted(self, patience: int) -> bool:
-        """Whether the last `patience` evaluations brought no improvement."""
-        return self.without_better >= patience
+        """Whether the last `patience` evaluations brought no improvement; a patience of 0 has no end."""
+        return 0 < patience <= self.without_better
 
     def plain(self) -> dict[str, Any]:
         """The progress as a dict of JSON types."""

@@ -157,8 +157,9 @@ class Trainer:
         m = self.manifest
         modalities = ", ".join(f"{modality.name} {modality.dim}" for modality in m.modalities)
         device, world_size = self.runtime.device.type, self.runtime.world_size
+        kind = "weighted training" if m.weighted else "training"
         line = (
-            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} training interactions; "
+            f"{m.name}: {m.users:,} users, {m.items:,} items ({modalities}), {m.train:,} {kind} interactions; "
             f"{m.num_parts} parts on {world_size} rank(s), {device}; "
             f"{self.mode} propagation, {self.settings.negatives} negatives, {self.batches.steps} steps per epoch"
         )
@@ -178,14 +179,15 @@ class Trainer:
         return self.model.final_rows(self.features, self._users, self._items, operator)
 
 
-def check_splits(manifest: Manifest) -> None:
-    """Checks that the data have a validation split.
+def check_splits(manifest: Manifest, settings: Settings) -> None:
+    """Checks that the data have a validation split, if the settings need one.
 
     Raises:
-        InputError: they have none.
+        InputError: `split.no-validation`, they stop early, but have none.
     """
-    if manifest.validation == 0:
+    if manifest.validation == 0 and settings.train.patience > 0:
         raise InputError(
-            f"{manifest.name}: no validation interactions, so no best epoch; prepare with another --split",
-            "data.no-validation",
+            f"{manifest.name}: no validation interactions to stop by; set train.patience=0 and train.epochs to train "
+            "on everything for a fixed number of epochs, or prepare with a --split that has validation",
+            "split.no-validation",
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from partition import columns_on_disk as blocks
 from partition.cut.metis import metis_parts
 from partition.cut.streaming import METIS_EDGES, stream_parts
 from partition.errors import InputError
@@ -19,6 +20,11 @@ class Assignment:
 
     user_part: np.ndarray  # [users] int32
     item_part: np.ndarray  # [items] int32
+
+    def share_inside(self, user: np.ndarray, item: np.ndarray) -> float:
+        """Share of the interactions [E] whose user and item are in the same part."""
+        same = (self.user_part[user[rows]] == self.item_part[item[rows]] for rows in blocks.slices(len(user)))
+        return sum(int(np.count_nonzero(block)) for block in same) / len(user)
 
 
 def assign_parts(
@@ -90,8 +96,9 @@ def _by_metis(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parts of users [users] and items [items]; -1 for those without an interaction, which METIS does not get."""
     user_part, item_part = np.full(users, -1, np.int32), np.full(items, -1, np.int32)
-    trained_users, user_node = np.unique(user, return_inverse=True)
-    trained_items, item_node = np.unique(item, return_inverse=True)
+    trained_users, trained_items = (np.flatnonzero(blocks.counts(column)) for column in (user, item))
+    user_node = blocks.positions(user, trained_users, users).astype(np.int64)
+    item_node = blocks.positions(item, trained_items, items).astype(np.int64)
     part = metis_parts(user_node, item_node, len(trained_users), len(trained_items), parts, scratch)
     user_part[trained_users], item_part[trained_items] = np.split(part, [len(trained_users)])
     return user_part, item_part

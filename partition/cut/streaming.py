@@ -96,7 +96,7 @@ def stream_parts(
     # First users come in any order, and an item follows its first user.
     for nodes in _blocks(by_user.nodes, step, rng, "parts, first pass"):
         by_user.place(nodes, by_item.part)
-        touched = np.unique(by_user.neighbours(nodes)[1])
+        touched = blocks.distinct(by_user.neighbours(nodes)[1])
         touched = touched[by_item.part[touched] < 0]
         if len(touched):
             by_item.place(touched, by_user.part)

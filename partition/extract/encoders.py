@@ -251,19 +251,21 @@ def _with_padding(tokenizer: Any) -> Any:
 
 
 def _pooled(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """[n, d] rows of hidden states [n, tokens, d] with mask [n, tokens]."""
+    """[n, d] rows of hidden states [n, tokens, d] with mask [n, tokens]; NaN for an item without a token."""
     import torch
 
+    inside = mask.bool()
     if pooling == Pooling.MEAN:
         weights = mask.to(hidden.dtype)[..., None]
-        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
-    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    inside = mask.bool()
-    if pooling == Pooling.FIRST:
-        chosen = places.masked_fill(~inside, mask.shape[1]).amin(1)
+        rows = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     else:
-        chosen = places.masked_fill(~inside, -1).amax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        if pooling == Pooling.FIRST:
+            chosen = places.masked_fill(~inside, mask.shape[1] - 1).amin(1)
+        else:
+            chosen = places.masked_fill(~inside, 0).amax(1)
+        rows = hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+    return rows.masked_fill(~inside.any(1, keepdim=True), torch.nan)
 
 
 def _refused(request: Request, model: str, given: str) -> InputError:

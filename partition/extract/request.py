@@ -40,7 +40,7 @@ class Dtype(Choice):
 
 
 class Fill(Choice):
-    """Row of an item with nothing to encode."""
+    """Row of an item that has none of its own."""
 
     ZEROS = "zeros"
     MEAN = "mean"
@@ -87,7 +87,9 @@ class Request(Options):
     seed: int = option(SEED, "Seed of the SVD.", panel=MODEL, ge=0)
     name: str | None = option(None, "Name of the modality; by default text, image or multimodal.", panel=OUTPUT)
     dtype: Dtype = option(Dtype.FLOAT32, "Precision of the rows.", panel=OUTPUT)
-    fill: Fill = option(Fill.ZEROS, "Row of an item without text or image; it is also marked as missing.", panel=OUTPUT)
+    fill: Fill = option(
+        Fill.ZEROS, "Row of an item that cannot be encoded; it is also marked as missing.", panel=OUTPUT
+    )
     overwrite: bool = option(False, "Replace the output.", panel=OUTPUT)
 
     @property
@@ -100,6 +102,11 @@ class Request(Options):
     def beside(self) -> Path:
         """The JSON file that describes the rows."""
         return self.output.with_name(f"{self.output.name}.json")
+
+    @property
+    def characters(self) -> int:
+        """Longest text that a model gets: far more than its tokens need, but no gigabytes for one item."""
+        return max(100_000, 50 * (self.max_tokens or 0))
 
     @property
     def source(self) -> dict[str, Any]:
@@ -125,4 +132,4 @@ class Request(Options):
     def decides(self) -> dict[str, Any]:
         """The options on which the rows depend, JSON; not the batch size, which may be reduced when memory runs out."""
         left_out = {"output", "overwrite", "batch_size", "device", "dtype", "fill", "name"}
-        return {"extract": self.model_dump(mode="json", exclude=left_out), "block": BLOCK}
+        return {"extract": self.model_dump(mode="json", exclude=left_out), "block": BLOCK, "format": 2}

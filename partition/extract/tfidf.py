@@ -25,14 +25,14 @@ class TfIdf:
     components: np.ndarray  # [d, t] float64
     explained: float  # share of the variance of the TF-IDF rows that is kept
 
-    def encode(self, texts: list[str]) -> np.ndarray:
-        """[texts, d] float32."""
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [texts, d] float32, and whether a text has any of the terms [texts] bool: the row of another is zero."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(vocabulary=self.terms.tolist(), **_OPTIONS)
         vectorizer.idf_ = self.idf
-        rows: np.ndarray = vectorizer.transform(texts) @ self.components.T
-        return rows.astype(np.float32)
+        weights = vectorizer.transform(texts)
+        return (weights @ self.components.T).astype(np.float32), np.diff(weights.indptr) > 0
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
@@ -58,14 +58,14 @@ def fit(texts: list[str], dim: int, seed: int) -> TfIdf:
         rows = vectorizer.fit_transform(texts)
     except ValueError:
         raise InputError(f"--tfidf {dim}: no usable word in the {len(texts)} texts", "extract.text") from None
-    if dim > rows.shape[0] or dim >= rows.shape[1]:
-        most = min(rows.shape[0], rows.shape[1] - 1)
-        message = f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms give at most {most}"
+    if dim > min(rows.shape):
+        message = f"--tfidf {dim}: {rows.shape[0]} texts with {rows.shape[1]} terms give at most {min(rows.shape)}"
         raise InputError(message, "option.tfidf")
-    reduction = TruncatedSVD(dim, random_state=seed).fit(rows)
+    with np.errstate(divide="ignore", invalid="ignore"):  # texts that are all alike have no variance
+        reduction = TruncatedSVD(dim, random_state=seed).fit(rows)
     terms = np.array(vectorizer.get_feature_names_out(), str)
     explained = float(reduction.explained_variance_ratio_.sum())
-    return TfIdf(terms, vectorizer.idf_, reduction.components_, explained)
+    return TfIdf(terms, vectorizer.idf_, reduction.components_, explained if np.isfinite(explained) else 1.0)
 
 
 def load(path: Path) -> TfIdf:

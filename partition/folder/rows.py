@@ -103,6 +103,12 @@ class Edges:
                 kept = split == code
                 self._held_out[name].add(assignment.user_part[user[kept]], pair[0][kept], pair[1][kept])
 
+    @property
+    def largest(self) -> int:
+        """Training interactions with a user or an item of one part, of the part that has most."""
+        sizes = zip(self._by_user.sizes, self._by_item.sizes, strict=True)
+        return max(users + items for users, items in sizes)
+
     def held_out(self, split: str, part: int) -> Pairs:
         """Returns the (user, item) rows [n] of the interactions of the part's users in a split, sorted by both."""
         user, item, _ = _sorted(self._held_out[split].rows(part), part * self.users.stride, self.items.end)
@@ -116,9 +122,10 @@ class Edges:
         for kind, space, sources in (("item", self.items, by_user[1]), ("user", self.users, by_item[1])):
             own = part * space.stride + np.arange(len(space.members[part]), dtype=np.int64)
             remote = sources // space.stride != part
-            halo = np.unique(sources[remote])
+            far = sources[remote]
+            halo = blocks.distinct(far)
             local = sources - part * space.stride
-            local[remote] = len(own) + np.searchsorted(halo, sources[remote])
+            local[remote] = len(own) + blocks.positions(far, halo, space.end)
             nodes[kind], edges[kind] = np.concatenate([own, halo]), local
         to_user = edges["item"], by_user[0] - part * self.users.stride
         to_item = edges["user"], by_item[0] - part * self.items.stride

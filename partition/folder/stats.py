@@ -94,6 +94,8 @@ def _overview(manifest: Manifest) -> Table:
     table.show_header = False
     for name in ("users", "items", "train", "validation", "test"):
         table.add_row(name, f"{getattr(manifest, name):,}")
+    if manifest.weighted:
+        table.add_row("interactions are weighted", "yes")
     density = manifest.train / manifest.users / manifest.items
     table.add_row("density of the training split", f"{density:.2e}")
     for kind, rows in (("users", manifest.user_rows), ("items", manifest.item_rows)):
@@ -102,7 +104,8 @@ def _overview(manifest: Manifest) -> Table:
         table.add_row(f"rows for {kind}, padding included", f"{rows:,}")
     for modality in manifest.modalities:
         reduced = f" (of {modality.source_dim})" if modality.source_dim != modality.dim else ""
-        table.add_row(f"features: {modality.name}", f"{modality.dim}{reduced} {modality.dtype}")
+        masked = ", with items without any" if modality.masked else ""
+        table.add_row(f"features: {modality.name}", f"{modality.dim}{reduced} {modality.dtype}{masked}")
     for name, count in manifest.counts.items():
         table.add_row(name.replace("_", " "), f"{count:,}")
     return table

@@ -21,6 +21,7 @@ from partition.folder.arrays import KINDS, Graph, Relation, node_schema, read_gr
 from partition.folder.integrity import check_manifest, check_parts, check_shared
 from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
 from partition.folder.manifest import Manifest, read_manifest
+from partition.folder.order import read_order
 from partition.folder.verify_part import (
     Folder,
     degrees,
@@ -51,6 +52,7 @@ def verify(root: Path) -> Manifest:
         ("features", features),
     ]
     for kind in KINDS:
+        read_order(root, folder.manifest, kind)
         rows = folder.manifest.num_parts * folder.stride(kind)
         folder.degree[kind] = np.full(rows, -1, np.int64)
         if folder.manifest.weighted:
@@ -65,7 +67,7 @@ def verify(root: Path) -> Manifest:
 
 def _files(folder: Folder) -> None:
     """Checks that every part has exactly its files, with the bytes that were written."""
-    names = layout.part_files(modality.name for modality in folder.manifest.modalities)
+    names = folder.manifest.part_files
     check_shared(folder.root, folder.manifest)
     wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
     for entry in sorted((folder.root / "parts").glob("*")):

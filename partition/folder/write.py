@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from partition.columns_on_disk import npy_file
@@ -28,10 +29,12 @@ from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part, 
 from partition.folder.rows import Edges, RowSpace
 from partition.item_graph.graph import ItemGraph
 from partition.resume import Work
+from partition.threads import at_once, each
 from partition.transform.dataset import Dataset
 
 _SIZES = "sizes.json"  # of a part, until the manifest is written
 FEATURE_ROWS = 65_536  # rows of features copied at a time
+EDGE_BYTES = 100  # of memory per training interaction of a part while it is written
 
 
 def write_prepared(
@@ -42,6 +45,7 @@ def write_prepared(
     settings: dict[str, Any],
     statistics: dict[str, float],
     work: Work | None = None,
+    threads: int = 1,
 ) -> None:
     """Writes `output`; a prepared folder of that name is replaced once the new one is complete.
 
@@ -53,6 +57,7 @@ def write_prepared(
         settings: the command, for the manifest.
         statistics: of earlier stages, for the manifest; those measured here are added.
         work: where finished parts are kept until all are written, to resume; None writes them to the folder at once.
+        threads: parts that are written at the same time, as far as memory allows.
 
     Raises:
         InputError: `output.not-prepared`, `output` is neither a prepared folder nor an empty one; it is left alone.
@@ -60,8 +65,8 @@ def write_prepared(
     """
     with atomic_folder(output) as folder:
         edges = Edges(dataset, assignment, folder if work is None else work.folder)
-        parts = _write_parts(dataset, graph, edges, folder, work)
-        shared = _write_bases(dataset, folder)
+        parts = _write_parts(dataset, graph, edges, folder, work, threads)
+        shared = _write_bases(dataset, folder) | _write_orders(dataset, edges, folder)
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
         if output.exists() and not _replaceable(output):
             raise InputError(
@@ -73,16 +78,23 @@ def _replaceable(output: Path) -> bool:
     return output.is_dir() and ((output / layout.MANIFEST).is_file() or not any(output.iterdir()))
 
 
-def _write_parts(dataset: Dataset, graph: ItemGraph, edges: Edges, folder: Path, work: Work | None) -> list[Part]:
+def _write_parts(
+    dataset: Dataset, graph: ItemGraph, edges: Edges, folder: Path, work: Work | None, threads: int
+) -> list[Part]:
     """Writes the folders of all parts; returns their sizes and digests."""
     targets = [layout.part_dir(folder, part) for part in range(edges.parts)]
     targets[0].parent.mkdir(parents=True)
-    for part, target in enumerate(tqdm(targets, desc="writing parts", unit="part", disable=None)):
-        write = partial(_write_part, dataset, graph, edges, part)
+
+    def write(part: int) -> None:
+        make = partial(_write_part, dataset, graph, edges, part)
         if work is None:
-            write(target)
+            make(targets[part])
         else:
-            work.result(target.name, write)
+            work.result(targets[part].name, make)
+        bar.update()
+
+    with tqdm(total=edges.parts, desc="writing parts", unit="part", disable=None) as bar:
+        each(write, range(edges.parts), at_once(threads, EDGE_BYTES * edges.largest))
     sizes = []
     for target in targets:
         if work is not None:
@@ -106,6 +118,8 @@ def _write_part(dataset: Dataset, graph: ItemGraph, edges: Edges, part: int, tar
         counts[split] = len(user)
     for name, features in dataset.features.items():
         _write_features(target / layout.features_file(name), features.values, items)
+        if features.missing is not None:
+            np.save(target / layout.missing_file(name), features.missing[items])
     files = sorted(target.iterdir())
     sizes = Part(
         users=len(users),
@@ -146,7 +160,7 @@ def _write_item_graph(path: Path, graph: ItemGraph, items: RowSpace, part: int) 
     np.cumsum(length, out=indptr[1:])
     edge = np.repeat(graph.indptr[members] - indptr[:-1], length) + np.arange(indptr[-1])
     neighbour, row = items.row[graph.neighbour[edge]], np.repeat(np.arange(len(members)), length)
-    order = np.lexsort((neighbour, row))
+    order = np.argsort(row * items.end + neighbour)
     write_similar(path, Similar(indptr, neighbour[order], graph.weight[edge][order]))
 
 
@@ -164,6 +178,20 @@ def _write_bases(dataset: Dataset, folder: Path) -> dict[str, str]:
         if features.basis is not None:
             path = folder / layout.basis_file(name)
             np.save(path, features.basis)
+            digests[path.name] = sha256(path)
+    return digests
+
+
+def _write_orders(dataset: Dataset, edges: Edges, folder: Path) -> dict[str, str]:
+    """Writes the rows of users and of items by index, unless that is the order of the ids; file name -> digest.
+
+    With them the data set can be read from the folder as it was, which the cut into another number of parts needs.
+    """
+    digests = {}
+    for kind, ids, space in (("user", dataset.user_ids, edges.users), ("item", dataset.item_ids, edges.items)):
+        if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
+            path = folder / layout.order_file(kind)
+            np.save(path, space.row)
             digests[path.name] = sha256(path)
     return digests
 
@@ -189,7 +217,13 @@ def _manifest(
         item_stride=edges.items.stride,
         parts=parts,
         modalities=[
-            Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
+            Modality(
+                name=name,
+                dim=f.values.shape[1],
+                dtype=f.values.dtype.name,
+                source_dim=f.source_dim,
+                masked=f.missing is not None,
+            )
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.plain_data import load_plain
+from benchmarks.walks import Walks
 from cm3_dist.config.settings import Machine
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.graph.shard import load_shard
 from cm3_dist.training.trainer import Trainer
+from partition.errors import InputError
 from tests.support.small import prepare_small, small_dataset, small_settings
 
 
@@ -67,6 +70,14 @@ def test_a_step_and_an_evaluation_equal_the_programs(modalities: int, tmp_path: 
             reference.evaluate(plain[0], plain[1], model.data, "test"),
         )
         assert theirs == pytest.approx(ours, abs=1e-9)
+
+
+def test_weighted_interactions_are_refused(tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path, weighted=True)
+    for read in (load_plain, lambda path: Walks(load_shard(path, 0, 1))):
+        with pytest.raises(InputError) as error:
+            read(prepared)
+        assert error.value.code == "benchmark.weighted"
 
 
 def _places(model: reference.PlainCM3, batch: object) -> list[Tensor]:

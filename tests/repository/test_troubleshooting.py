@@ -18,12 +18,13 @@ import pytest
 
 from cm3_dist.config.command_options import run_settings
 from cm3_dist.config.loading import load_settings
-from cm3_dist.config.settings import Machine
+from cm3_dist.config.settings import Machine, Settings
 from cm3_dist.distributed.runtime import distributed
 from cm3_dist.graph.shard import own_parts
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import open_model
 from cm3_dist.training.loop import run
+from cm3_dist.training.trainer import check_splits
 from partition.build import build
 from partition.errors import InputError
 from partition.extract.request import Request
@@ -44,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "log.csv").write_text("user,item\nu1,a\nu1,b\nu2,a\nu2,c\n")
     vectors = pa.array([[0.0, 1.0], [1.0, 1.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"item": ["a", "b"], "image": vectors}), folder / "items.parquet")
-    np.save(folder / "image_feat.npy", np.full((3, 2), np.nan, np.float32))
+    np.save(folder / "image_feat.npy", np.array([[np.nan, 1], [1, 1], [1, 1]], np.float32))
     (folder / "two.csv").write_text("user,user_id,item\nu1,1,a\n")
     (folder / "numbers.csv").write_text("user,item\n1,0\n1,1\n2,0\n2,2\n")
     (folder / "titles.csv").write_text("item,title\na,toy\n")
@@ -107,6 +108,9 @@ CASES: dict[str, Callable[[Path], object]] = {
     "wrong value": lambda place: load_settings(None, ["evaluate.monitor=recall@7"]),
     "not prepared": lambda place: read_manifest(place / "nowhere" / "mine"),
     "ranks and parts": lambda place: own_parts(read_manifest(place / "prepared"), place / "prepared", 0, 3),
+    "nothing to stop by": lambda place: check_splits(
+        read_manifest(place / "prepared").model_copy(update={"name": "mine", "validation": 0}), Settings()
+    ),
     "taken": lambda place: train(place),
     "other settings": lambda place: train(place, True, model={"dim": 16}),
     "no GPU": lambda place: start("cuda"),

@@ -17,6 +17,7 @@ from cm3_dist.capacity.memory import peak, rank_memory
 from cm3_dist.capacity.scenario import Scenario
 from cm3_dist.config.settings import Settings
 from cm3_dist.distributed.runtime import distributed
+from cm3_dist.graph.shard import load_shard
 from cm3_dist.model.dimensions import tables
 from cm3_dist.model.sharding_plan import table_storage
 from cm3_dist.training.trainer import Trainer
@@ -134,8 +135,28 @@ def _prepared(folder: Path, users: int, items: int, interactions: int) -> Path:
     return folder / "prepared"
 
 
-def test_a_prepared_folder_has_the_size_that_its_counts_give(tmp_path: Path) -> None:
-    prepared = prepare_small(tmp_path, dataset=small_dataset(3000, 1000))
+def test_what_weights_take_is_counted(tmp_path: Path) -> None:
+    """On disk and in memory: the arrays of a weighted graph and nothing else."""
+    totals = []
+    for name, weighted in (("plain", False), ("weighted", True)):
+        settings = small_settings(prepare_small(tmp_path / name, weighted=weighted), tmp_path / "run")
+        scenario = _scenario(settings, 2)
+        (steps,) = drawn_steps(scenario, 1)
+        load, step = scenario.loads[1], steps[1]
+        usage = dry_step(scenario, load, step), dry_final_rows(scenario, load)
+        entries = {(e.name, e.phase): e.bytes for e in rank_memory(scenario, load, step, usage, (0.0, 0.0))}
+        totals.append(entries)
+        shard = load_shard(settings.data.path, 1, 2)
+        held = [array for graph in shard.graphs for array in (graph.weight, graph.item_weighted_degree)]
+        assert entries.get(("graph: weights", "always"), 0) == sum(0 if a is None else a.nbytes for a in held)
+    added = totals[1].pop(("graph: weights", "always"))
+    assert totals[1].pop(("loading the parts", "load")) == totals[0].pop(("loading the parts", "load")) + added
+    assert totals[0] == totals[1]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_prepared_folder_has_the_size_that_its_counts_give(weighted: bool, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path, dataset=small_dataset(3000, 1000), weighted=weighted)
     scenario = _scenario(small_settings(prepared, tmp_path), 4)
     expected = disk.prepared_bytes(scenario, list(scenario.loads))
     real = disk.folder_bytes(prepared, scenario.manifest)

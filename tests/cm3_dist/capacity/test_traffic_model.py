@@ -36,8 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
 def test_the_bytes_of_a_step_are_predicted_exactly(tmp_path: Path, world_size: int, users: int, items: int) -> None:
     prepared = prepare_small(tmp_path, dataset=small_dataset(users, items))
     settings = [small_settings(prepared, tmp_path / "run", **case) for case in CASES.values()]
+    weighted = prepare_small(tmp_path / "weighted", dataset=small_dataset(users, items), weighted=True)
+    settings.append(small_settings(weighted, tmp_path / "run", **CASES["sampled"]))
     seen = run_ranks(observed_traffic, world_size, settings, STEPS)
-    for number, (name, setting) in enumerate(zip(CASES, settings, strict=True)):
+    for number, (name, setting) in enumerate(zip([*CASES, "weighted"], settings, strict=True)):
         predicted = predict(setting, world_size)
         for rank in range(world_size):
             for counted, expected in zip(seen[rank][number], predicted[rank], strict=True):

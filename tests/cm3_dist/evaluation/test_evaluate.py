@@ -23,6 +23,7 @@ from cm3_dist.evaluation.slices import Group, groups
 from cm3_dist.inference.trained_model import TrainedModel, open_model
 from partition.errors import InputError
 from tests.support.refusals import refusal
+from tests.support.small import finish_small, untrained_item, weighted_dataset
 
 EVERYTHING: dict[str, Any] = {"by": ("popularity", "activity"), "baselines": "popularity,random,ease,item-knn"}
 
@@ -101,6 +102,27 @@ def test_ease_and_item_knn_are_their_formulas(opened: tuple[TrainedModel, Task])
     assert (nearest > 0).any()
     few = item_knn(run, what, 7)
     assert not torch.equal(few.lists, item_knn(run, what, 100).lists)
+
+
+def test_baselines_and_slices_count_weighted_interactions(
+    opened: tuple[TrainedModel, Task], content: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same interactions with weights: other rows, the same baselines and groups."""
+    run, what = opened
+    expected = ease(run, what).lists, item_knn(run, what, 7).lists
+    folder = finish_small(tmp_path, weighted_dataset(untrained_item()), train={"epochs": 1})
+    with open_model(run_settings(folder, [])) as weighted:
+        task = evaluation_task(weighted, "test", cold=False)
+        for lists, found in zip(expected, (ease(weighted, task), item_knn(weighted, task, 7)), strict=True):
+            assert torch.equal(found.lists, lists)
+        assert not torch.equal(weighted.rows[1], run.rows[1])
+    found = _evaluate(folder, {"by": ("popularity", "activity"), "baselines": "popularity"})["rankings"]
+    assert found["popularity"] == content["rankings"]["popularity"]
+    for by in ("by_popularity", "by_activity"):
+        groups_of = (
+            [group["training_interactions"] for group in some["CM3"][by]] for some in (found, content["rankings"])
+        )
+        assert next(groups_of) == next(groups_of)
 
 
 def test_exposure_by_hand(opened: tuple[TrainedModel, Task]) -> None:

@@ -18,18 +18,38 @@ from cm3_dist.inference.cold_start import place_items, place_users
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import TrainedModel, open_model
 from cm3_dist.recommend import main
+from partition.transform.dataset import TRAIN, Dataset
 from tests.support.refusals import refusal
-from tests.support.small import finish_small, small_dataset
+from tests.support.small import finish_small, mask_features, small_dataset, untrained_item, weighted_dataset
 
 NEW = 59  # item 1059 of untrained_item() has no training interaction
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda layers: f"{layers} item layers")
+def _some_missing() -> Dataset:
+    """The small data set in which items lack modalities; the untrained one lacks its image."""
+    dataset = mask_features(untrained_item())
+    missing = {"image": True, "text": False}
+    features = {}
+    for name, whole in untrained_item().features.items():
+        mask = dataset.missing[name].copy()
+        mask[NEW] = missing[name]
+        features[name] = replace(whole, values=np.where(mask[:, None], 0, whole.values), missing=mask)
+    return replace(dataset, features=features)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(0, None), (1, None), (2, None), (1, "weighted"), (1, "some missing")],
+    ids=["0 item layers", "1 item layer", "2 item layers", "weighted", "some missing"],
+)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    layers, kind = request.param
+    datasets = {"weighted": lambda: weighted_dataset(untrained_item()), "some missing": _some_missing}
     folder = finish_small(
         tmp_path_factory.mktemp("run"),
+        datasets[kind]() if kind else None,
         train={"epochs": 1},
-        propagation={"item_item_layers": request.param},
+        propagation={"item_item_layers": layers},
     )
     with open_model(run_settings(folder, [])) as model:
         yield model
@@ -44,7 +64,9 @@ def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: TrainedM
     row = int(opened.item_ids.find(pa.array([1000 + NEW]))[0])
     assert opened.shard.item_degree[row] == 0
     opened.shard.is_item[row] = False  # the search is not to find the item itself
-    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row))
+    missing = {name: mask.numpy() for name, mask in opened.features.missing(np.array([row])).items()}
+    assert [name for name, mask in missing.items() if mask.any()] == (["image"] if missing else [])
+    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row), missing)
     opened.shard.is_item[row] = True
     np.testing.assert_allclose(placed.rows[0].numpy(), opened.rows[1][row].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(placed.ego[0].numpy(), opened.item_ego[row].numpy(), rtol=1e-4, atol=1e-6)
@@ -66,7 +88,7 @@ def test_a_new_user_by_its_formula(opened: TrainedModel) -> None:
     found = place_users(run, owner, np.concatenate(list(liked.values())), 2, new)
     final = np.concatenate([run.rows[1].double().numpy(), new.rows.double().numpy()])
     inner = np.concatenate([i, new.ego.double().numpy()])
-    degree = np.append(run.shard.item_degree, 0)
+    degree = np.append(_relative_degree(run) if run.manifest.weighted else run.shard.item_degree, 0)
     trained = run.shard.user_degree > 0
     share = np.exp(mixing[trained].mean(0))
     for user, rows in liked.items():
@@ -75,6 +97,19 @@ def test_a_new_user_by_its_formula(opened: TrainedModel) -> None:
         expected = expected + sum(inner[row] / np.sqrt(len(rows) * (degree[row] + 1)) for row in rows)
         expected = (expected.reshape(-1, dim) * (share / share.sum())[:, None]).reshape(-1)
         np.testing.assert_allclose(found[user].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def _relative_degree(run: TrainedModel) -> np.ndarray:
+    """[item rows]: the weights of an item's training interactions, in units of the mean weight."""
+    dataset = weighted_dataset(untrained_item())
+    assert dataset.weight is not None
+    train = dataset.split == TRAIN
+    weight = dataset.weight[train].astype(np.float64)
+    degree = np.zeros(run.shard.item_rows)
+    rows = run.item_ids.rows(dataset.item_ids)
+    degree[rows] = np.bincount(dataset.item[train], weight, len(rows)) / weight.mean()
+    assert np.abs(degree - run.shard.item_degree).max() > 1
+    return degree
 
 
 def test_zero_features_have_no_neighbours(opened: TrainedModel) -> None:
@@ -240,8 +275,8 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     fit(prepared, tmp_path / "run", train={"epochs": 1}, model={"dim": 8}, machine={"device": "cpu"}).close()
     with load_run(tmp_path / "run") as run:
         model = run._open()
-        ids, features = read_new_items(tmp_path / "new.parquet", model, tmp_path)
-        assert ids.to_pylist() == names.to_pylist()
+        new = read_new_items(tmp_path / "new.parquet", model, tmp_path)
+        assert new.ids.to_pylist() == names.to_pylist()
         rows = model.item_ids.rows(catalogue["item"].combine_chunks())
         for name, values in model.features.gather(rows).items():
-            np.testing.assert_allclose(features[name], values.numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(new.features[name], values.numpy(), rtol=1e-5, atol=1e-6)

@@ -263,6 +263,7 @@ def test_the_result_is_a_file_and_a_table(tmp_path: Path, capsys: pytest.Capture
     content = {
         "validation": {**row, "recall@20": 0.102},
         "test": row,
+        "evaluated": ["validation", "test"],
         "baselines": {"popularity": {**row, "recall@20": 0.0597}, "random": {**row, "recall@20": 0.0039}},
         "best_epoch": 3,
         "epochs": 5,

@@ -149,6 +149,18 @@ def test_encoder_shapes_and_total() -> None:
     assert float(ref.alignment(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [1, 0]]))) == 1
 
 
+def test_weights_repeat_interactions() -> None:
+    """An interaction of weight 3 is three parallel edges, and three positives of the alignment term."""
+    xu, xi, w = _unit(5, 6), _unit(5, 6, seed=1), torch.tensor([1.0, 3, 1, 2, 1], dtype=torch.float64)
+    repeated = torch.repeat_interleave(torch.arange(5), w.long())
+    torch.testing.assert_close(ref.weighted_alignment(xu, xi, w), ref.alignment(xu[repeated], xi[repeated]))
+    torch.testing.assert_close(ref.weighted_alignment(xu, xi, 7 * torch.ones(5)), ref.alignment(xu, xi))
+    a = torch.tensor([[0.5, 2.0], [0.0, 4.0]], dtype=torch.float64)
+    adjacency = ref.normalised_adjacency(a)
+    assert float(adjacency[0, 3]) == pytest.approx(2 / math.sqrt(2.5 * 6))
+    torch.testing.assert_close(adjacency, ref.normalised_adjacency(8 * a))
+
+
 def test_ranking_and_metrics_by_hand() -> None:
     assert ref.ranking([1.0, 3.0, 3.0, 2.0], [0, 1, 2], 2) == [1, 2]
     found = ref.metrics([4, 1, 7], {1, 7, 9}, 3)

@@ -52,6 +52,16 @@ def test_a_gpu_equals_the_cpu(mode: str, kernels: str, tables: str, record: bool
     torch.testing.assert_close(torch.tensor(gpu), torch.tensor(cpu), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["exact", "sampled"])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_a_gpu_equals_the_cpu_on_weighted_interactions(mode: str, kernels: str, tmp_path: Path) -> None:
+    prepared = prepare_small(tmp_path, weighted=True)
+    sections: dict[str, Any] = {"propagation": {"mode": mode, "fanouts": [3]}, "train": {"batch_size": 64}}
+    gpu = _losses(prepared, tmp_path / "gpu", 10, machine={"device": "cuda", "kernels": kernels}, **sections)
+    cpu = _losses(prepared, tmp_path / "cpu", 10, machine=Machine(device="cpu", threads=1).model_dump(), **sections)
+    torch.testing.assert_close(torch.tensor(gpu), torch.tensor(cpu), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("record", [True, False])
 def test_no_step_waits_for_the_device(kernels: str, record: bool, tmp_path: Path) -> None:

@@ -31,6 +31,27 @@ class TestSampledWithAllNeighboursOnTwoRanks(TrainerProperties):
     sections: ClassVar[dict[str, Any]] = {"propagation": {"mode": "sampled", "fanouts": [-1]}}
 
 
+class TestWeighted(TrainerProperties):
+    weighted = True
+
+
+class TestWeightedOnTwoRanks(TrainerProperties):
+    world_size = 2
+    weighted = True
+
+
+class TestWeightedSampledWithAllNeighboursOnTwoRanks(TrainerProperties):
+    world_size = 2
+    weighted = True
+    sections: ClassVar[dict[str, Any]] = {"propagation": {"mode": "sampled", "fanouts": [-1]}}
+
+
+@pytest.mark.slow
+class TestWeightedOnFourRanks(TrainerProperties):
+    world_size = 4
+    weighted = True
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False")
 class TestGpu(TrainerProperties):

@@ -26,11 +26,11 @@ from cm3_dist.training.trainer_state import resume_from, save
 from partition.folder import layout
 from partition.folder.arrays import read_similar
 from partition.folder.manifest import read_manifest
-from partition.transform.dataset import Dataset, Features
+from partition.transform.dataset import TRAIN, Dataset, Features
 from tests.support import reference as ref
 from tests.support.ranks import run_ranks
 from tests.support.shared import shared_folder
-from tests.support.small import prepare_small, small_settings
+from tests.support.small import prepare_small, small_settings, weighted_dataset
 
 STEPS, SAVED_AT = 20, 10
 USERS, ITEMS = 48, 32
@@ -58,6 +58,11 @@ def planted_dataset() -> Dataset:
         split_method="column",
         features={name: Features(values, values.shape[1]) for name, values in features.items()},
     )
+
+
+def weighted_planted_dataset() -> Dataset:
+    """The planted data set, with weights between 0.1 and 10 of its interactions."""
+    return weighted_dataset(planted_dataset())
 
 
 @dataclass(frozen=True)
@@ -129,14 +134,15 @@ class Planted:
     """The planted data set in rows of the prepared folder."""
 
     def __init__(self, prepared: Path) -> None:
-        dataset = planted_dataset()
         manifest = read_manifest(prepared)
+        dataset = weighted_planted_dataset() if manifest.weighted else planted_dataset()
         self.users = _rows(prepared, manifest.user_stride, layout.USERS)
         self.items = _rows(prepared, manifest.item_stride, layout.ITEMS)
         rows = manifest.num_parts * manifest.user_stride, manifest.num_parts * manifest.item_stride
         self.adjacency = torch.zeros(rows, dtype=torch.float64)
         user, item = dataset.train()
-        self.adjacency[self.users[user], self.items[item]] = 1
+        weight = np.ones(len(dataset.user)) if dataset.weight is None else dataset.weight.astype(np.float64)
+        self.adjacency[self.users[user], self.items[item]] = torch.from_numpy(weight[dataset.split == TRAIN])
         self.similar = torch.zeros(rows[1], rows[1], dtype=torch.float64)
         for part in range(manifest.num_parts):
             graph = read_similar(layout.part_dir(prepared, part) / layout.ITEM_GRAPH)
@@ -159,14 +165,15 @@ class TrainerProperties:
 
     world_size: ClassVar[int] = 1
     sections: ClassVar[dict[str, Any]] = {}
+    weighted: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-5  # of losses, relative to those of one process
 
     @pytest.fixture(scope="class")
     def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         def make(folder: Path) -> None:
-            prepare_small(folder, dataset=planted_dataset())
+            prepare_small(folder, dataset=weighted_planted_dataset() if self.weighted else planted_dataset())
 
-        return shared_folder(tmp_path_factory, "planted", make) / "prepared"
+        return shared_folder(tmp_path_factory, "weighted" if self.weighted else "planted", make) / "prepared"
 
     @pytest.fixture(scope="class")
     def one_process(self, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Observed, Path]:

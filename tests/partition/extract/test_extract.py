@@ -16,6 +16,7 @@ from partition import cli as command
 from partition.build import build
 from partition.errors import InputError
 from partition.extract import run as running
+from partition.extract.encoders import TextEncoder
 from partition.extract.request import Device, Request
 from partition.extract.run import extract
 from partition.folder.manifest import read_manifest
@@ -72,7 +73,7 @@ def test_text_encoder_is_the_mean_of_its_hidden_states(shop: Path) -> None:
     path = tiny.bert(shop / "bert")
     values, missing, about = rows_of(shop, text=["title", "about"], model=str(path), batch_size=2)
     assert missing == [False, False, True, False, True, False, False]
-    assert about["missing"] == ["sku-2", "sku-4"]
+    assert about["missing"] == [{"item": f"sku-{row}", "reason": "no text"} for row in (2, 4)]
     assert about["called_as"] == "text encoder, mean of the last hidden states"
     assert not values[[2, 4]].any()
     with torch.inference_mode():
@@ -118,9 +119,9 @@ def test_clip_has_texts_and_pictures_in_one_space(shop: Path) -> None:
     pictures, missing, about = rows_of(shop, images="picture", model=str(path))
     assert about["called_as"] == "two towers, projected"
     assert missing == [row in (BROKEN, ABSENT) for row in range(len(TITLES))]
-    assert about["missing"] == [f"sku-{BROKEN}", f"sku-{ABSENT}"]
-    assert len(about["unreadable"]) == 1
-    assert f"sku-{BROKEN}.png: " in about["unreadable"][0]
+    assert [entry["item"] for entry in about["missing"]] == [f"sku-{ABSENT}", f"sku-{BROKEN}"]
+    assert about["missing"][0]["reason"] == "no image"
+    assert f"sku-{BROKEN}.png: " in about["missing"][1]["reason"]
     with torch.inference_mode():
         inputs = CLIPImageProcessor.from_pretrained(path)(
             Image.open(shop / "pictures" / "sku-0.png").convert("RGB"), return_tensors="pt"
@@ -156,6 +157,7 @@ def test_multimodal_language_model_reads_both(shop: Path) -> None:
     both, missing, about = rows_of(shop, text=["title"], images="picture", model=path)
     assert about["called_as"].startswith("multimodal language model, last")
     assert missing == [False] * len(TITLES)  # each has a title or a picture
+    assert [entry["item"] for entry in about["partly"]] == [f"sku-{BROKEN}"]
     pictures, _, _ = rows_of(shop, images="picture", model=path)
     texts, _, _ = rows_of(shop, text=["title"], model=path)
     assert not np.allclose(both[0], pictures[0])
@@ -175,7 +177,7 @@ def test_pictures_as_bytes(shop: Path) -> None:
         pq.write_table(table.drop(["picture"]).append_column("picture", pa.array(column)), shop / "items.parquet")
         values, _, about = rows_of(shop, images="picture", model=path)
         np.testing.assert_array_equal(values, by_path)
-        assert len(about["unreadable"]) == 1
+        assert len(about["missing"]) == 2
 
 
 def test_goes_on_where_it_was(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +186,7 @@ def test_goes_on_where_it_was(shop: Path, monkeypatch: pytest.MonkeyPatch) -> No
     whole, _, _ = rows_of(shop, text=["title"], model=path)
     (shop / "out.parquet").unlink()
     calls: list[int] = []
-    encode = running._rows
+    encode = TextEncoder.encode
 
     def stops(encoder: Any, pieces: Any) -> Any:
         calls.append(len(pieces))
@@ -192,7 +194,7 @@ def test_goes_on_where_it_was(shop: Path, monkeypatch: pytest.MonkeyPatch) -> No
             raise KeyboardInterrupt
         return encode(encoder, pieces)
 
-    monkeypatch.setattr(running, "_rows", stops)
+    monkeypatch.setattr(TextEncoder, "encode", stops)
     with pytest.raises(KeyboardInterrupt):
         rows_of(shop, text=["title"], model=path)
     assert not (shop / "out.parquet").exists()
@@ -336,7 +338,10 @@ def test_the_command(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
             assert said.err == f"error[output.exists]: {output}: exists already; add --overwrite to replace it\n"
         else:
             lines = said.out.splitlines()
-            assert lines[0] == f"{output}: 7 items, 16 wide; 2 with nothing to encode, filled with zeros"
-            assert lines[1].startswith(f"  unreadable: {shop / 'pictures' / f'sku-{BROKEN}.png'}: ")
-            assert lines[2].startswith("Next: python -m partition build --input LOG --features image=")
+            assert lines[0] == f"{output}: 7 items, 16 wide; 2 missing, filled with zeros"
+            assert lines[1] == f"  1 without image; first: item 'sku-{ABSENT}'"
+            broken = shop / "pictures" / f"sku-{BROKEN}.png"
+            assert lines[2].startswith(f"  1 not encoded; first: item 'sku-{BROKEN}': {broken}: ")
+            assert lines[3] == f"  all are listed in {output}.json"
+            assert lines[4].startswith("Next: python -m partition build --input LOG --features image=")
     assert np.load(output).shape == (7, 16)

@@ -166,10 +166,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     root = prepare_small(tmp_path)
     digest = verify(root).digest()
     monkeypatch.setattr(
-        "partition.folder.write.write_similar", lambda *_: (_ for _ in ()).throw(OSError(28, "no space"))
+        "partition.folder.write.write_similar", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     for name in ("prepared", "another"):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="No space left"):
             write_prepared(
                 dataset := small_dataset(seed=1),
                 item_graph(dataset),

@@ -28,6 +28,7 @@ from partition.folder.arrays import (
 )
 from partition.folder.layout import ITEM_TO_USER, USER_TO_ITEM
 from partition.folder.manifest import Manifest, read_manifest
+from partition.folder.stats import describe
 from partition.folder.verify import verify
 from partition.folder.verify_part import interactions
 from partition.transform.dataset import TRAIN, Dataset
@@ -192,6 +193,14 @@ def test_weights_of_another_shape(change: Callable[[Weights], Weights], message:
     with pytest.raises(InputError, match=re.escape(f"{path}: {message}")) as error:
         read_graph(path, weighted=True)
     assert error.value.code == "array.shape"
+
+
+def test_stats_say_that_a_folder_is_weighted(
+    weighted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for root, said in ((weighted, True), (prepare_small(tmp_path), False)):
+        describe(root, None)
+        assert ("interactions are weighted" in capsys.readouterr().out) == said
 
 
 def test_text_ids_are_large_strings(root: Path) -> None:
