@@ -11,6 +11,7 @@ import pyarrow.csv as csv
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
 from partition.build import read_dataset
 from partition.errors import InputError
@@ -48,8 +49,7 @@ def local(tmp_path: Path) -> tuple[str, Store]:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Store]]:
     """A bucket of a local S3 server, and a function that writes a table into it."""
-    server_of = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer
-    server = server_of(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
     settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
