@@ -227,13 +227,16 @@ def test_more_than_2_gib_of_ids_in_little_memory(tmp_path: Path, monkeypatch: py
         for part in range(33):
             users = pa.array([f"{part}-{row}-{text}" for row in range(64)], pa.large_string())
             writer.write_table(pa.table([users, pa.array(["a"] * 64)], schema=kind))
-    before = pa.total_allocated_bytes()
-    log = open_log(open_table(path), PAIR, (), tmp_path / "work")
+    own, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        log = open_log(open_table(path), PAIR, (), tmp_path / "work")
+    finally:
+        pa.set_memory_pool(own)
+    assert 1 << 26 < counted.max_memory() < 1 << 30
     assert log.rows == 33 * 64
     assert log.is_copy
     with pq.ParquetFile(log.parquet[0]) as file:
         last = file.read_row_group(file.num_row_groups - 1, ["user"])["user"]
     assert last.type == pa.large_string()
     assert last[-1].as_py() == f"32-63-{text}"
-    del last
-    assert pa.total_allocated_bytes() - before < 1 << 28
