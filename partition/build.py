@@ -164,6 +164,7 @@ class _Preparation:
                 cooccurrence_weight=options.cooccurrence_weight,
                 missing=dataset.missing,
                 seed=options.seed,
+                threads=count(options.threads),
                 keep=keep,
             )
             exactness = "exact" if graph.recall == 1 else f"recall {graph.recall:.3f}"

@@ -28,8 +28,10 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
     """
     _write_interactions(source, target)
     _write_items(source, target)
-    modalities = " ".join(f"--features {modality.name}" for modality in source.manifest.modalities)
-    return [*idle_users(source), f"read it with: python -m partition build --input {target.output} {modalities} ..."]
+    chosen = [f"--features {modality.name}" for modality in source.manifest.modalities]
+    chosen += ["--weight-column weight"] if source.manifest.weighted else []
+    command = f"python -m partition build --input {target.output} {' '.join(chosen)} ..."
+    return [*idle_users(source), f"read it with: {command}"]
 
 
 def _write_interactions(source: PreparedFolder, target: Target) -> None:

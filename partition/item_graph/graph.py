@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from partition.item_graph.knn import nearest
 from partition.item_graph.shares import neighbour_shares
+from partition.threads import at_once, each
 
 Nearest = tuple[np.ndarray, float]  # neighbours [items, k] int64, recall
-COOCCURRENCE_WORK = 1 << 23  # pairs of interactions per block: some hundred MiB
+COOCCURRENCE_WORK = 1 << 23  # pairs of interactions per block
+BYTES = 64  # of memory per pair
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def build_item_graph(
     missing: Mapping[str, np.ndarray] | None = None,
     block: int = 4096,
     seed: int = 0,
+    threads: int = 1,
     keep: Callable[[str, Callable[[], Nearest]], Nearest] = lambda _, find: find(),
 ) -> ItemGraph:
     """Builds S: per modality the k nearest items by cosine, including the item itself, each with weight/k.
@@ -57,6 +60,7 @@ def build_item_graph(
             and its weight goes to the modalities that they have (`partition.item_graph.shares`).
         block: feature rows at a time.
         seed: of an approximate search and of the sample on which its recall is measured.
+        threads: that search; the graph is the same for any number.
         keep: gets the name of a modality and a function that searches its neighbours, and returns the result of that
             function, from this run or an earlier one.
     """
@@ -70,12 +74,12 @@ def build_item_graph(
         if not weights[name]:
             continue
         approximate = approximate_above is not None and items > approximate_above
-        find = partial(nearest, values, k, approximate=approximate, block=block, seed=seed, name=name)
+        find = partial(nearest, values, k, approximate=approximate, block=block, seed=seed, name=name, threads=threads)
         neighbours, found = keep(name, find)
         recall = min(recall, found)
         matrix += _weighted(neighbours, weights[name] / total / k, shares.get(name))
     if cooccurrence is not None and cooccurrence_weight:
-        matrix += _weighted(_cooccurring(*cooccurrence, items, k), cooccurrence_weight / total / k)
+        matrix += _weighted(_cooccurring(*cooccurrence, items, k, threads), cooccurrence_weight / total / k)
     matrix = sp.csr_array(matrix)
     matrix.sort_indices()
     return ItemGraph(
@@ -95,7 +99,7 @@ def _weighted(neighbours: np.ndarray, weight: float, share: np.ndarray | None = 
     return sp.csr_array((values, (row, neighbours[rows].ravel())), shape=(items, items))
 
 
-def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: int) -> np.ndarray:
+def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: int, threads: int) -> np.ndarray:
     """[items, k] neighbours: the item itself and the k - 1 nearest columns of the training matrix, by cosine.
 
     Ties go to the lower item index. Counts of common users are exact integers in float64, and within a row the order by
@@ -109,8 +113,8 @@ def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: 
     cuts = np.searchsorted(work, np.arange(COOCCURRENCE_WORK, work[-1] + COOCCURRENCE_WORK, COOCCURRENCE_WORK))
     bounds = np.unique(np.concatenate([[0], np.minimum(cuts + 1, items), [items]]))
     found = np.repeat(np.arange(items)[:, None], k, axis=1)
-    blocks = np.stack([bounds[:-1], bounds[1:]], axis=1)
-    for begin, end in tqdm(blocks, desc="item graph: co-occurrence", unit="block", disable=None):
+
+    def search(begin: int, end: int) -> None:
         common = sp.csr_array(by_item[begin:end] @ by_user)
         row = np.repeat(np.arange(end - begin), np.diff(common.indptr))
         keep = common.indices != row + begin
@@ -120,4 +124,9 @@ def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: 
         rank = np.arange(len(row)) - np.searchsorted(row, row)
         top = rank < k - 1
         found[begin + row[top], rank[top] + 1] = column[top]
+        bar.update()
+
+    with tqdm(total=len(bounds) - 1, desc="item graph: co-occurrence", unit="block", disable=None) as bar:
+        ends = zip(bounds[:-1], bounds[1:], strict=True)
+        each(lambda pair: search(*pair), ends, at_once(threads, BYTES * COOCCURRENCE_WORK))
     return found

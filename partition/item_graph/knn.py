@@ -11,14 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import faiss
 import numpy as np
 from tqdm import tqdm
 
+from partition.item_graph.chunks import centroids, in_chunks, knn
+from partition.threads import at_once, each
+
 RECALL_SAMPLE = 1000
 RECALL_TARGET = 0.95  # an approximate search looks into more lists until it gets there
 TRAINING_VALUES = 1 << 28  # limit of the float32 values on which centroids are trained: 1 GiB
+QUERY_VALUES = 1 << 26  # of the rows that are searched for at a time, if that is 4 to 16 blocks: 256 MiB
 # A candidate is one integer that sorts by score (best first), then by item index.
 _SCALE, _NUMBER_BITS = 1 << 20, 40
 _NONE = np.iinfo(np.int64).max
@@ -36,11 +41,12 @@ class _Distinct:
 
 
 def nearest(
-    values: np.ndarray, k: int, *, approximate: bool, block: int, seed: int, name: str
+    values: np.ndarray, k: int, *, approximate: bool, block: int, seed: int, name: str, threads: int = 1
 ) -> tuple[np.ndarray, float]:
     """Finds the k nearest items of every item, itself first.
 
-    Memory: blocks of `block` to 4 * `block` unit rows, and the result; an approximate search keeps all rows in float16.
+    Memory: blocks of `block` to 16 * `block` unit rows, and the result; an approximate search keeps all rows in
+    float16.
 
     Args:
         values: [items, d], any float dtype, finite; may be memory-mapped.
@@ -49,21 +55,22 @@ def nearest(
         block: rows at a time.
         seed: of the centroids of the inverted file and of the sample on which its recall is measured.
         name: of the modality, for the progress bar.
+        threads: that search; the result is the same for any number.
 
     Returns:
         Neighbours [items, k] int64, and the share of true neighbours (without the item itself) found for a sample of
         items; 1.0 for an exact search.
     """
     found = np.repeat(np.arange(len(values))[:, None], k, axis=1)
-    distinct = _distinct(values, k, block, name)
+    distinct = _distinct(values, k, block, name, threads)
     # Twice as many as needed, so that the rule for ties decides, not the order of the search.
     count = min(2 * k, len(distinct.first))
     if k == 1 or not count:
         return found, 1.0
-    search, recall = _exact(values, distinct.first, block), 1.0
+    search, recall = _exact(values, distinct.first, block, threads), 1.0
     if approximate:
-        search, recall = _inverted_file(values, distinct.first, k, search, block, seed, name)
-    step = 4 * block
+        search, recall = _inverted_file(values, distinct.first, k, search, block, seed, name, threads)
+    step = min(max(QUERY_VALUES // values.shape[1], 4 * block), 16 * block)
     for begin in tqdm(range(0, len(found), step), desc=f"item graph: {name}, search", unit="block", disable=None):
         own = begin + np.flatnonzero(distinct.of[begin : begin + step] >= 0)
         positions, inverse = np.unique(distinct.of[own], return_inverse=True)
@@ -85,15 +92,21 @@ def _fill(found: np.ndarray, own: np.ndarray, candidates: np.ndarray, members: n
     found[own, 1 : 1 + chosen.shape[1]] = chosen
 
 
-def _distinct(values: np.ndarray, k: int, block: int, name: str) -> _Distinct:
+def _distinct(values: np.ndarray, k: int, block: int, name: str, threads: int) -> _Distinct:
     items = len(values)
     digest, zero = np.empty((items, 2), np.uint64), np.empty(items, bool)
-    for begin in tqdm(range(0, items, block), desc=f"item graph: {name}, read", unit="block", disable=None):
+
+    def read(begin: int) -> None:
         # Rows of a transposed array are not contiguous.
         rows = np.ascontiguousarray(unit_rows(values, slice(begin, begin + block)))
         zero[begin : begin + len(rows)] = ~rows.any(axis=1)
         text = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
         digest[begin : begin + len(rows)] = np.frombuffer(text, np.uint64).reshape(-1, 2)
+        bar.update()
+
+    begins = range(0, items, block)
+    with tqdm(total=len(begins), desc=f"item graph: {name}, read", unit="block", disable=None) as bar:
+        each(read, begins, at_once(threads, 32 * block * values.shape[1]))
     filled = np.flatnonzero(~zero)
     order = filled[np.lexsort((filled, digest[filled, 1], digest[filled, 0]))]  # equal rows together, items ascending
     starts = np.ones(len(order), bool)
@@ -135,13 +148,13 @@ def _candidates(score: np.ndarray, position: np.ndarray) -> np.ndarray:
     return np.where(position < 0, _NONE, (worse << _NUMBER_BITS) | position)
 
 
-def _exact(values: np.ndarray, first: np.ndarray, block: int) -> Search:
+def _exact(values: np.ndarray, first: np.ndarray, block: int, threads: int) -> Search:
     def search(positions: np.ndarray, count: int) -> np.ndarray:
         queries = _units(values, first[positions], block)
         best = np.empty((len(positions), 0), np.int64)
         for begin in range(0, len(first), block):
             rows = unit_rows(values, first[begin : begin + block])
-            score, found = faiss.knn(queries, rows, min(count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
+            score, found = in_chunks(partial(knn, rows=rows, count=min(count, len(rows))), queries, threads)
             best = np.sort(np.concatenate([best, _candidates(score, found + begin)], axis=1), axis=1)[:, :count]
         return best
 
@@ -149,7 +162,7 @@ def _exact(values: np.ndarray, first: np.ndarray, block: int) -> Search:
 
 
 def _inverted_file(
-    values: np.ndarray, first: np.ndarray, k: int, exact: Search, block: int, seed: int, name: str
+    values: np.ndarray, first: np.ndarray, k: int, exact: Search, block: int, seed: int, name: str, threads: int
 ) -> tuple[Search, float]:
     """Inverted file of faiss with float16 rows, searched in as many lists as the target recall needs.
 
@@ -159,17 +172,21 @@ def _inverted_file(
     total, dim = len(first), values.shape[1]
     rng = np.random.default_rng(seed)
     lists = max(1, min(int(4 * np.sqrt(total)), total // 39))
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
-    )
-    index.cp.seed, index.cp.min_points_per_centroid = seed % 2**31, 1
     sample = rng.choice(total, min(total, 64 * lists, max(lists, TRAINING_VALUES // dim)), replace=False)
-    index.train(_units(values, first[np.sort(sample)], block))
+    coarse = faiss.IndexFlatIP(dim)
+    coarse.add(centroids(_units(values, first[np.sort(sample)], block), lists, seed, threads))
+    index = faiss.IndexIVFScalarQuantizer(
+        coarse, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.train(np.zeros((1, dim), np.float32))  # the lists are there already, and float16 needs no training
     for begin in tqdm(range(0, total, block), desc=f"item graph: {name}, index", unit="block", disable=None):
-        index.add(unit_rows(values, first[begin : begin + block]))
+        rows = unit_rows(values, first[begin : begin + block])
+        number = in_chunks(lambda queries: coarse.search(queries, 1), rows, threads)[1]
+        index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(number))
 
     def search(positions: np.ndarray, count: int) -> np.ndarray:
-        score, found = index.search(_units(values, first[positions], block), count)
+        queries = _units(values, first[positions], block)
+        score, found = in_chunks(lambda part: index.search(part, count), queries, threads)
         return np.sort(_candidates(score, found), axis=1)
 
     asked = np.sort(rng.choice(total, min(RECALL_SAMPLE, total), replace=False))

@@ -43,10 +43,7 @@ def report(found: Found, used: Mapping[TableFile, Collection[str]], matrices: Co
     for table, columns in used.items():
         listed = ", ".join(name for name in table.names if name in columns)
         groups.setdefault(listed, []).append(table.place.file_name)
-    read = [
-        f"{', '.join(names) if len(names) <= _SHOWN_FILES else f'{len(names):,} files'} ({columns})"
-        for columns, names in groups.items()
-    ]
+    read = [f"{_listed(names)} ({columns})" for columns, names in groups.items()]
     read += [path.name for path in matrices]
     left = {name: table for table, columns in used.items() for name in table.names if name not in columns}
     unused = [_with_hint(name, table) for name, table in left.items()] + list(found.unused)
@@ -124,6 +121,12 @@ def _with_hint(column: str, table: TableFile) -> str:
     if role is not None:
         return f"{column} ({_HINTS[role]})"
     return f"{column} (see --where)" if usual_name(column) in LABELS else column
+
+
+def _listed(files: list[str]) -> str:
+    """The names of some files; their number if they are many, or of one name in several folders."""
+    named = len(files) <= _SHOWN_FILES and len(set(files)) == len(files)
+    return ", ".join(files) if named else f"{len(files):,} files"
 
 
 def _few(names: list[str]) -> str:

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
 from partition.errors import InputError
+from partition.threads import one_for_blas
 
 
 def spectral_features(user: np.ndarray, item: np.ndarray, users: int, items: int, dim: int) -> np.ndarray:
@@ -33,7 +34,8 @@ def spectral_features(user: np.ndarray, item: np.ndarray, users: int, items: int
     matrix = sp.csr_array((np.ones(len(item)), (user, item)), shape=(users, items))
     degrees = np.bincount(user, minlength=users), np.bincount(item, minlength=items)
     left, right = (sp.diags_array(1 / np.sqrt(np.maximum(degree, 1))) for degree in degrees)
-    _, value, vector = svds(left @ matrix @ right, k=dim + 1, random_state=0)
+    with one_for_blas():
+        _, value, vector = svds(left @ matrix @ right, k=dim + 1, random_state=0)
     order = np.argsort(-value, kind="stable")[1:]
     rows = (vector[order] * value[order, None]).T
     rows *= np.sign(rows[np.abs(rows).argmax(0), np.arange(dim)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,4 +192,12 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     cut_again(root, 2, overwrite=True, method=CutMethod.RANDOM)
     assert verify(new).num_parts == 2
     dataset = PreparedFolder.open(new).dataset(tmp_path)
-    np.testing.assert_array_equal(dataset.item, replace(small_dataset()).item)
+    np.testing.assert_array_equal(dataset.item, small_dataset().item)
+
+
+def test_a_folder_may_replace_itself(tmp_path: Path) -> None:
+    inputs = raw(tmp_path, text_ids=True, labels=True)
+    root = prepared(tmp_path, inputs, 2, pca=["image=3"], method="random")
+    wanted = read_manifest(cut_again(root, 3)).parts
+    recut(RecutOptions(prepared=root, output=root, parts=3, overwrite=True), QUIET)
+    assert verify(root).parts == wanted

@@ -50,6 +50,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "numbers.csv").write_text("user,item\n1,0\n1,1\n2,0\n2,2\n")
     (folder / "titles.csv").write_text("item,title\na,toy\n")
     (folder / "who.csv").write_text("user\nnobody\n")
+    (folder / "quote.csv").write_text('user,item\nu,a\nu,"b\n')
+    (folder / "clicks.csv").write_text("user,item,click\nu,a,1\nu,b,0\n")
     (folder / "twice.csv").write_text("item,title\na,toy\na,lamp\n")
     return folder
 
@@ -121,6 +123,8 @@ CASES: dict[str, Callable[[Path], object]] = {
     "not a number": lambda place: built(place, "numbers.csv", features="image_feat.npy"),
     "two columns": lambda place: built(place, "two.csv", "items.parquet"),
     "no such column": lambda place: built(place, "twice.csv", "items.parquet"),
+    "stray quote": lambda place: built(place, "quote.csv", "items.parquet"),
+    "label of 0": lambda place: built(place, "clicks.csv", "items.parquet"),
     "id twice": lambda place: extract(
         Request(items=place / "twice.csv", output=place / "x.parquet", text=["title"], tfidf="1")
     ),

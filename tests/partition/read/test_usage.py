@@ -56,6 +56,15 @@ def test_many_files_and_columns_are_counted(tmp_path: Path) -> None:
     assert unused == f"not used: {', '.join(list(columns)[:20])} and 10 more"
 
 
+def test_files_of_one_name_are_counted(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"day={day}").mkdir()
+        log(tmp_path / f"day={day}")
+    found = find([str(tmp_path)], {})
+    used, unused = report(found, {table: ["user_id", "item_id"] for table in found.interactions})
+    assert (used, unused) == ("used: 2 files (user_id, item_id)", "not used: day")
+
+
 ZERO = {
     "numbers": ([0, 1, 1, 0], "= 1"),
     "floats": ([0.0, 1.0, 1.0, 0.0], "= 1"),
