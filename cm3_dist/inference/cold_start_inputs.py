@@ -17,7 +17,7 @@ from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
 from partition.options import SPECTRAL, Missing, missing_choices
-from partition.read.feature_sources import ListColumn, MatrixFile, is_feature_column
+from partition.read.feature_sources import ListColumn, MatrixFile, is_feature_column, refused_column
 from partition.read.features import Matrices
 from partition.read.places import place_of
 from partition.read.table_file import TableFile, is_table, open_table
@@ -90,12 +90,16 @@ def _no_features(name: str, missing: np.ndarray, place: Callable[[int], str | No
 def _feature_source(path: Path, table: TableFile, name: str, count: int) -> MatrixFile | ListColumn | None:
     """Where the features of a modality are; None for spectral features that are not given."""
     npy = path / f"{name}_feat.npy"
-    if path.is_dir() and npy.exists():
-        source = MatrixFile(npy)
-        if source.rows != count:
-            message = f"{npy}: {source.rows} rows, but {table.path} has {count} items"
-            raise InputError(message, "new_items.features")
-        return source
+    for file in (npy, npy.with_suffix(".npz")) if path.is_dir() else ():
+        if file.exists():
+            source = MatrixFile(file, name)
+            if source.rows != count:
+                message = f"{file}: {source.rows} rows, but {table.path} has {count} items"
+                raise InputError(message, "new_items.features")
+            return source
+    refused = refused_column(table, name)
+    if refused is not None:
+        raise refused
     if is_feature_column(table, name):
         return ListColumn((table,), name, np.arange(count))
     if name == SPECTRAL:

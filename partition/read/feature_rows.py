@@ -54,6 +54,8 @@ def read_matrix(source: MatrixFile, work: Path, target: Path) -> Matrix:
     for block in row_blocks(stored):
         rows = stored[block]
         bad = _unusable(rows)
+        if not bad.any():
+            continue
         missing[block] = np.isnan(rows).all(axis=1)
         at = np.flatnonzero(bad.any(axis=1) & ~missing[block])
         if len(at) and not count:
