@@ -32,7 +32,7 @@ from partition.relational.logs import chosen_method, event_weights, given_column
 from partition.relational.split import divide, evaluable
 from partition.relational.where import Where
 from partition.stages import Stages
-from partition.transform.dataset import TRAIN, Features
+from partition.transform.dataset import TEST, TRAIN, VALIDATION, Features
 from partition.transform.shuffle_features import noisy_items, permute_rows
 from partition.transform.spectral import spectral_features
 
@@ -204,7 +204,11 @@ def label(
         if divided.tied_time_share is not None:
             stages.statistics["tied_time_share"] = divided.tied_time_share
         if counts["heldout_dropped"]:
-            say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training")
+            was = [
+                engine.number(divided.table.filter(divided.table.split == kind).count()) for kind in (VALIDATION, TEST)
+            ]
+            lost = f"validation {was[0] - validation:,}, test {was[1] - test:,}"
+            say(f"dropped {counts['heldout_dropped']:,} held-out ones of users without training ({lost})")
         empty = [name for name, size in (("validation", validation), ("test", test)) if not size]
         if empty and method is not SplitMethod.NONE:
             say(f"warning: nothing in {' and '.join(empty)}; --split none trains on everything, without {empty[0]}")
