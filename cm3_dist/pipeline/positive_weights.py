@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -31,5 +33,5 @@ def positive_weights(batch: Batch, shard: Shard, size: int, runtime: Runtime) ->
     sums[shard.parts.start : shard.parts.stop] = torch.from_numpy(own)
     if runtime.world_size > 1:
         sum_while_planning(sums, runtime)
-    scaled: np.ndarray = (weight / float(sums.sum())).astype(np.float32)
+    scaled: np.ndarray = (weight / math.fsum(sums.tolist())).astype(np.float32)
     return scaled
