@@ -17,7 +17,7 @@ from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.read.catalogue import parse_features
-from partition.relational.engine import connect
+from partition.relational.connect import connect
 from partition.resume import Work, work_folder
 from partition.stages import Stages
 from partition.threads import count, limited

@@ -80,7 +80,7 @@ class PreparedFolder:
             self.copy_features(modality, values)
             path = self.root / layout.basis_file(modality.name)
             basis = open_basis(path, modality) if path.name in manifest.digests else None
-            missing = self._missing(modality.name) if modality.masked else None
+            missing = self.missing(modality)
             features[modality.name] = Features(values, modality.source_dim, basis, missing)
         return Dataset(
             name=manifest.name,
@@ -138,12 +138,14 @@ class PreparedFolder:
             for begin in range(0, len(own), FEATURE_ROWS):
                 target[own[begin : begin + FEATURE_ROWS]] = values[begin : begin + FEATURE_ROWS]
 
-    def _missing(self, modality: str) -> np.ndarray:
-        """[items] bool, by number: the items without features of a modality that has masks."""
+    def missing(self, modality: Modality) -> np.ndarray | None:
+        """Returns which items have no such features [items] bool, by number; None if the modality has no masks."""
+        if not modality.masked:
+            return None
         missing = np.zeros(self.manifest.items, bool)
         for part in range(self.manifest.num_parts):
             own = self._own(part, "item")
-            path = layout.part_dir(self.root, part) / layout.missing_file(modality)
+            path = layout.part_dir(self.root, part) / layout.missing_file(modality.name)
             missing[own] = open_missing(path, len(own))
         return missing
 

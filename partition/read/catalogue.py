@@ -91,7 +91,8 @@ def resolve(
         mapping = found.mapping.get("item")
         ids = keys if mapping is None else external_ids(keys, mapping, "itemID")
         used = {} if mapping is None else {mapping: list(mapping.names)}
-    paths = [place_of(path) for source in features.values() for path in source.paths]
+    known = {table.path for table in used}  # in object storage a path is only a name
+    paths = [place_of(path) for source in features.values() for path in source.paths if path not in known]
     return Catalogue(keys, ids, features, [*(table.place for table in used), *paths], used, end)
 
 

@@ -21,7 +21,7 @@ from partition.options import BuildOptions
 from partition.stages import Stages
 from partition.transform.dataset import TRAIN, Dataset
 from tests.support.raw_tables import items_table, pairs, read, write
-from tests.support.small import prepare_small, small_dataset, weighted_dataset
+from tests.support.small import mask_features, prepare_small, small_dataset, weighted_dataset
 
 NAMES = {0: "train", 1: "valid", 2: "test"}
 
@@ -156,6 +156,29 @@ def test_weights(tmp_path: Path) -> None:
     assert header == "userID\titemID\tx_label\tweight"
     numbers = [line.split("\t") for line in lines]
     assert sorted((users[int(n[0])], items[int(n[1])], float(np.float32(n[3]))) for n in numbers) == wanted
+
+
+@pytest.mark.parametrize("form", ["mmrec", "recbole"])
+def test_masks_that_a_format_cannot_hold_are_counted(tmp_path: Path, form: str) -> None:
+    dataset = mask_features(small_dataset())
+    root = prepare_small(tmp_path, dataset=dataset)
+    lines = export(ExportOptions(prepared=root, format=ExportFormat(form), output=tmp_path / "out"))
+    for name, missing in dataset.missing.items():
+        assert f"not in it: which {missing.sum()} items have no {name}; their rows are zeros" in lines
+
+
+def test_masks_are_nulls_in_parquet(tmp_path: Path) -> None:
+    dataset = mask_features(small_dataset())
+    items = pq.read_table(exported(prepare_small(tmp_path, dataset=dataset), "parquet") / "items.parquet")
+    for name, missing in dataset.missing.items():
+        np.testing.assert_array_equal(items[f"missing_{name}"].to_numpy(), missing)
+        np.testing.assert_array_equal(items[name].is_null().to_numpy(), missing)
+        rows = np.array(items[name].drop_null().to_pylist(), dataset.features[name].values.dtype)
+        np.testing.assert_array_equal(rows, dataset.features[name].values[~missing])
+    again = read(tmp_path, tmp_path / "parquet" / "small", missing=["mask"], split="files")
+    for name, missing in dataset.missing.items():
+        np.testing.assert_array_equal(again.features[name].missing, missing)
+        np.testing.assert_array_equal(again.features[name].values, dataset.features[name].values)
 
 
 def test_users_without_an_interaction_are_counted(tmp_path: Path) -> None:

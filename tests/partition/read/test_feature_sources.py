@@ -28,7 +28,7 @@ def test_a_matrix_of_integers_becomes_float32(tmp_path: Path, dtype: type) -> No
 def test_an_array_of_an_npz_file(tmp_path: Path, compressed: bool, others: dict[str, np.ndarray]) -> None:
     folder = mmrec(tmp_path / "tiny", ROWS)
     save = np.savez_compressed if compressed else np.savez
-    save(tmp_path / "sound.npz", sound=VALUES, **others)
+    save(tmp_path / "sound.npz", sound=VALUES, **others)  # type: ignore[arg-type]
     dataset = read(tmp_path, folder, features=["image", f"sound={tmp_path / 'sound.npz'}"])
     np.testing.assert_array_equal(dataset.features["sound"].values, VALUES)
     assert "sound.npz" in dataset.inputs

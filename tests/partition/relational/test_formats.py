@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from partition.build import build
 from partition.folder.manifest import Manifest, read_manifest
-from partition.options import BuildOptions
+from partition.options import BuildOptions, CutMethod, SplitMethod
 from partition.stages import Stages
 from tests.support.raw_tables import random_log
 
@@ -21,11 +21,11 @@ def prepared(folder: Path, *inputs: Path, threads: int = 2) -> Manifest:
         input=[str(path) for path in inputs],
         output=folder / "prepared",
         parts=2,
-        split="random",
+        split=SplitMethod.RANDOM,
         kcore=3,
         min_rating=2,
         weight_column="strength",
-        method="random",
+        method=CutMethod.RANDOM,
         threads=threads,
         overwrite=True,
     )
