@@ -99,7 +99,7 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
         split_method=inputs.method.recorded,
         features=features,
         counts=counts,
-        inputs=steps.digests(inputs.files, stages),
+        inputs=steps.digests(inputs.files, stages, count(options.threads)),
     )
 
 

@@ -31,6 +31,7 @@ from partition.relational.logs import chosen_method, event_weights, given_column
 from partition.relational.split import divide, evaluable
 from partition.relational.where import Where
 from partition.stages import Stages
+from partition.threads import each
 from partition.transform.dataset import TRAIN, Features
 from partition.transform.shuffle_features import noisy_items, permute_rows
 from partition.transform.spectral import spectral_features
@@ -228,12 +229,11 @@ def spectral(labelled: Labelled, sizes: tuple[int, int], dim: int, folder: Path,
     return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 
-def digests(files: Sequence[Place], stages: Stages) -> dict[str, str]:
+def digests(files: Sequence[Place], stages: Stages, threads: int = 1) -> dict[str, str]:
     """sha256 of every input file, under its name or, if several have that name, its path or URI."""
     names = [place.file_name for place in files]
     with stages("digests") as say:
-        found = {
-            place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files
-        }
+        own = [place.file_name if names.count(place.file_name) == 1 else place.name for place in files]
+        found = dict(zip(own, each(lambda place: place.sha256(), files, threads), strict=True))
         say(f"{len(found)} input files")
     return found
