@@ -17,7 +17,7 @@ from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.read.catalogue import parse_features
-from partition.relational.engine import connect
+from partition.relational.connect import connect
 from partition.resume import Work, work_folder
 from partition.stages import Stages
 from partition.threads import count, limited
@@ -162,6 +162,7 @@ class _Preparation:
                 approximate_above=options.approximate_above,
                 cooccurrence=(*training, len(dataset.user_ids)) if options.cooccurrence_weight else None,
                 cooccurrence_weight=options.cooccurrence_weight,
+                missing=dataset.missing,
                 seed=options.seed,
                 threads=count(options.threads),
                 keep=keep,
@@ -178,7 +179,7 @@ class _Preparation:
         if not values or "reliability" in statistics:  # from an earlier run
             return
         with self._stages("similarity") as say:
-            found = reliability(values, *training, self._options.seed, self._work.folder)
+            found = reliability(values, *training, self._options.seed, self._work.folder, missing=dataset.missing)
             statistics.update(found)
             alone = ", ".join(f"{name} {found[f'reliability_{name}']:.2f}" for name in values)
             say(f"reliability {found['reliability']:.2f} ({alone})")

@@ -80,6 +80,16 @@ class CutMethod(Choice):
     RANDOM = "random"
 
 
+class Missing(Choice):
+    """What becomes of items without features of a modality."""
+
+    REFUSE = "refuse"
+    ZEROS = "zeros"
+    MEAN = "mean"
+    DROP = "drop"
+    MASK = "mask"
+
+
 class Options(BaseModel):
     """Base of the options of a command: unknown names are refused, values do not change."""
 
@@ -241,12 +251,38 @@ def pca_dims(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
     return dims
 
 
+def missing_choices(texts: Sequence[str], modalities: Sequence[str]) -> dict[str, Missing]:
+    """Parses `CHOICE` (for all modalities without one of their own) and `NAME=CHOICE`; by default items are refused.
+
+    Returns:
+        The choice of every modality.
+
+    Raises:
+        InputError: an unknown modality or choice.
+    """
+    found: dict[str | None, Missing] = {}
+    for text in texts:
+        name, choice = _named(text, "--missing", modalities)
+        try:
+            found[name] = Missing(choice)
+        except ValueError:
+            known = ", ".join(Missing)
+            raise InputError(f"--missing {text}: no choice {choice!r}; there are {known}", "option.missing") from None
+    return {name: found.get(name, found.get(None, Missing.REFUSE)) for name in modalities}
+
+
 def _named_number(text: str, option: str, modalities: Sequence[str]) -> tuple[str | None, float]:
-    name, equals, number = text.rpartition("=")
+    name, number = _named(text, option, modalities)
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(f"{option} {text}: {number!r} is not a number", "option.number") from None
+
+
+def _named(text: str, option: str, modalities: Sequence[str]) -> tuple[str | None, str]:
+    """Splits `[NAME=]VALUE`; None for the name if there is none."""
+    name, equals, value = text.rpartition("=")
     if equals and name not in modalities:
         known = ", ".join(modalities)
         raise InputError(f"{option} {text}: no modality {name!r}; there are {known}", "features.unknown")
-    try:
-        return name if equals else None, float(number)
-    except ValueError:
-        raise InputError(f"{option} {text}: {number!r} is not a number", "option.number") from None
+    return name if equals else None, value

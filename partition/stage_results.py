@@ -30,6 +30,8 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         features[name] = {"file": path.name if own else str(path), "source_dim": modality.source_dim, "basis": None}
         if isinstance(modality.basis, np.memmap):
             features[name]["basis"] = Path(str(modality.basis.filename)).name
+        if modality.missing is not None:
+            np.save(folder / f"missing-{name}.npy", modality.missing)
     content = {
         "weighted": dataset.weight is not None,
         "name": dataset.name,
@@ -51,6 +53,7 @@ def read_dataset(folder: Path) -> Dataset:
             np.load(folder / stored["file"], mmap_mode="r", allow_pickle=False),
             stored["source_dim"],
             None if stored["basis"] is None else np.load(folder / stored["basis"], mmap_mode="r", allow_pickle=False),
+            np.load(missing, allow_pickle=False) if (missing := folder / f"missing-{name}.npy").exists() else None,
         )
         for name, stored in content["features"].items()
     }

@@ -15,9 +15,10 @@ import pyarrow as pa
 from numpy.typing import DTypeLike
 
 from partition import columns_on_disk as blocks
-from partition.options import SPECTRAL, BuildOptions, SplitMethod, pca_dims
+from partition.options import SPECTRAL, BuildOptions, Missing, SplitMethod, missing_choices, pca_dims
 from partition.read.catalogue import Catalogue, external_ids, resolve
-from partition.read.features import load
+from partition.read.feature_sources import MatrixFile
+from partition.read.features import Matrices, load, missing_items
 from partition.read.ids import are_numbers
 from partition.read.places import Place
 from partition.read.sources import find
@@ -51,6 +52,8 @@ class Inputs:
     numbered: Numbered  # the interactions
     mapping: TableFile | None  # external ids of the users
     catalogue: Catalogue
+    matrices: Matrices  # of all items of the catalogue
+    remaining: np.ndarray | None  # [items] indices in the catalogue, ascending, of `numbered.items`; None for all
     files: list[Place]  # all that were read
 
 
@@ -94,12 +97,15 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
         logs = open_logs(found, method, options, where, folder / LOGS)
         catalogue = resolve(found, id_kinds(logs, "item"), options.features, given)
         text = {"user": not are_numbers(id_kinds(logs, "user")), "item": not pa.types.is_integer(catalogue.keys.type)}
-        numbered = number(engine, logs, text, catalogue, options, where, weights, folder, counts)
+        matrices = Matrices(catalogue.features, len(catalogue.ids), folder)
+        dropped = incomplete(options, matrices, counts)
+        numbered = number(engine, logs, text, catalogue, options, where, weights, folder, counts, dropped)
         say(f"{numbered.count:,} rows, {numbered.users.count:,} users, {numbered.item_count:,} items")
     mapping = found.mapping.get("user")
     used: dict[TableFile, list[str]] = {own.log.file: [*own.roles.values(), *own.named] for own in logs}
     used |= ({} if mapping is None else {mapping: list(mapping.names)}) | catalogue.used
-    for line in report(found, used):
+    sources = [source for source in catalogue.features.values() if isinstance(source, MatrixFile)]
+    for line in report(found, used, [source.path for source in sources]):
         stages.note(line)
     read = [own.log.file.place for own in logs] + ([] if mapping is None else [mapping.place])
     return Inputs(
@@ -111,8 +117,24 @@ def read(options: BuildOptions, engine: Engine, folder: Path, stages: Stages, co
         numbered=numbered,
         mapping=mapping,
         catalogue=catalogue,
+        matrices=matrices,
+        remaining=None if dropped is None else np.flatnonzero(~dropped),
         files=list(dict.fromkeys([*read, *catalogue.files])),
     )
+
+
+def incomplete(options: BuildOptions, matrices: Matrices, counts: dict[str, int]) -> np.ndarray | None:
+    """[items] bool: the items that `--missing drop` leaves out, because features of them are missing; None for none.
+
+    Raises:
+        InputError: anything wrong with the option, or with features of a modality with that choice.
+    """
+    choices = missing_choices(options.missing, matrices.names)
+    for name, choice in choices.items():
+        missing = matrices[name].missing if choice == Missing.DROP else None
+        if missing is not None:
+            counts[f"missing_{name}"] = int(np.count_nonzero(missing))
+    return missing_items(matrices, choices)
 
 
 def clean(inputs: Inputs, kcore: int, engine: Engine, folder: Path, stages: Stages, counts: dict[str, int]) -> Cleaned:
@@ -125,15 +147,16 @@ def clean(inputs: Inputs, kcore: int, engine: Engine, folder: Path, stages: Stag
     with stages("clean") as say:
         pairs = merged(engine, numbered.rows, numbered.users, numbered.items, numbered.item_count)
         counts["duplicates_merged"] = numbered.count - pairs.count
-        kept, item_ids = None, catalogue.ids
+        kept = inputs.remaining
+        item_ids = catalogue.ids if kept is None else catalogue.ids.take(pa.array(kept))
         if kcore:
             core = k_core(engine, pairs, kcore)
             assert core.items is not None
-            kept = column(engine, core.items.order_by("number"), "old")
-            item_ids = item_ids.take(pa.array(kept))
+            old = column(engine, core.items.order_by("number"), "old")
+            item_ids, kept = item_ids.take(pa.array(old)), old if kept is None else kept[old]
             counts["kcore_dropped"] = pairs.count - core.count
             counts["kcore_users_dropped"] = pairs.users.count - core.users.count
-            counts["kcore_items_dropped"] = numbered.item_count - len(kept)
+            counts["kcore_items_dropped"] = numbered.item_count - len(old)
             pairs = core
         users = pairs.users.table.order_by("number").select("id")
         user_ids = write_ids(engine, users, folder / "user_ids.arrow")
@@ -198,11 +221,16 @@ def load_features(
         InputError: anything wrong with the features.
     """
     with stages("features") as say:
-        dims = pca_dims(options.pca, list(inputs.catalogue.features))
-        features, shares = load(inputs.catalogue.features, len(inputs.catalogue.ids), cleaned.kept, dims, folder)
+        names = inputs.matrices.names
+        dims, choices = pca_dims(options.pca, names), missing_choices(options.missing, names)
+        features, shares, missing = load(inputs.matrices, cleaned.kept, choices, dims, inputs.catalogue.ids)
         stages.statistics.update(shares)
+        counts.update(missing)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
         say(", ".join(f"{name} {was}" + (f" -> {now}" if now < was else "") for name, (was, now) in widths.items()))
+        for name, choice in choices.items():
+            if f"missing_{name}" in counts:
+                say(f"{counts[f'missing_{name}']:,} items have no {name}: {choice}")
         if options.noise:
             chosen = noisy_items(len(cleaned.item_ids), options.noise, options.seed)
             features = {

@@ -49,6 +49,7 @@ def folder_bytes(root: Path, manifest: Manifest) -> dict[str, float]:
     kinds = {layout.GRAPH: "graph", layout.ITEM_GRAPH: "item graph", layout.USERS: "ids", layout.ITEMS: "ids"}
     kinds |= dict.fromkeys(layout.HELD_OUT.values(), "held-out")
     kinds |= {layout.features_file(modality.name): "features" for modality in manifest.modalities}
+    kinds |= {layout.missing_file(modality.name): "features" for modality in manifest.modalities if modality.masked}
     sizes = dict.fromkeys(kinds.values(), 0.0)
     for part in range(manifest.num_parts):
         for name, kind in kinds.items():

@@ -41,17 +41,24 @@ def make_features(scenario: Scenario, rows: float) -> dict[str, Tensor]:
     }
 
 
+def make_missing(scenario: Scenario, rows: float) -> dict[str, Tensor]:
+    """Masked modality -> [rows] bool."""
+    masked = [modality.name for modality in scenario.manifest.modalities if modality.masked]
+    return {name: torch.empty(math.ceil(rows), dtype=torch.bool, device=META) for name in masked}
+
+
 def step_plan(scenario: Scenario, load: RankLoad, step: RankStep, whole: Propagation) -> StepPlan:
     """A step's plan; in exact mode it shares the layers of `whole` that are not restricted to the batch."""
     exact, repelled = scenario.mode == "exact", min(step.items, step.most_items)
     propagation = _restricted(whole, load, step) if exact else _sampled(step)
     features, curve = make_features(scenario, step.input_items), _floats(step.input_items)
     users, mixed, items = ids(step.input_users), ids(step.users), ids(step.input_items)
+    missing = make_missing(scenario, step.input_items)
     return StepPlan(
         epoch=0,
         step=0,
         size=1,
-        inputs=Inputs(propagation, users, mixed, items, features, curve, whole=exact),
+        inputs=Inputs(propagation, users, mixed, items, features, curve, whole=exact, missing=missing),
         users=ids(step.users) if exact and not propagation.hops else None,
         items=ids(step.items) if exact and not propagation.similar else None,
         positive_user=ids(step.positives),

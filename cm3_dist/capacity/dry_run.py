@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cm3_dist.capacity.dry_plan import META, ids, make_features, step_plan, whole_propagation
+from cm3_dist.capacity.dry_plan import META, ids, make_features, make_missing, step_plan, whole_propagation
 from cm3_dist.capacity.scenario import RankLoad, RankStep, Scenario
 from cm3_dist.distributed.traffic import traffic
 from cm3_dist.loss.cm3_loss import cm3_loss
@@ -92,7 +92,10 @@ def dry_step(scenario: Scenario, load: RankLoad, step: RankStep) -> Usage:
     with _fake_ranks(scenario.ranks) as group:
         whole = whole_propagation(scenario, load)
         plan, model = step_plan(scenario, load, step, whole), _Model(scenario, load)
-        operator, shared = _storages(whole), _storages([whole, plan.inputs.features] if plan.inputs.whole else whole)
+        operator, shared = (
+            _storages(whole),
+            _storages([whole, plan.inputs.features, plan.inputs.missing] if plan.inputs.whole else whole),
+        )
         with LiveTensors() as live:
             live.phase = "encoder and lookup"
             ego = model.ego(plan.inputs)
@@ -194,3 +197,7 @@ class _Features:
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Modality -> [n, dim]."""
         return make_features(self.scenario, len(rows))
+
+    def missing(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Masked modality -> [n] bool."""
+        return make_missing(self.scenario, len(rows))

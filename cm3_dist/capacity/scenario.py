@@ -149,8 +149,10 @@ class Scenario:
         return Dimensions.of(self.manifest, self.settings)
 
     def feature_bytes(self, rows: float) -> float:
-        """Features of so many items, as stored."""
-        return rows * sum(modality.dim * np.dtype(modality.dtype).itemsize for modality in self.manifest.modalities)
+        """Features of so many items, as stored, with the masks of those that are missing."""
+        modalities = self.manifest.modalities
+        widths = (modality.dim * np.dtype(modality.dtype).itemsize + modality.masked for modality in modalities)
+        return rows * sum(widths)
 
     def changed(self, **changes: Any) -> Scenario:
         """With other fields; everything expected, nothing counted."""

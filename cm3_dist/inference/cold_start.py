@@ -42,6 +42,7 @@ from cm3_dist.model.l2_normalize import l2_normalize
 from cm3_dist.pipeline.device_transfer import to_device
 from cm3_dist.ranking.topk import top_columns
 from partition.folder.manifest import Manifest
+from partition.item_graph.shares import neighbour_shares
 from partition.options import item_graph_weights
 
 BLOCK = 4096  # new items placed at a time
@@ -88,13 +89,16 @@ class _ItemGraph:
         return _ItemGraph(k, {name: weight / total / k for name, weight in weights.items()}, shared / total)
 
 
-def place_items(model: TrainedModel, ids: pa.Array, features: dict[str, np.ndarray]) -> NewItems:
+def place_items(
+    model: TrainedModel, ids: pa.Array, features: dict[str, np.ndarray], missing: dict[str, np.ndarray] | None = None
+) -> NewItems:
     """Computes the embeddings of new items. Collective; all ranks pass the same arguments.
 
     Args:
         model: the model.
         ids: [n] external ids, none of them in the catalogue.
         features: modality -> [n, d_m], all modalities of the data, in any order; may be memory-mapped.
+        missing: modality -> [n] bool: the items that lack it, as after `--missing mask`.
 
     Raises:
         InputError: the prepared folder does not record how its item graph was made.
@@ -108,8 +112,9 @@ def place_items(model: TrainedModel, ids: pa.Array, features: dict[str, np.ndarr
         block = range(begin, min(begin + BLOCK, len(ids)))
         names = [modality.name for modality in model.manifest.modalities]
         some = {name: torch.from_numpy(np.array(features[name][block.start : block.stop])) for name in names}
-        encoded = model.encode(some)
-        placed = _with_neighbours(model, graph, some, encoded)
+        lacking = {name: mask[block.start : block.stop] for name, mask in (missing or {}).items()}
+        encoded = model.encode(some, {name: torch.from_numpy(mask) for name, mask in lacking.items()})
+        placed = _with_neighbours(model, graph, some, lacking, encoded)
         kept = range(max(block.start, own.start), min(block.stop, own.stop))
         if len(kept):
             target = slice(kept.start - own.start, kept.stop - own.start)
@@ -119,23 +124,31 @@ def place_items(model: TrainedModel, ids: pa.Array, features: dict[str, np.ndarr
     return NewItems(ids, rows, ego, there)
 
 
-def _with_neighbours(model: TrainedModel, graph: _ItemGraph, features: dict[str, Tensor], ego: Tensor) -> Tensor:
+def _with_neighbours(
+    model: TrainedModel,
+    graph: _ItemGraph,
+    features: dict[str, Tensor],
+    missing: dict[str, np.ndarray],
+    ego: Tensor,
+) -> Tensor:
     """Applies the item graph to new items: embeddings before propagation [n, C * d] -> final ones. Collective."""
     if not model.layers.similar:
         return ego
     count, local = len(ego), model.shard.item_rows
     itself = np.full(count, graph.own)
     row, column, weight = [], [], []
+    shares = neighbour_shares(graph.weight, missing, count)
     for name, values in features.items():
         if not graph.weight[name]:
             continue
         found = _nearest(model, name, values, graph.k - 1)
-        itself += graph.weight[name] * (graph.k - (found >= 0).sum(1))  # the item itself instead of missing neighbours
+        own_weight = graph.weight[name] * shares[name]  # [n]
+        itself += own_weight * (graph.k - (found >= 0).sum(1))  # the item itself instead of missing neighbours
         near = found - model.shard.first_item
         mine = (found >= 0) & (near >= 0) & (near < local)
         row.append(np.nonzero(mine)[0])
         column.append(near[mine])
-        weight.append(np.full(int(mine.sum()), graph.weight[name]))
+        weight.append(own_weight[row[-1]])
     matrix = sp.csr_array(
         (np.concatenate(weight), (np.concatenate(row), np.concatenate(column))), shape=(count, local), dtype=np.float64
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,21 @@ from cm3_dist.inference.trained_model import TrainedModel
 from partition.folder import layout
 from partition.folder.arrays import open_basis
 from partition.folder.manifest import Modality
-from partition.options import SPECTRAL
-from partition.read.features import BLOCK_BYTES, ListColumn, NpyFile, is_feature_column, load, project
+from partition.options import SPECTRAL, Missing, missing_choices
+from partition.read.feature_sources import ListColumn, MatrixFile, is_feature_column, refused_column
+from partition.read.features import Matrices
 from partition.read.places import place_of
 from partition.read.table_file import TableFile, is_table, open_table
+from partition.transform.pca import BLOCK_BYTES, project
+
+
+@dataclass(frozen=True)
+class NewFeatures:
+    """Items that training never saw, with their features."""
+
+    ids: pa.Array  # [n] external ids
+    features: dict[str, np.ndarray]  # modality -> [n, d_m] in the dtype of the prepared folder
+    missing: dict[str, np.ndarray]  # modality -> [n] bool: rows that the model leaves out; only with any
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,10 @@ class NewUsers:
     item: np.ndarray  # [e] int64 global item row; from `manifest.item_rows` on, a position among the new items
 
 
-def read_new_items(path: Path, model: TrainedModel, work: Path) -> tuple[pa.Array, dict[str, np.ndarray]]:
+def read_new_items(path: Path, model: TrainedModel, work: Path) -> NewFeatures:
     """Reads the ids and features of new items.
+
+    Missing rows are treated as the catalogue's were (`--missing` at preparation) if that was `zeros` or `mask`.
 
     Args:
         path: a table (Parquet or Arrow) with an item column and one list column per modality, or a folder with a table
@@ -39,35 +53,53 @@ def read_new_items(path: Path, model: TrainedModel, work: Path) -> tuple[pa.Arra
         model: for its modalities and ids.
         work: folder for temporary files, which must exist as long as the features are used.
 
-    Returns:
-        Ids [n], and modality -> [n, d_m] in the dtype of the prepared folder.
-
     Raises:
-        InputError: a modality is missing or has another width, a value is not finite, an id occurs twice or is in the
-            catalogue.
+        InputError: a modality is missing or has another width, a value is not finite, features of an item are missing
+            and there is no choice that says what becomes of it, an id occurs twice or is in the catalogue.
     """
     table = _items_table(path)
     listed = read_column(table, id_column(table, "item"), model.item_ids)
     _check_new(listed)
-    count, features = len(listed.ids), {}
-    for modality in model.manifest.modalities:
-        if (source := _feature_source(path, table, modality.name, count)) is not None:
-            values = load({modality.name: source}, count, None, {}, work)[0][modality.name].values
-            features[modality.name] = _as_prepared(values, modality, model.shard.root, source.paths[0])
-        else:  # spectral features are computed from interactions, which new items do not have
-            features[modality.name] = np.zeros((count, modality.dim), modality.dtype)
-    return listed.ids, features
+    count, modalities = len(listed.ids), model.manifest.modalities
+    choices = missing_choices(model.manifest.settings.get("missing", []), [modality.name for modality in modalities])
+    features, missing = {}, {}
+    for modality in modalities:
+        name = modality.name
+        source = _feature_source(path, table, name, count)
+        if source is None:  # spectral features are computed from interactions, which new items do not have
+            features[name] = np.zeros((count, modality.dim), modality.dtype)
+            continue
+        found = Matrices({name: source}, count, work)[name]
+        features[name] = _as_prepared(found.values, modality, model.shard.root, source.paths[0])
+        if found.missing is not None:
+            if choices[name] not in (Missing.ZEROS, Missing.MASK):
+                raise _no_features(name, found.missing, found.place, choices[name])
+            if choices[name] == Missing.MASK:
+                missing[name] = found.missing
+    return NewFeatures(listed.ids, features, missing)
 
 
-def _feature_source(path: Path, table: TableFile, name: str, count: int) -> NpyFile | ListColumn | None:
+def _no_features(name: str, missing: np.ndarray, place: Callable[[int], str | None], choice: Missing) -> InputError:
+    count, first = int(missing.sum()), place(int(np.argmax(missing)))
+    have = "has" if count == 1 else "have"
+    message = f"{count:,} of {len(missing):,} new items {have} no {name}; first: {first}"
+    remedy = f"prepare the data with --missing {name}=mask or zeros, not {choice}, and train again"
+    return InputError(f"{message}; {remedy}", "features.missing")
+
+
+def _feature_source(path: Path, table: TableFile, name: str, count: int) -> MatrixFile | ListColumn | None:
     """Where the features of a modality are; None for spectral features that are not given."""
     npy = path / f"{name}_feat.npy"
-    if path.is_dir() and npy.exists():
-        source = NpyFile(npy)
-        if source.rows != count:
-            message = f"{npy}: {source.rows} rows, but {table.path} has {count} items"
-            raise InputError(message, "new_items.features")
-        return source
+    for file in (npy, npy.with_suffix(".npz")) if path.is_dir() else ():
+        if file.exists():
+            source = MatrixFile(file, name)
+            if source.rows != count:
+                message = f"{file}: {source.rows} rows, but {table.path} has {count} items"
+                raise InputError(message, "new_items.features")
+            return source
+    refused = refused_column(table, name)
+    if refused is not None:
+        raise refused
     if is_feature_column(table, name):
         return ListColumn((table,), name, np.arange(count))
     if name == SPECTRAL:

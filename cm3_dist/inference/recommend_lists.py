@@ -175,8 +175,8 @@ def read_catalogue(model: TrainedModel, items: Path | None, new_items: Path | No
     runtime, new = model.runtime, None
     if new_items is not None:
         with tempfile.TemporaryDirectory() as work:
-            ids, features = agree_on_error(runtime, lambda: read_new_items(new_items, model, Path(work)))
-            new = place_items(model, ids, features)
+            read = agree_on_error(runtime, lambda: read_new_items(new_items, model, Path(work)))
+            new = place_items(model, read.ids, read.features, read.missing)
     if items is None:
         return Catalogue(candidate_mask(model, None), new)
     new_ids = None if new is None else new.ids

@@ -152,9 +152,12 @@ class TrainedModel:
                 similar[layer][:, columns] = i
         return LayerOutputs(before, similar, total[:-1] / total[-1])
 
-    def encode(self, features: dict[str, Tensor]) -> Tensor:
-        """Embeddings [., C * d] before propagation of items with features modality -> [., d_m]."""
-        return encode_items(self._encoder, features)
+    def encode(self, features: dict[str, Tensor], missing: dict[str, Tensor]) -> Tensor:
+        """Embeddings [., C * d] before propagation of items with features modality -> [., d_m].
+
+        `missing`: modality -> [.] bool, the items that lack it.
+        """
+        return encode_items(self._encoder, features, missing)
 
     def mix(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Multiplies each channel of user rows [., C * d] by its share, the softmax of `logits` [., C]."""

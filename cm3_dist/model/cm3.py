@@ -53,7 +53,7 @@ class CM3(nn.Module):
     def ego(self, inputs: Inputs) -> Ego:
         """Looks up users and encodes items. Collective unless the local tables are used."""
         looked_up, mixing, item_ids = self.tables(inputs.users, inputs.mixed, inputs.items, inputs.whole)
-        channels, fused = self.encoder(inputs.features, inputs.curve)
+        channels, fused = self.encoder(inputs.features, inputs.curve, inputs.missing)
         items = join_channels(channels, fused, item_ids)
         return Ego(l2_normalize(looked_up, self.dim), items, mixing, fused, looked_up)
 

@@ -33,12 +33,28 @@ def mix_channels(rows: Tensor, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_items(encoder: ItemEncoder, features: Mapping[str, Tensor], item_ids: Tensor | None = None) -> Tensor:
-    """Features modality -> [m, d_m], on any device -> [m, C * d] before propagation; curve parameter 0.5."""
+def encode_items(
+    encoder: ItemEncoder,
+    features: Mapping[str, Tensor],
+    missing: Mapping[str, Tensor],
+    item_ids: Tensor | None = None,
+) -> Tensor:
+    """Encodes items for ranking: curve parameter 0.5.
+
+    Args:
+        encoder: of the items.
+        features: modality -> [m, d_m], on any device.
+        missing: modality -> [m] bool: the items that lack it, on any device; see `ItemEncoder.forward`.
+        item_ids: [m, d], if the model has them.
+
+    Returns:
+        [m, C * d] before propagation.
+    """
     device = next(encoder.parameters()).device
     on_device = {name: values.to(device) for name, values in features.items()}
+    masks = {name: mask.to(device) for name, mask in missing.items()}
     count = len(next(iter(features.values())))
-    channels, fused = encoder(on_device, torch.full((count,), 0.5, device=device))
+    channels, fused = encoder(on_device, torch.full((count,), 0.5, device=device), masks)
     return join_channels(channels, fused, item_ids)
 
 
@@ -49,7 +65,7 @@ def encode_all_items(encoder: ItemEncoder, features: ItemFeatures, item_ids: Ten
     for block in _blocks(features.rows):
         ids = None if item_ids is None else item_ids[block]
         rows = torch.arange(block.start, block.stop).numpy()
-        out[block] = encode_items(encoder, features.gather(rows), ids)
+        out[block] = encode_items(encoder, features.gather(rows), features.missing(rows), ids)
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cm3_dist.config.settings import Model
 from cm3_dist.errors import AgreedError
 from cm3_dist.model.l2_normalize import l2_normalize
-from cm3_dist.model.spherical_fusion import bezier, mean, pairwise
+from cm3_dist.model.presence import Presence, presence
+from cm3_dist.model.spherical_fusion import bezier, mean, pairwise, without_absent
 
 FUSIONS = {"bezier": bezier, "slerp": pairwise, "mean": mean}
 
@@ -69,16 +70,21 @@ class ItemEncoder(nn.Module):
             )
         return ItemEncoder(dims, model.dim, seed, model.encoder_precision, model.fusion, model.curve_order)
 
-    def forward(self, features: Mapping[str, Tensor], curve: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(
+        self, features: Mapping[str, Tensor], curve: Tensor, missing: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Encodes items.
 
         Args:
             features: modality -> [n, d_m], any float dtype.
             curve: [n] curve parameters; their dtype is that of the result.
+            missing: modality -> [n] bool: the items that lack it; modalities that no item lacks may be left out.
 
         Returns:
-            M modality channels [n, d], not normalised, and the fused rows [n, d] of norm 1.
+            M modality channels [n, d], not normalised, zeros where the item lacks the modality; and the fused rows
+            [n, d] of norm 1.
         """
+        present = presence(features, missing or {})
         inputs = {name: values.to(self._low or curve.dtype) for name, values in features.items()}
         channels = [
             # In place, because these are the widest rows of a step and the backward pass needs only the result.
@@ -87,15 +93,26 @@ class ItemEncoder(nn.Module):
             )
             for name, x in inputs.items()
         ]
-        return channels, self.fuse(self.points(inputs, curve.dtype), curve)
+        if present is not None:
+            channels = [
+                rows.masked_fill(~present[name].unsqueeze(1), 0) for name, rows in zip(inputs, channels, strict=True)
+            ]
+        return channels, self.fuse(self.points(inputs, curve.dtype), curve, present)
 
-    def fuse(self, points: Mapping[str, Tensor], curve: Tensor) -> Tensor:
-        """Fuses control points, modality -> [n, d], at `curve` [n] into rows [n, d] of norm 1."""
+    def fuse(self, points: Mapping[str, Tensor], curve: Tensor, present: Presence | None = None) -> Tensor:
+        """Fuses control points, modality -> [n, d], at `curve` [n] into rows [n, d] of norm 1.
+
+        Args:
+            points: of all modalities.
+            curve: curve parameters.
+            present: the modalities that count, from `presence`; None for all.
+        """
         ordered = [points[name] for name in self._order]
+        masks = None if present is None else [present[name] for name in self._order]
         if self._fusion is not None:
-            return self._fusion(ordered, curve)
+            return self._fusion(ordered, curve, masks)
         assert self.projection is not None
-        together = torch.cat(ordered, dim=1)
+        together = torch.cat(without_absent(ordered, masks), dim=1)
         return l2_normalize(self._linear(self.projection, together.to(self._low or curve.dtype)).to(curve.dtype))
 
     def points(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

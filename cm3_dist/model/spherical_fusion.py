@@ -1,6 +1,7 @@
 """Fusion of the modalities' points on the unit sphere; CM3 uses the spherical Bezier curve (docs/model.md).
 
-Shapes: n items, points of width d and norm 1, one curve parameter per item.
+Shapes: n items, points of width d and norm 1, one curve parameter per item. `present` is a mask [n] per point of the
+items that have it, at least one each; None if all have all. Points that an item lacks are computed, but do not count.
 """
 
 from __future__ import annotations
@@ -42,33 +43,61 @@ def slerp(a: Tensor, b: Tensor, curve: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.where(safe, arc, chord), dim=-1, eps=SMALL_ANGLE)
 
 
-def bezier(points: Sequence[Tensor], curve: Tensor) -> Tensor:
+def bezier(points: Sequence[Tensor], curve: Tensor, present: Sequence[Tensor] | None = None) -> Tensor:
     """The spherical Bezier curve, by De Casteljau's algorithm with slerp instead of lerp.
 
     Args:
         points: M >= 1 control points, [n, d] unit rows each.
         curve: [n] curve parameters in [0, 1].
+        present: the curve of an item has the control points that it has, in their order; a single one is the result.
 
     Returns:
         [n, d] unit rows.
     """
-    level = list(points)
+    level = list(points) if present is None else _present_first(points, present)
+    result = level[0]
     while len(level) > 1:
         level = [slerp(a, b, curve) for a, b in zip(level, level[1:], strict=False)]
-    return level[0]
+        if present is None:
+            result = level[0]
+        else:  # the first point of a level depends on one more control point than that of the level before
+            reached = len(points) - len(level) < torch.stack(list(present)).sum(0)
+            result = torch.where(reached.unsqueeze(1), level[0], result)
+    return result
 
 
-def pairwise(points: Sequence[Tensor], curve: Tensor) -> Tensor:
+def pairwise(points: Sequence[Tensor], curve: Tensor, present: Sequence[Tensor] | None = None) -> Tensor:
     """The normalised mean of the slerps of all pairs at `curve`; arguments as in `bezier`, equal to it for M <= 2."""
     if len(points) < 3:
-        return bezier(points, curve)
+        return bezier(points, curve, present)
     arcs = [slerp(a, b, curve) for a, b in combinations(points, 2)]
-    return l2_normalize(torch.stack(arcs).sum(0))
+    if present is None:
+        return l2_normalize(torch.stack(arcs).sum(0))
+    pairs = [a & b for a, b in combinations(present, 2)]
+    single = torch.stack(list(present)).sum(0) == 1
+    alone = torch.stack(without_absent(points, present)).sum(0)
+    several = l2_normalize(torch.stack(without_absent(arcs, pairs)).sum(0))
+    return torch.where(single.unsqueeze(1), alone, several)
 
 
-def mean(points: Sequence[Tensor], curve: Tensor) -> Tensor:
+def mean(points: Sequence[Tensor], curve: Tensor, present: Sequence[Tensor] | None = None) -> Tensor:
     """The normalised mean of the points; `curve` is not used."""
-    return l2_normalize(torch.stack(list(points)).sum(0))
+    return l2_normalize(torch.stack(without_absent(points, present)).sum(0))
+
+
+def without_absent(points: Sequence[Tensor], present: Sequence[Tensor] | None) -> list[Tensor]:
+    """The points [n, d], zeros where an item lacks one."""
+    if present is None:
+        return list(points)
+    return [rows.masked_fill(~mask.unsqueeze(1), 0) for rows, mask in zip(points, present, strict=True)]
+
+
+def _present_first(points: Sequence[Tensor], present: Sequence[Tensor]) -> list[Tensor]:
+    """The points of every item with those that it has first, in their order."""
+    absent = (~torch.stack(list(present), 1)).to(torch.uint8)
+    order = torch.argsort(absent, dim=1, stable=True)
+    stacked = torch.stack(list(points), 1)
+    return list(stacked.gather(1, order.unsqueeze(-1).expand_as(stacked)).unbind(1))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.graph.csr_lists import CsrLists
 from cm3_dist.graph.shard import HeldOut, Shard
 from cm3_dist.model.item_encoder import ItemEncoder
+from cm3_dist.model.presence import presence
 from cm3_dist.monitoring.health_rules import ColdItems, Fusion, Signs, warnings
 from cm3_dist.monitoring.monitor import Monitor
 from cm3_dist.pipeline.item_features import ItemFeatures
@@ -123,7 +124,8 @@ def inspect_fusion(items: np.ndarray, features: ItemFeatures, encoder: ItemEncod
     chosen = items[np.linspace(0, len(items) - 1, min(len(items), SAMPLE)).astype(np.int64)]
     inputs = {name: rows.to(device) for name, rows in features.gather(chosen).items()}
     points = encoder.points(inputs, torch.float32)
-    fused = encoder.fuse(points, torch.full((len(chosen),), 0.5, device=device))
+    missing = {name: mask.to(device) for name, mask in features.missing(chosen).items()}
+    fused = encoder.fuse(points, torch.full((len(chosen),), 0.5, device=device), presence(points, missing))
     off_sphere = [~((rows.norm(dim=1) - 1).abs() <= TOLERANCE) for rows in points.values()]
     counts = torch.tensor([*(int(off.sum()) for off in off_sphere), len(chosen)], dtype=torch.float64, device=device)
     total = fused.double().sum(0)

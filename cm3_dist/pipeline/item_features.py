@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partition.errors import InputError, reading
 from partition.folder import layout
+from partition.folder.arrays import open_missing
 from partition.folder.manifest import Manifest
 
 
@@ -25,7 +26,10 @@ class ItemFeatures:
         self._stride = manifest.item_stride
         self._rows = len(parts) * manifest.item_stride
         self._maps: dict[str, list[np.ndarray]] = {}
+        self._missing: dict[str, np.ndarray] = {}  # modality -> [parts, stride] bool
         for modality in manifest.modalities:
+            if modality.masked:
+                self._missing[modality.name] = _masks(root, manifest, parts, modality.name)
             maps = []
             for part in parts:
                 path = layout.part_dir(root, part) / layout.features_file(modality.name)
@@ -45,6 +49,14 @@ class ItemFeatures:
         """Number of local item rows, including padding."""
         return self._rows
 
+    def missing(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Which of the local rows `rows` [n] have no features: modality -> [n] bool on the CPU, masked modalities only.
+
+        Padding rows count as having all.
+        """
+        part, offset = np.divmod(rows, self._stride)
+        return {name: torch.from_numpy(masks[part, offset]) for name, masks in self._missing.items()}
+
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Features of the local rows `rows` [n], in that order: modality -> [n, d_m] on the CPU, stored dtype."""
         part, offset = np.divmod(rows, self._stride)
@@ -57,3 +69,11 @@ class ItemFeatures:
                 out[inside] = values[offset[inside]]
             gathered[name] = torch.from_numpy(out)
         return gathered
+
+
+def _masks(root: Path, manifest: Manifest, parts: range, modality: str) -> np.ndarray:
+    masks = np.zeros((len(parts), manifest.item_stride), bool)
+    for index, part in enumerate(parts):
+        items = manifest.parts[part].items
+        masks[index, :items] = open_missing(layout.part_dir(root, part) / layout.missing_file(modality), items)
+    return masks

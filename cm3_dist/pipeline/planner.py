@@ -81,7 +81,9 @@ class Planner:
             self._whole = self._operator(adjoint=True)  # on the CPU, for planning
             self._exact = to_device(self._whole, runtime.device)
             self._all = self._everything()
-            self.resident = {id(part) for part in (self._exact, self._all.users, self._all.items, self._all.features)}
+            everything = self._all
+            shared = (self._exact, everything.users, everything.items, everything.features, everything.missing)
+            self.resident = {id(part) for part in shared}
             for hop in self._exact.hops:
                 self.resident |= {id(hop), id(hop.user_from_item), id(hop.item_from_user)}
             self.resident |= {id(layer) for layer in self._exact.similar}
@@ -193,7 +195,8 @@ class Planner:
     def _everything(self) -> Inputs:
         """Inputs with all local rows, shared by all plans; each plan replaces `mixed`, `curve` and the operator."""
         shard, device = self._shard, self._runtime.device
-        features = self._features.gather(np.arange(shard.item_rows))
+        rows = np.arange(shard.item_rows)
+        features, missing = self._features.gather(rows), self._features.missing(rows)
         return Inputs(
             self._exact,
             torch.arange(shard.first_user, shard.first_user + shard.user_rows, device=device),
@@ -202,6 +205,7 @@ class Planner:
             {name: values.to(device) for name, values in features.items()},
             torch.empty(0),
             whole=True,
+            missing={name: mask.to(device) for name, mask in missing.items()},
         )
 
     def _exact_rows(self, users: np.ndarray, items: np.ndarray, epoch: int, step: int) -> _Rows:
@@ -234,6 +238,7 @@ class Planner:
             self._features.gather(sample.items),
             self._curve(self._key(epoch, step), rows),
             whole=False,
+            missing=self._features.missing(sample.items),
         )
         share = int(total) / (shard.manifest.users + shard.manifest.items)
         return _Rows(inputs, None, None, np.arange(len(items)), share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class Inputs:
     features: dict[str, Tensor]  # modality -> [m, d_m]
     curve: Tensor  # [m] float32: the curve parameter of every item
     whole: bool  # `users` and `items` are all rows of this rank, in order
+    missing: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # modality -> [m] bool: items that lack it (--missing mask)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from partition.export.rows import Target
 from partition.folder import layout
-from partition.folder.arrays import PAIR_SCHEMA, Graph, node_schema, open_features, read_graph, read_table
+from partition.folder.arrays import PAIR_SCHEMA, Graph, node_schema, open_features, open_missing, read_graph, read_table
 from partition.folder.manifest import Manifest
 from partition.folder.read_dataset import NODES, PreparedFolder
 
@@ -73,8 +73,9 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
     """Writes the files; returns lines for the user.
 
     - `part_config.json`: sizes, node and edge types, and which numbers belong to which part.
-    - `partN/graph.dgl`, `node_feat.dgl` (`item/MODALITY`), `edge_feat.dgl` (`user:rates:item/weight` and the same for
-      `item:rated_by:user`, if there are weights).
+    - `partN/graph.dgl`.
+    - `partN/node_feat.dgl`: `item/MODALITY`, and `item/missing_MODALITY` if it has masks.
+    - `partN/edge_feat.dgl`: `user:rates:item/weight` and the same for `item:rated_by:user`, if there are weights.
     - `partN/items.parquet`, `partN/users.parquet`: `node` (number within the type) and `id` (external id).
     - `partN/validation.parquet`, `partN/test.parquet`: `user`, `item` (numbers within the type), of the part's users.
     """
@@ -174,6 +175,9 @@ def _write_features(folder: Path, source: PreparedFolder, part: int, graph: Grap
         path = layout.part_dir(source.root, part) / layout.features_file(modality.name)
         values = open_features(path, modality, source.manifest.parts[part].items)
         nodes[f"item/{modality.name}"] = torch.from_numpy(np.array(values))
+        if modality.masked:
+            missing = open_missing(path.with_name(layout.missing_file(modality.name)), len(values))
+            nodes[f"item/missing_{modality.name}"] = torch.from_numpy(missing.astype(np.uint8))
     edges = {}
     if graph.weights is not None:
         for relation, weight in graph.weights.edge.items():

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 
 from partition.columns_on_disk import npy_file
-from partition.export.rows import Target, as_text, contains, idle_users, interactions, refuse_ids
+from partition.export.rows import Target, as_text, contains, idle_users, interactions, refuse_ids, zeros_for
 from partition.folder.read_dataset import PreparedFolder
 
 ID_ROWS = 1 << 20  # ids written at a time
@@ -43,7 +43,7 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
         values = npy_file(path, np.dtype(modality.dtype), (source.manifest.items, modality.dim))
         source.copy_features(modality, values)
         values.flush()
-    notes = idle_users(source)
+    notes = [*idle_users(source), *zeros_for(source)]
     if last + 1 < source.manifest.items:
         notes.append(f"the last item with an interaction is {last}: MMRec takes {last + 1:,} for the number of items")
     if target.output.name != name:

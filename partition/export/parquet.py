@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partition.export.rows import Target, features, idle_users, interactions, item_slices
+from partition.export.rows import Target, features, idle_users, interactions, item_slices, masks
 from partition.folder.read_dataset import PreparedFolder
 from partition.transform.dataset import TEST, TRAIN, VALIDATION
 
@@ -24,12 +24,15 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
 
     - `train.parquet`, `validation.parquet`, `test.parquet`: `user_id`, `item_id` and, if there are
       weights, `weight`, 1 where held out; sorted by user and item.
-    - `items.parquet`: `item_id` and one list column per modality; in the order in which items were numbered.
+    - `items.parquet`: `item_id` and one list column per modality; in the order in which items were numbered. Where a
+      modality has masks, the list is null for items without such features, and `missing_MODALITY` is true.
     """
     _write_interactions(source, target)
     _write_items(source, target)
-    modalities = " ".join(f"--features {modality.name}" for modality in source.manifest.modalities)
-    return [*idle_users(source), f"read it with: python -m partition build --input {target.output} {modalities} ..."]
+    chosen = [f"--features {modality.name}" for modality in source.manifest.modalities]
+    chosen += ["--weight-column weight"] if source.manifest.weighted else []
+    command = f"python -m partition build --input {target.output} {' '.join(chosen)} ..."
+    return [*idle_users(source), f"read it with: {command}"]
 
 
 def _write_interactions(source: PreparedFolder, target: Target) -> None:
@@ -51,11 +54,13 @@ def _write_interactions(source: PreparedFolder, target: Target) -> None:
 def _write_items(source: PreparedFolder, target: Target) -> None:
     matrices, ids = features(source, target.folder), source.ids["item"]
     lists = [(name, pa.list_(pa.from_numpy_dtype(values.dtype), values.shape[1])) for name, values in matrices.items()]
-    schema = pa.schema([("item_id", ids.type), *lists])
+    missing = masks(source)
+    schema = pa.schema([("item_id", ids.type), *lists, *((f"missing_{name}", pa.bool_()) for name in missing)])
     with pq.ParquetWriter(target.folder / "items.parquet", schema) as file:
         for rows in item_slices(matrices):
             columns = [ids[rows.start : rows.stop]]
-            for values in matrices.values():
-                block = values[rows]
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1]))
+            for name, values in matrices.items():
+                block, absent = values[rows], pa.array(missing[name][rows]) if name in missing else None
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1], mask=absent))
+            columns += [pa.array(mask[rows]) for mask in missing.values()]
             file.write_table(pa.table(columns, schema=schema))

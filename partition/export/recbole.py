@@ -13,7 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from partition.export.mmrec import PLAIN
-from partition.export.rows import Target, as_text, contains, features, idle_users, interactions, item_slices, refuse_ids
+from partition.export.rows import (
+    Target,
+    as_text,
+    contains,
+    features,
+    idle_users,
+    interactions,
+    item_slices,
+    refuse_ids,
+    zeros_for,
+)
 from partition.folder.read_dataset import PreparedFolder
 from partition.transform.dataset import TEST, TRAIN, VALIDATION
 
@@ -43,6 +53,7 @@ def write(source: PreparedFolder, target: Target) -> list[str]:
     columns = f"{{inter: [user_id, item_id{weight}], item: [item_id, {fields}]}}"
     notes = [
         *idle_users(source),
+        *zeros_for(source),
         f"for RecBole: data_path: the folder with {target.name}/; dataset: {target.name}; "
         f"benchmark_filename: [{', '.join(used)}]; load_col: {columns}",
     ]

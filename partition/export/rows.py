@@ -55,6 +55,20 @@ def features(source: PreparedFolder, scratch: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def masks(source: PreparedFolder) -> dict[str, np.ndarray]:
+    """Returns which items have no features [items] bool, by modality, of the modalities with masks."""
+    found = {modality.name: source.missing(modality) for modality in source.manifest.modalities}
+    return {name: missing for name, missing in found.items() if missing is not None}
+
+
+def zeros_for(source: PreparedFolder) -> list[str]:
+    """Returns the lines about masks, which a format cannot hold: it has the rows of zeros."""
+    return [
+        f"not in it: which {np.count_nonzero(missing):,} items have no {name}; their rows are zeros"
+        for name, missing in masks(source).items()
+    ]
+
+
 def item_slices(matrices: dict[str, np.ndarray]) -> Iterator[slice]:
     """Yields slices that cover all items in order, of bounded size over all modalities."""
     items = len(next(iter(matrices.values())))

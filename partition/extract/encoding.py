@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from partition.errors import InputError
+from partition.errors import InputError, ResourceError
 from partition.extract.encoders import Encoder, Piece
 from partition.extract.images import Picture, UnreadableError
 from partition.extract.items import Item
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 _READERS = 8  # threads that load images while the encoder works
 _HOPELESS = 64  # items that fail one after another before any succeeds: the encoder is at fault, not they
-
-
-class ResumableError(Exception):
-    """Ends the command with `error`, but keeps the finished blocks for the next try."""
-
-    def __init__(self, error: InputError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class BlockEncoder:
         """Encodes a block.
 
         Raises:
-            ResumableError: the GPU has not enough memory, or has failed.
+            ResourceError: the GPU has not enough memory, or has failed.
             InputError: the encoder cannot be loaded, or fails on everything.
         """
         reasons: list[list[str]] = [list(item.wrong) for item in block]
@@ -128,18 +120,18 @@ class BlockEncoder:
         return [row if np.isfinite(row).all() else "the encoder's row is not finite" for row in found]
 
     def _check_device(self, error: BaseException, count: int) -> None:
-        """Raises ResumableError if the batch was too large, or if the GPU answers no more."""
+        """Raises ResourceError if the batch was too large, or if the GPU answers no more."""
         import torch
 
         if isinstance(error, torch.OutOfMemoryError) and self._batch_size > 1:
             message = f"the GPU has not enough memory for {self._batch_size} items at a time; the same command with a "
-            raise ResumableError(InputError(f"{message}smaller --batch-size resumes this one", "extract.memory"))
+            raise ResourceError(f"{message}smaller --batch-size resumes this one", "extract.memory")
         if torch.cuda.is_initialized():
             try:
                 torch.cuda.synchronize()
             except RuntimeError:
                 message = f"the GPU failed at one of {count} items: {reason_of(error)}; the same command with --device "
-                raise ResumableError(InputError(f"{message}cpu resumes and finds it", "extract.device")) from None
+                raise ResourceError(f"{message}cpu resumes and finds it", "extract.device") from None
 
     def _check_hope(self, error: BaseException) -> None:
         self._failed += 1

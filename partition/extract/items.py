@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from partition.errors import InputError
 from partition.extract.image_column import can_be_image, pictures_of
@@ -76,9 +77,7 @@ class Items:
             for begin in range(0, len(self.ids), rows):
                 yield pa.record_batch({"id": self.ids.slice(begin, rows)})
             return
-        for batch in self._table.batches(columns, rows):
-            for begin in range(0, batch.num_rows, rows):
-                yield batch.slice(begin, rows)
+        yield from self._table.batches(columns, rows, as_bytes=True)
 
     def _texts(self, batch: pa.RecordBatch) -> list[tuple[str | None, tuple[str, ...]]]:
         parts: list[list[str]] = [[] for _ in range(batch.num_rows)]
@@ -127,7 +126,10 @@ class Items:
             return [None if path is None else Picture(path=path) for path in paths]
         if self._images is None:
             return [None] * batch.num_rows
-        return list(pictures_of(batch.column(self._images), self._table.path.parent))
+        values = batch.column(self._images)
+        if self._table.is_text:  # `values` are the bytes of paths, not of images
+            values = pc.cast(values, options=pc.CastOptions(pa.large_string(), allow_invalid_utf8=True))
+        return list(pictures_of(values, self._table.path.parent))
 
 
 def _unique_ids(table: TableFile, column: str) -> pa.Array:

@@ -64,6 +64,8 @@ class Extracted:
         if self.failed or self.partly or self.unused:
             lines.append(f"  all are listed in {request.beside}")
         features = f"--features {request.modality}={request.output}"
+        if self.missing and request.output.suffix == ".parquet":  # a .npy file has no column `missing`
+            features += f" --missing {request.modality}=mask"
         return [*lines, f"Next: python -m partition build --input LOG {features} --parts 4 --output PREPARED"]
 
     def write(self, request: Request, made_by: dict[str, Any]) -> None:

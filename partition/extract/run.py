@@ -17,7 +17,7 @@ from partition.columns_on_disk import npy_file
 from partition.errors import InputError
 from partition.extract import report, tfidf
 from partition.extract.encoders import Encoder
-from partition.extract.encoding import Block, BlockEncoder, ResumableError
+from partition.extract.encoding import Block, BlockEncoder
 from partition.extract.items import Item, Items
 from partition.extract.loading import load_encoder
 from partition.extract.report import Extracted
@@ -39,15 +39,12 @@ def extract(request: Request) -> Extracted:
     # A model, images and terms may be files, or the name of a model on the hub, a column, or a number.
     inputs = [str(request.items), *filter(None, (request.model, request.images, request.tfidf))]
     request.output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with work_folder(request.output, request.decides(), inputs) as work:
-            if request.tfidf is not None:
-                blocks, made_by = _by_tfidf(request, items, work.folder)
-            else:
-                blocks, made_by = _by_model(request, items, work)
-            return _write(request, items, blocks, made_by)
-    except ResumableError as ended:
-        raise ended.error from None
+    with work_folder(request.output, request.decides(), inputs) as work:
+        if request.tfidf is not None:
+            blocks, made_by = _by_tfidf(request, items, work.folder)
+        else:
+            blocks, made_by = _by_model(request, items, work)
+        return _write(request, items, blocks, made_by)
 
 
 def _by_model(request: Request, items: Items, work: Work) -> tuple[list[Path], Callable[[], dict[str, Any]]]:

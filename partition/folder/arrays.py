@@ -185,6 +185,20 @@ def open_features(path: Path, modality: Modality, items: int) -> np.ndarray:
     return values
 
 
+def open_missing(path: Path, items: int) -> np.ndarray:
+    """Reads [items] bool: the items without features of a modality.
+
+    Raises:
+        InputError: as `open_features`.
+    """
+    with reading(path, ".npy"):
+        mask = np.load(path, allow_pickle=False)
+    if not isinstance(mask, np.ndarray) or mask.shape != (items,) or mask.dtype != np.bool_:
+        found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else "an archive"
+        raise InputError(f"{path}: {found}; expected bool {(items,)}", "array.shape")
+    return mask
+
+
 def open_basis(path: Path, modality: Modality) -> np.ndarray:
     """Memory-maps the [source_dim, dim] float64 basis that a modality was reduced with.
 

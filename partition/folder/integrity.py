@@ -38,7 +38,7 @@ def check_manifest(root: Path, manifest: Manifest) -> None:
     for modality in manifest.modalities:
         name, dim = f"modalities.{modality.name}", modality.dim
         check(modality.source_dim >= dim, f"{name}.source_dim: {modality.source_dim} is below its dim, {dim}")
-    files = layout.part_files(names)
+    files = manifest.part_files
     for number, part in enumerate(manifest.parts):
         sizes = part.model_dump(exclude={"digests", "bytes"})
         for name, size in sizes.items():
@@ -75,7 +75,7 @@ def check_parts(root: Path, manifest: Manifest, parts: Iterable[int], level: Lev
     checks = []
     for part in parts:
         sizes, folder = manifest.parts[part], layout.part_dir(root, part)
-        for name in layout.part_files(modality.name for modality in manifest.modalities):
+        for name in manifest.part_files:
             checks.append(partial(check_file, folder / name, sizes.digests[name], sizes.bytes.get(name), level))
     with ThreadPoolExecutor(threads, thread_name_prefix="digests") as pool:
         for done in [pool.submit(check) for check in checks]:

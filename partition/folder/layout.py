@@ -17,6 +17,8 @@ Everything a rank needs to train is in the folders of its own parts; the manifes
         validation.arrow     user (row), item (row), sorted by both
         test.arrow           the same for the test split
         features-NAME.npy    one row per item, in offset order, in the precision of the input
+        missing-NAME.npy     bool per item, in offset order; only of a modality prepared with --missing NAME=mask: true
+                             where the item has no such features, and its row is zeros
 
 **Row space.** A node's row is ``part * stride + offset``, per node type; the stride is the size of the largest part.
 In a part, nodes with a training interaction come first, so that ``offset < active`` says whether a row was trained
@@ -41,15 +43,20 @@ def part_dir(root: Path, part: int) -> Path:
     return root / "parts" / f"part-{part:05d}"
 
 
-def part_files(modalities: Iterable[str]) -> list[str]:
-    """Returns the names of the files that every part has, sorted."""
+def part_files(modalities: Iterable[str], masked: Iterable[str] = ()) -> list[str]:
+    """Returns the names of the files that every part has, sorted; `masked`: the modalities with masks."""
     names = [USERS, ITEMS, GRAPH, ITEM_GRAPH, *HELD_OUT.values()]
-    return sorted([*names, *map(features_file, modalities)])
+    return sorted([*names, *map(features_file, modalities), *map(missing_file, masked)])
 
 
 def features_file(modality: str) -> str:
     """Returns the name of a modality's features in a part."""
     return f"features-{modality}.npy"
+
+
+def missing_file(modality: str) -> str:
+    """Returns the name of the mask of a modality's missing rows in a part."""
+    return f"missing-{modality}.npy"
 
 
 def basis_file(modality: str) -> str:

@@ -89,6 +89,12 @@ class Manifest(_Model):
         """P, the number of parts."""
         return len(self.parts)
 
+    @property
+    def part_files(self) -> list[str]:
+        """The names of the files that every part has, sorted."""
+        masked = [modality.name for modality in self.modalities if modality.masked]
+        return layout.part_files([modality.name for modality in self.modalities], masked)
+
     def digest(self) -> str:
         """Returns one sha256 over the digests of all parts' files: equal for equal data."""
         text = json.dumps([part.digests for part in self.parts], sort_keys=True)

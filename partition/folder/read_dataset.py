@@ -26,6 +26,7 @@ from partition.folder.arrays import (
     node_schema,
     open_basis,
     open_features,
+    open_missing,
     read_graph,
     read_similar,
     read_table,
@@ -79,7 +80,8 @@ class PreparedFolder:
             self.copy_features(modality, values)
             path = self.root / layout.basis_file(modality.name)
             basis = open_basis(path, modality) if path.name in manifest.digests else None
-            features[modality.name] = Features(values, modality.source_dim, basis)
+            missing = self.missing(modality)
+            features[modality.name] = Features(values, modality.source_dim, basis, missing)
         return Dataset(
             name=manifest.name,
             user_ids=self.ids["user"],
@@ -135,6 +137,17 @@ class PreparedFolder:
             values = open_features(path, modality, len(own))
             for begin in range(0, len(own), FEATURE_ROWS):
                 target[own[begin : begin + FEATURE_ROWS]] = values[begin : begin + FEATURE_ROWS]
+
+    def missing(self, modality: Modality) -> np.ndarray | None:
+        """Returns which items have no such features [items] bool, by number; None if the modality has no masks."""
+        if not modality.masked:
+            return None
+        missing = np.zeros(self.manifest.items, bool)
+        for part in range(self.manifest.num_parts):
+            own = self._own(part, "item")
+            path = layout.part_dir(self.root, part) / layout.missing_file(modality.name)
+            missing[own] = open_missing(path, len(own))
+        return missing
 
     def item_graph(self) -> ItemGraph:
         """Returns the item graph by numbers.

@@ -104,7 +104,8 @@ def _overview(manifest: Manifest) -> Table:
         table.add_row(f"rows for {kind}, padding included", f"{rows:,}")
     for modality in manifest.modalities:
         reduced = f" (of {modality.source_dim})" if modality.source_dim != modality.dim else ""
-        table.add_row(f"features: {modality.name}", f"{modality.dim}{reduced} {modality.dtype}")
+        masked = ", with items without any" if modality.masked else ""
+        table.add_row(f"features: {modality.name}", f"{modality.dim}{reduced} {modality.dtype}{masked}")
     for name, count in manifest.counts.items():
         table.add_row(name.replace("_", " "), f"{count:,}")
     return table

@@ -67,7 +67,7 @@ def verify(root: Path) -> Manifest:
 
 def _files(folder: Folder) -> None:
     """Checks that every part has exactly its files, with the bytes that were written."""
-    names = layout.part_files(modality.name for modality in folder.manifest.modalities)
+    names = folder.manifest.part_files
     check_shared(folder.root, folder.manifest)
     wanted = {layout.part_dir(folder.root, part).name for part in folder.parts}
     for entry in sorted((folder.root / "parts").glob("*")):

@@ -18,6 +18,7 @@ from partition.folder.arrays import (
     Relation,
     node_schema,
     open_features,
+    open_missing,
     read_graph,
     read_similar,
     read_table,
@@ -240,7 +241,7 @@ def item_graph(folder: Folder, part: int) -> None:
 
 
 def features(folder: Folder, part: int) -> None:
-    """Checks features-NAME.npy: one row of finite numbers per item.
+    """Checks features-NAME.npy: one row of finite numbers per item; zeros where missing-NAME.npy, if any, is true.
 
     Raises:
         InputError: `prepared.features`, or as `open_features`.
@@ -248,7 +249,12 @@ def features(folder: Folder, part: int) -> None:
     for modality in folder.manifest.modalities:
         file = _File(folder.file(part, layout.features_file(modality.name)), "prepared.features")
         values = open_features(file.path, modality, folder.size(part, "item"))
+        missing = np.zeros(len(values), bool)
+        if modality.masked:
+            missing = open_missing(folder.file(part, layout.missing_file(modality.name)), len(values))
         rows = max(1, FEATURE_VALUES // modality.dim)
         for begin in range(0, len(values), rows):
             finite = np.isfinite(values[begin : begin + rows]).all(axis=1)
             file.no_row(~finite, "not finite", begin=begin)
+            filled = missing[begin : begin + rows] & values[begin : begin + rows].any(axis=1)
+            file.no_row(filled, "is marked as missing, but is not zeros", begin=begin)

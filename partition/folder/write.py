@@ -118,6 +118,8 @@ def _write_part(dataset: Dataset, graph: ItemGraph, edges: Edges, part: int, tar
         counts[split] = len(user)
     for name, features in dataset.features.items():
         _write_features(target / layout.features_file(name), features.values, items)
+        if features.missing is not None:
+            np.save(target / layout.missing_file(name), features.missing[items])
     files = sorted(target.iterdir())
     sizes = Part(
         users=len(users),
@@ -215,7 +217,13 @@ def _manifest(
         item_stride=edges.items.stride,
         parts=parts,
         modalities=[
-            Modality(name=name, dim=f.values.shape[1], dtype=f.values.dtype.name, source_dim=f.source_dim)
+            Modality(
+                name=name,
+                dim=f.values.shape[1],
+                dtype=f.values.dtype.name,
+                source_dim=f.source_dim,
+                masked=f.missing is not None,
+            )
             for name, f in dataset.features.items()
         ],
         split=dataset.split_method,

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from partition.item_graph.knn import nearest
+from partition.item_graph.shares import neighbour_shares
 from partition.threads import at_once, each
 
 Nearest = tuple[np.ndarray, float]  # neighbours [items, k] int64, recall
@@ -36,6 +37,7 @@ def build_item_graph(
     approximate_above: int | None = None,
     cooccurrence: tuple[np.ndarray, np.ndarray, int] | None = None,
     cooccurrence_weight: float = 0.0,
+    missing: Mapping[str, np.ndarray] | None = None,
     block: int = 4096,
     seed: int = 0,
     threads: int = 1,
@@ -54,6 +56,8 @@ def build_item_graph(
             k items with the nearest columns of the training matrix, by cosine. Items that share users with fewer others
             have fewer neighbours, and the rest of the weight is on themselves.
         cooccurrence_weight: its weight before scaling.
+        missing: modality -> [items] bool: the items that lack it, whose rows are zeros; they have no neighbours by it,
+            and its weight goes to the modalities that they have (`partition.item_graph.shares`).
         block: feature rows at a time.
         seed: of an approximate search and of the sample on which its recall is measured.
         threads: that search; the graph is the same for any number.
@@ -65,6 +69,7 @@ def build_item_graph(
     total = sum(weights[name] for name in features) + (cooccurrence_weight if cooccurrence else 0.0)
     matrix = sp.csr_array((items, items), dtype=np.float64)
     recall = 1.0
+    shares = neighbour_shares({name: weights[name] for name in features}, missing, items) if missing else {}
     for name, values in features.items():
         if not weights[name]:
             continue
@@ -72,7 +77,7 @@ def build_item_graph(
         find = partial(nearest, values, k, approximate=approximate, block=block, seed=seed, name=name, threads=threads)
         neighbours, found = keep(name, find)
         recall = min(recall, found)
-        matrix += _weighted(neighbours, weights[name] / total / k)
+        matrix += _weighted(neighbours, weights[name] / total / k, shares.get(name))
     if cooccurrence is not None and cooccurrence_weight:
         matrix += _weighted(_cooccurring(*cooccurrence, items, k, threads), cooccurrence_weight / total / k)
     matrix = sp.csr_array(matrix)
@@ -82,11 +87,16 @@ def build_item_graph(
     )
 
 
-def _weighted(neighbours: np.ndarray, weight: float) -> sp.csr_array:
-    """Matrix with `weight` at every entry of the lists [items, k]; repeated entries (the item itself) add up."""
+def _weighted(neighbours: np.ndarray, weight: float, share: np.ndarray | None = None) -> sp.csr_array:
+    """Matrix with `weight` at every entry of the lists [items, k]; repeated entries (the item itself) add up.
+
+    With `share` [items] an item's weight is multiplied by it; where it is 0 the item's row is empty.
+    """
     items, k = neighbours.shape
-    row = np.repeat(np.arange(items), k)
-    return sp.csr_array((np.full(items * k, weight), (row, neighbours.ravel())), shape=(items, items))
+    rows = np.arange(items) if share is None else np.flatnonzero(share)
+    values = np.full(items * k, weight) if share is None else np.repeat(share[rows] * weight, k)
+    row = np.repeat(rows, k)
+    return sp.csr_array((values, (row, neighbours[rows].ravel())), shape=(items, items))
 
 
 def _cooccurring(user: np.ndarray, item: np.ndarray, users: int, items: int, k: int, threads: int) -> np.ndarray:

@@ -12,7 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from partition.errors import InputError
-from partition.read.features import ListColumn, NpyFile, Source, is_feature_column
+from partition.read.feature_rows import FLAG, has_flags
+from partition.read.feature_sources import (
+    ListColumn,
+    MatrixFile,
+    Source,
+    is_feature_column,
+    is_matrix_file,
+    refused_column,
+)
+from partition.read.feature_types import why_unusable
 from partition.read.ids import IdColumn, IdKind, are_numbers
 from partition.read.places import Place, place_of
 from partition.read.sources import Found, Role, item_column, missing_column
@@ -63,6 +72,8 @@ def resolve(
         InputError: no modality, feature rows that do not match the items, ids that are numbers in one table and text
             in another.
     """
+    if not requested:
+        _check_columns(found)
     modalities = [_requested(text, found) for text in requested] or _found(found)
     _check_names(modalities, found)
     tables = found.items or next((list(modality.tables) for modality in modalities if modality.tables), [])
@@ -72,13 +83,16 @@ def resolve(
         for modality in modalities:
             for table in modality.tables:
                 used.setdefault(table, [_item_column(table, given)]).append(modality.column)
+                if has_flags(table):
+                    used[table].append(FLAG)
         ids = keys
     else:
         keys, end, features = _by_number(logged, modalities)
         mapping = found.mapping.get("item")
         ids = keys if mapping is None else external_ids(keys, mapping, "itemID")
         used = {} if mapping is None else {mapping: list(mapping.names)}
-    paths = [place_of(path) for source in features.values() for path in source.paths]
+    known = {table.path for table in used}  # in object storage a path is only a name
+    paths = [place_of(path) for source in features.values() for path in source.paths if path not in known]
     return Catalogue(keys, ids, features, [*(table.place for table in used), *paths], used, end)
 
 
@@ -101,13 +115,22 @@ def _found(found: Found) -> list[_Requested]:
     for column in dict.fromkeys(c for file in found.items for c in file.names if is_feature_column(file, c)):
         for file in found.items:
             if not is_feature_column(file, column):
-                message = "not a list of floats here, but in another items table"
+                message = "not a list of numbers here, but in another items table"
                 raise file.error(message, column, code="features.column")
         if column in found.features:
             message = f"modality {column!r} is also in {found.features[column]}"
             raise found.items[0].error(message, column, code="features.duplicate")
         modalities.append(_Requested(column, tables=tuple(found.items), column=column))
     return sorted(modalities, key=lambda modality: (modality.name != "image", modality.name))
+
+
+def _check_columns(found: Found, name: str | None = None) -> None:
+    """Raises InputError for a column of numbers in a form that is not read: any, or the one called `name`."""
+    for file in found.items:
+        for column in file.names if name is None else [name]:
+            error = refused_column(file, column)
+            if error is not None:
+                raise error
 
 
 def parse_features(text: str) -> tuple[str, Path | None, str]:
@@ -126,23 +149,29 @@ def _requested(text: str, found: Found) -> _Requested:
         known = {modality.name: modality for modality in _found(found)}
         if name in known:
             return known[name]
+        _check_columns(found, name)
         names = ", ".join(known) or "none"
         message = f"--features {name}: not among the modalities of the input ({names}); give NAME=FILE"
         raise InputError(message, "features.unknown")
-    if path.suffix == ".npy":
+    if is_matrix_file(path):
         return _Requested(name, npy=path)
     table = open_table(path)
     column = column or name
     if not is_feature_column(table, column):
         lists = ", ".join(c for c in table.names if is_feature_column(table, c)) or "none"
-        message = f"not a list column of floats (those are: {lists}); give it as FILE:column"
+        why = (
+            None if table.schema is None or column not in table.names else why_unusable(table.schema.field(column).type)
+        )
+        message = f"{why or 'not a column of lists of numbers'} (such columns: {lists}); give it as FILE:column"
         raise table.error(message, column, code="features.column")
     return _Requested(name, tables=(table,), column=column)
 
 
 def _by_number(logged: Sequence[IdKind], modalities: Sequence[_Requested]) -> tuple[pa.Array, str, dict[str, Source]]:
     """Catalogue without a table: the id of an item is its row in the NumPy files."""
-    files = {modality.name: NpyFile(modality.npy) for modality in modalities if modality.npy is not None}
+    files = {
+        modality.name: MatrixFile(modality.npy, modality.name) for modality in modalities if modality.npy is not None
+    }
     first, *others = files.values()
     for other in others:
         if other.rows != first.rows:
@@ -179,7 +208,7 @@ def _by_table(
     features: dict[str, Source] = {}
     for modality in modalities:
         if modality.npy is not None:
-            source = NpyFile(modality.npy)
+            source = MatrixFile(modality.npy, modality.name)
             if source.rows != len(keys):
                 message = f"{modality.npy}: {source.rows} rows, but {listing} has {len(keys)} items"
                 raise InputError(message, "features.rows")
@@ -192,10 +221,6 @@ def _by_table(
             message = f"item {own[row].as_py()!r} is not in {listing}"
             raise table.error(message, columns[table].kind.column, row, code="features.rows")
         rows = places.to_numpy()
-        if len(rows) < len(keys):
-            absent = keys[int(np.setdiff1d(np.arange(len(keys)), rows)[0])].as_py()
-            message = f"{len(rows)} rows, but {listing} has {len(keys)} items; {absent!r} is missing"
-            raise table.error(message, code="features.rows")
         features[modality.name] = ListColumn(modality.tables, modality.column, rows)
     return keys, f"not in {listing}", features
 

@@ -1,9 +1,9 @@
 """Finds out what the files of `--input` are, by their names and columns.
 
 A table with a user and an item column is interactions; one with an item column alone is an items table, and its list
-columns of numbers are modalities. `NAME_feat.npy` is the modality NAME. A folder with an `.inter` file has MMRec's
-layout: ids are numbers, feature row = item number, and `i_id_mapping.csv` holds the external item ids. Every file that
-is not used is named, with the reason.
+columns of numbers are modalities. `NAME_feat.npy` or `.npz` is the modality NAME. A folder with an `.inter` file has
+MMRec's layout: ids are numbers, feature row = item number, and `i_id_mapping.csv` holds the external item ids. Every
+file that is not used is named, with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from partition.read.columns import (
     needed_columns,
     usual_columns,
 )
+from partition.read.feature_sources import MATRICES, modality_of
 from partition.read.places import COMPRESSED, Listing, Place, listing
 from partition.read.table_file import NAMED_ONLY, SUFFIXES, TableFile, is_table, open_table
 from partition.transform.dataset import TEST, TRAIN, VALIDATION
@@ -49,7 +50,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), VALIDATION),
     "test": TEST,
 }
-_FEATURES = "_feat.npy"
 _OPEN_AT_ONCE = 8  # files whose header or schema is read at the same time
 
 
@@ -144,8 +144,9 @@ class _Reader:
         self.unused += found.unused
         chosen = _without_other_logs(found, source)
         for place in found.places:
-            if place.file_name.endswith(_FEATURES) and place.is_local:
-                self._add_features(place)
+            modality = modality_of(Path(place.file_name))
+            if modality is not None and place.is_local:
+                self._add_features(modality, place)
             elif place.file_name in MAPPINGS:
                 self.mapping[MAPPINGS[place.file_name]] = open_table(place)
             elif not found.named and (reason := _reason(place, chosen)):
@@ -153,19 +154,24 @@ class _Reader:
             else:
                 yield place
 
-    def _add_features(self, place: Place) -> None:
-        modality = place.file_name.removesuffix(_FEATURES)
+    def _add_features(self, modality: str, place: Place) -> None:
+        """Adds a matrix; one of a format that is not read counts only if there is no other of its modality."""
+        paths = [Path(place.path)]
         if modality in self.features:
-            message = f"{place.name}: a second file for modality {modality!r}, after {self.features[modality]}"
+            paths.insert(0, self.features[modality])
+        read = [path for path in paths if path.suffix.lower() in MATRICES] or paths
+        if len(read) > 1:
+            message = f"{place.name}: a second file for modality {modality!r}, after {read[0]}"
             raise InputError(message, "features.duplicate")
-        self.features[modality] = Path(place.path)
+        self.features[modality] = read[0]
+        self.unused += [f"{path.name} (beside {read[0].name})" for path in paths if path not in read]
 
 
 def _reason(place: Place, chosen: Sequence[Place]) -> str | None:
     """Why a file of a folder is not read; None if it is."""
     if place.file_name.startswith("_"):
         return "its name begins with _"
-    if place.file_name.endswith(_FEATURES):
+    if modality_of(Path(place.file_name)) is not None:
         return "features are read from a local disk"
     if not is_table(place):
         return "give it with --input if it is a table" if is_table(place, named=True) else "no table"

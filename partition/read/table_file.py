@@ -98,8 +98,13 @@ class TableFile:
         batches = list(self.batches(columns, 1 << 17))
         return pa.Table.from_batches(batches, batches[0].schema if batches else self._schema(columns))
 
-    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], rows: int, *, as_bytes: bool = False) -> Iterator[pa.RecordBatch]:
         """Reads some columns, at most `rows` rows at a time; those of text files as in `read`.
+
+        Args:
+            columns: some of `names`.
+            rows: of a batch.
+            as_bytes: of a text file: large_binary instead of large_string, so that text that is not UTF-8 is no error.
 
         Raises:
             InputError: the file is torn or otherwise unreadable, or a name occurs twice.
@@ -110,7 +115,7 @@ class TableFile:
         keys = dict(self.keys)
         stored = [name for name in columns if name not in keys] or [*self._own_names[:1]]  # for the number of rows
         with self._reading():
-            for batch in self._stored(stored, rows):
+            for batch in self._stored(stored, rows, as_bytes):
                 for begin in range(0, batch.num_rows, rows):
                     part = batch.slice(begin, rows)
                     arrays = [
@@ -126,10 +131,10 @@ class TableFile:
         """The columns that the file itself has."""
         return self.names[: len(self.names) - len(self.keys)]
 
-    def _stored(self, columns: Sequence[str], rows: int) -> Iterable[pa.RecordBatch]:
+    def _stored(self, columns: Sequence[str], rows: int, as_bytes: bool) -> Iterable[pa.RecordBatch]:
         if self.format == "text":
             for chunk in self._chunks():
-                yield from text_file.parse(chunk, self._own_names, columns).to_batches()
+                yield from text_file.parse(chunk, self._own_names, columns, as_bytes=as_bytes).to_batches()
         elif self.format == "json":
             assert self.schema is not None
             for chunk in self._chunks():

@@ -123,13 +123,15 @@ def split_header(chunk: Chunk) -> tuple[list[str], Chunk]:
     return names, rest
 
 
-def parse(chunk: Chunk, names: Sequence[str], columns: Sequence[str]) -> pa.Table:
+def parse(chunk: Chunk, names: Sequence[str], columns: Sequence[str], *, as_bytes: bool = False) -> pa.Table:
     """Some columns of a chunk as large_string, as they are written; an empty value is null.
 
     Raises:
-        TextError: a record with another number of fields, or text that is not UTF-8.
+        TextError: a record with another number of fields, or text that is not UTF-8, unless it is read `as_bytes`:
+            as large_binary.
     """
     breaks = chunk.quoted and b'"' in chunk.data
+    kind = pa.large_binary() if as_bytes else pa.large_string()
     try:
         return arrow_csv.read_csv(
             pa.BufferReader(chunk.data),
@@ -145,7 +147,7 @@ def parse(chunk: Chunk, names: Sequence[str], columns: Sequence[str]) -> pa.Tabl
             ),
             arrow_csv.ConvertOptions(
                 include_columns=[str(names.index(name)) for name in columns],
-                column_types={str(names.index(name)): pa.large_string() for name in columns},
+                column_types={str(names.index(name)): kind for name in columns},
                 null_values=[""],
                 strings_can_be_null=True,
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from partition.read import id_values
 from partition.read.columns import ALIASES, Role, usual_name
+from partition.read.feature_types import why_unusable
 from partition.read.sources import Found
 from partition.read.table_file import TableFile
 
@@ -25,12 +27,13 @@ _HINTS: dict[Role, str] = {
 _SHOWN_FILES, _SHOWN_NAMES = 8, 20  # names in a line
 
 
-def report(found: Found, used: Mapping[TableFile, Collection[str]]) -> tuple[str, str]:
+def report(found: Found, used: Mapping[TableFile, Collection[str]], matrices: Collection[Path] = ()) -> tuple[str, str]:
     """Two lines for the user: what is used, and what is not.
 
     Args:
         found: the files.
         used: per table, the columns that are read, also those in `--where`.
+        matrices: the matrix files that are read.
 
     Returns:
         "used: log.csv (user_id, item_id), image_feat.npy" and "not used: rating (see --min-rating), notes.docx
@@ -40,13 +43,11 @@ def report(found: Found, used: Mapping[TableFile, Collection[str]]) -> tuple[str
     for table, columns in used.items():
         listed = ", ".join(name for name in table.names if name in columns)
         groups.setdefault(listed, []).append(table.place.file_name)
-    read = [
-        f"{', '.join(names) if len(names) <= _SHOWN_FILES else f'{len(names):,} files'} ({columns})"
-        for columns, names in groups.items()
-    ]
-    read += [path.name for path in found.features.values()]
-    left = [name for table, columns in used.items() for name in table.names if name not in columns]
-    unused = [_with_hint(name) for name in dict.fromkeys(left)] + list(found.unused)
+    read = [f"{_listed(names)} ({columns})" for columns, names in groups.items()]
+    read += [path.name for path in matrices]
+    left = {name: table for table, columns in used.items() for name in table.names if name not in columns}
+    unused = [_with_hint(name, table) for name, table in left.items()] + list(found.unused)
+    unused += [f"{path.name} (see --features)" for path in found.features.values() if path not in matrices]
     return f"used: {', '.join(read)}", f"not used: {_few(unused)}" if unused else ""
 
 
@@ -112,11 +113,20 @@ def _above_zero(log: TableFile, column: str) -> bool:
     return all(found is not None and found.has_min_max and found.min > 0 for found in groups)
 
 
-def _with_hint(column: str) -> str:
+def _with_hint(column: str, table: TableFile) -> str:
+    why = None if table.schema is None else why_unusable(table.schema.field(column).type)
+    if why is not None:
+        return f"{column} ({why})"
     role = next((role for role in _HINTS if usual_name(column) in ALIASES[role]), None)
     if role is not None:
         return f"{column} ({_HINTS[role]})"
     return f"{column} (see --where)" if usual_name(column) in LABELS else column
+
+
+def _listed(files: list[str]) -> str:
+    """The names of some files; their number if they are many, or of one name in several folders."""
+    named = len(files) <= _SHOWN_FILES and len(set(files)) == len(files)
+    return ", ".join(files) if named else f"{len(files):,} files"
 
 
 def _few(names: list[str]) -> str:

@@ -33,7 +33,7 @@ class Numbered:
     rows: ir.Table  # user, item: ids; maybe split, time and weight
     count: int
     users: Users
-    items: ir.Table  # id, number
+    items: ir.Table  # id, number; without those that were dropped
     item_count: int
 
 
@@ -47,6 +47,7 @@ def number(
     weights: Mapping[str, float] | None,
     folder: Path,
     counts: dict[str, int],
+    dropped: np.ndarray | None = None,
 ) -> Numbered:
     """Unites the logs, numbers their users, and finds their items in the catalogue.
 
@@ -60,6 +61,7 @@ def number(
         weights: of events.
         folder: for the catalogue, as long as the engine runs.
         counts: collects how many rows were dropped, by reason.
+        dropped: [items] bool: the items of the catalogue to leave out with their interactions; None for none.
 
     Raises:
         InputError: `features.missing`, an item is unknown; and those of `Rows`.
@@ -77,9 +79,16 @@ def number(
         rows.dropped(rows.count - missing, "--drop-unknown-items", "unknown_items_dropped", counts)
         if missing:
             table = table.semi_join(items, [("item", "id")])
+    kept = len(catalogue.keys)
+    if dropped is not None:
+        path, kept = folder / "kept_items.parquet", int(np.count_nonzero(~dropped))
+        pq.write_table(pa.table({"id": catalogue.keys.filter(pa.array(~dropped)), "number": np.arange(kept)}), path)
+        items = engine.parquet([str(path)])
+        table = table.semi_join(items, [("item", "id")])
+        rows.dropped(engine.number(table.count()), "--missing drop", "missing_interactions_dropped", counts)
     users = engine.keep(numbered(table.select(id=table.user)))
     count = engine.number(users.count())
-    return Numbered(table, rows.count, Users(users, count), items, len(catalogue.keys))
+    return Numbered(table, rows.count, Users(users, count), items, kept)
 
 
 def _unknown_item(

@@ -44,6 +44,11 @@ class Dataset:
     counts: dict[str, int] = field(default_factory=dict)  # dropped or merged, by reason
     inputs: dict[str, str] = field(default_factory=dict)  # input file name -> sha256
 
+    @property
+    def missing(self) -> dict[str, np.ndarray]:
+        """Modality -> [items] bool, of those that some items lack (`Features.missing`)."""
+        return {name: found.missing for name, found in self.features.items() if found.missing is not None}
+
     def train(self, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
         """[n] user and item index of the training interactions, in files in `folder` (`partition.columns_on_disk`)."""
         user, item = blocks.select((self.user, self.item), lambda rows: self.split[rows] == TRAIN, folder)

@@ -12,7 +12,7 @@ are noise get 0 in 39 of 40 cases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,13 @@ BLOCK = 16_384  # pairs at a time
 
 
 def reliability(
-    features: Mapping[str, np.ndarray], user: np.ndarray, item: np.ndarray, seed: int, folder: Path | None = None
+    features: Mapping[str, np.ndarray],
+    user: np.ndarray,
+    item: np.ndarray,
+    seed: int,
+    folder: Path | None = None,
+    *,
+    missing: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """`reliability` of the mean cosine over the modalities, and `reliability_NAME` of each modality.
 
@@ -36,6 +42,8 @@ def reliability(
         user, item: [E] indices of the training interactions, unique pairs sorted by both; may be memory-mapped.
         seed: of the halves and the pairs.
         folder: for columns (see `partition.columns_on_disk`).
+        missing: modality -> [items] bool: the items that lack it. A pair is compared by the modalities that both have;
+            pairs that have none in common are left out.
     """
     rng = np.random.default_rng([seed, len(user)])
     items, pairs = len(next(iter(features.values()))), min(PAIRS, PER_INTERACTION * len(user))
@@ -50,19 +58,29 @@ def reliability(
     owner, owned = blocks.select((user, item), lambda rows: ~second_half[user[rows]], folder)
     matrix = _by_item(owner, owned, items, folder)
     ceiling = somers_d(*(_cooccurrence(matrix, p) for p in (together, apart)))
-    # Standard error of Somers' D under the null hypothesis; a pair drawn twice counts once.
-    n, m = (len(np.unique(kind[0] * np.int64(items) + kind[1])) for kind in (together, apart))
-    error = 2 * np.sqrt((n + m + 1) / 12 / n / m)
 
-    def share(observed: float) -> float:
-        certain = observed - 2 * error
+    def share(both: Sequence[np.ma.MaskedArray]) -> float:
+        there = [~np.ma.getmaskarray(values) for values in both]
+        # Standard error of Somers' D under the null hypothesis; a pair drawn twice counts once.
+        n, m = (
+            len(np.unique(pair[0, chosen] * np.int64(items) + pair[1, chosen]))
+            for pair, chosen in zip((together, apart), there, strict=True)
+        )
+        if not n or not m:
+            return 0.0
+        error = 2 * np.sqrt((n + m + 1) / 12 / n / m)
+        certain = somers_d(both[0].compressed(), both[1].compressed()) - 2 * error
         if certain <= 0:
             return 0.0
         return float(min(1.0, certain / ceiling)) if ceiling > 0 else 1.0
 
-    cosines = {name: tuple(_cosine(values, p) for p in (together, apart)) for name, values in features.items()}
-    mean = tuple(np.mean([both[kind] for both in cosines.values()], axis=0) for kind in (0, 1))
-    shares = [share(somers_d(*both)) for both in (mean, *cosines.values())]
+    masks = missing or {}
+    cosines = {
+        name: [np.ma.masked_array(_cosine(values, pair), _lacking(masks.get(name), pair)) for pair in (together, apart)]
+        for name, values in features.items()
+    }
+    mean = [np.ma.mean(np.ma.stack([both[kind] for both in cosines.values()]), axis=0) for kind in (0, 1)]
+    shares = [share(both) for both in (mean, *cosines.values())]
     return dict(zip(["reliability", *names], shares, strict=True))
 
 
@@ -105,6 +123,11 @@ def _cooccurrence(matrix: sp.csr_array, pairs: np.ndarray) -> np.ndarray:
         a, b = pairs[:, begin:end]
         found[begin:end] = matrix[a].multiply(matrix[b]).sum(axis=1) / norm[a] / norm[b]
     return found
+
+
+def _lacking(missing: np.ndarray | None, pairs: np.ndarray) -> np.ndarray:
+    """[n] bool: the pairs of which an item is `missing` [items]."""
+    return np.zeros(pairs.shape[1], bool) if missing is None else missing[pairs].any(axis=0)
 
 
 def _cosine(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -42,4 +42,5 @@ def permute_rows(features: Features, chosen: np.ndarray, seed: int, modality: in
     result = npy_file(target, values.dtype, values.shape)
     for begin in range(0, len(values), BLOCK):
         result[begin : begin + BLOCK] = values[source[begin : begin + BLOCK]]
-    return Features(result, features.source_dim, features.basis)
+    missing = None if features.missing is None else features.missing[source]
+    return Features(result, features.source_dim, features.basis, missing)

@@ -158,7 +158,7 @@ def test_what_lies_at_output_is_safe(
     broken.mkdir()
     for path in made.iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
-    np.save(broken / "audio_feat.npy", np.full((40, 2), np.nan))
+    np.save(broken / "audio_feat.npy", np.repeat([[np.nan, 1]], 40, axis=0))
     code = run(monkeypatch, "build", "--input", broken, "--parts", 3, "--output", output, "--overwrite")
     refused(capsys, code, "features.value")
     assert read_manifest(output) == before

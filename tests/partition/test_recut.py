@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from partition.recut import recut
 from partition.stages import Stages
 from partition.transform.dataset import TRAIN
 from tests.support.raw_tables import items_table, write
-from tests.support.small import prepare_small, small_dataset, weighted_dataset
+from tests.support.small import mask_features, prepare_small, small_dataset, weighted_dataset
 from tests.support.tamper import PART, accept_manifest, change_manifest
 
 QUIET = Stages(quiet=True)
@@ -127,6 +126,20 @@ def test_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.where(dataset.split == TRAIN, dataset.weight, np.float32(1)))
 
 
+def test_masks_of_missing_features(tmp_path: Path) -> None:
+    dataset = mask_features(small_dataset())
+    for name, parts in (("four", 4), ("three", 3)):
+        prepare_small(tmp_path / name, parts=parts, dataset=dataset)
+    source = tmp_path / "four" / "prepared"
+    change_manifest(source, lambda tree: tree["settings"].update(seed=3))  # of prepare_small
+    again = verify(cut_again(source, 3, method=CutMethod.RANDOM))
+    assert all(modality.masked for modality in again.modalities)
+    assert again.parts == read_manifest(tmp_path / "three" / "prepared").parts
+    found = PreparedFolder.open(source).dataset(tmp_path).missing
+    for name, mask in dataset.missing.items():
+        np.testing.assert_array_equal(found[name], mask)
+
+
 def refused(tmp_path: Path, **options: Any) -> InputError:
     with pytest.raises(InputError) as caught:
         recut(RecutOptions(output=tmp_path / "new", **options), QUIET)
@@ -179,4 +192,12 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     cut_again(root, 2, overwrite=True, method=CutMethod.RANDOM)
     assert verify(new).num_parts == 2
     dataset = PreparedFolder.open(new).dataset(tmp_path)
-    np.testing.assert_array_equal(dataset.item, replace(small_dataset()).item)
+    np.testing.assert_array_equal(dataset.item, small_dataset().item)
+
+
+def test_a_folder_may_replace_itself(tmp_path: Path) -> None:
+    inputs = raw(tmp_path, text_ids=True, labels=True)
+    root = prepared(tmp_path, inputs, 2, pca=["image=3"], method="random")
+    wanted = read_manifest(cut_again(root, 3)).parts
+    recut(RecutOptions(prepared=root, output=root, parts=3, overwrite=True), QUIET)
+    assert verify(root).parts == wanted

@@ -45,11 +45,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "log.csv").write_text("user,item\nu1,a\nu1,b\nu2,a\nu2,c\n")
     vectors = pa.array([[0.0, 1.0], [1.0, 1.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"item": ["a", "b"], "image": vectors}), folder / "items.parquet")
-    np.save(folder / "image_feat.npy", np.full((3, 2), np.nan, np.float32))
+    np.save(folder / "image_feat.npy", np.array([[np.nan, 1], [1, 1], [1, 1]], np.float32))
     (folder / "two.csv").write_text("user,user_id,item\nu1,1,a\n")
     (folder / "numbers.csv").write_text("user,item\n1,0\n1,1\n2,0\n2,2\n")
     (folder / "titles.csv").write_text("item,title\na,toy\n")
     (folder / "who.csv").write_text("user\nnobody\n")
+    (folder / "quote.csv").write_text('user,item\nu,a\nu,"b\n')
+    (folder / "clicks.csv").write_text("user,item,click\nu,a,1\nu,b,0\n")
     (folder / "twice.csv").write_text("item,title\na,toy\na,lamp\n")
     return folder
 
@@ -121,6 +123,8 @@ CASES: dict[str, Callable[[Path], object]] = {
     "not a number": lambda place: built(place, "numbers.csv", features="image_feat.npy"),
     "two columns": lambda place: built(place, "two.csv", "items.parquet"),
     "no such column": lambda place: built(place, "twice.csv", "items.parquet"),
+    "stray quote": lambda place: built(place, "quote.csv", "items.parquet"),
+    "label of 0": lambda place: built(place, "clicks.csv", "items.parquet"),
     "id twice": lambda place: extract(
         Request(items=place / "twice.csv", output=place / "x.parquet", text=["title"], tfidf="1")
     ),

@@ -120,6 +120,25 @@ def item_graph(features: Sequence[Tensor], mixture: Sequence[float], k: int) -> 
     return total
 
 
+def masked_item_graph(features: Sequence[Tensor], present: Tensor, mixture: Sequence[float], k: int) -> Tensor:
+    """The same where item i has only the modalities m with `present` [M, I]: the others give and get no neighbours.
+
+    The shares of those that an item has are scaled to a sum of 1. An item that has none is its only neighbour.
+    """
+    count = present.shape[1]
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for item in range(count):
+        own = [m for m in range(len(features)) if present[m, item]]
+        whole = sum(mixture[m] for m in own)
+        if not own:
+            total[item, item] = 1
+        for m in own:
+            others = present[m].nonzero().ravel()
+            cosine = unit(features[m][others]) @ unit(features[m][item])
+            total[item, others[cosine.topk(k).indices]] += mixture[m] / whole / k
+    return total
+
+
 # Loss
 def alignment(xu: Tensor, xi: Tensor) -> Tensor:
     """Mean over positives of |x_u - x_i|^2; both [B, w]."""

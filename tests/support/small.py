@@ -61,6 +61,18 @@ def small_dataset(
     )
 
 
+def mask_features(dataset: Dataset, share: float = 0.3, seed: int = 0) -> Dataset:
+    """The data set after `--missing mask`: each modality lacks a share of the items, and all lack the first one."""
+    rng = np.random.default_rng(seed)
+    features = {}
+    for name, modality in dataset.features.items():
+        missing = rng.random(len(modality.values)) < share
+        missing[0] = True
+        values = np.where(missing[:, None], 0, modality.values).astype(modality.values.dtype)
+        features[name] = replace(modality, values=values, missing=missing)
+    return replace(dataset, features=features)
+
+
 def weighted_dataset(dataset: Dataset | None = None, seed: int = 1) -> Dataset:
     """A data set, by default the small one, with weights between 0.1 and 10 of all its interactions."""
     dataset = dataset or small_dataset()
@@ -81,7 +93,7 @@ def prepare_small(
     dataset = dataset or small_dataset()
     dataset = weighted_dataset(dataset) if weighted else dataset
     features = {name: modality.values for name, modality in dataset.features.items()}
-    graph = build_item_graph(features, default_weights(list(features)), k)
+    graph = build_item_graph(features, default_weights(list(features)), k, missing=dataset.missing)
     user, item = dataset.train()
     assignment = assign_parts(user, item, len(dataset.user_ids), len(dataset.item_ids), parts, method, seed=3)
     options = {"item_graph_k": k, "item_graph_weight": [], "cooccurrence_weight": 0.0}  # as in BuildOptions

@@ -18,23 +18,36 @@ from cm3_dist.inference.cold_start import place_items, place_users
 from cm3_dist.inference.recommend_lists import write_lists
 from cm3_dist.inference.trained_model import TrainedModel, open_model
 from cm3_dist.recommend import main
-from partition.transform.dataset import TRAIN
+from partition.transform.dataset import TRAIN, Dataset
 from tests.support.refusals import refusal
-from tests.support.small import finish_small, small_dataset, untrained_item, weighted_dataset
+from tests.support.small import finish_small, mask_features, small_dataset, untrained_item, weighted_dataset
 
 NEW = 59  # item 1059 of untrained_item() has no training interaction
 
 
+def _some_missing() -> Dataset:
+    """The small data set in which items lack modalities; the untrained one lacks its image."""
+    dataset = mask_features(untrained_item())
+    missing = {"image": True, "text": False}
+    features = {}
+    for name, whole in untrained_item().features.items():
+        mask = dataset.missing[name].copy()
+        mask[NEW] = missing[name]
+        features[name] = replace(whole, values=np.where(mask[:, None], 0, whole.values), missing=mask)
+    return replace(dataset, features=features)
+
+
 @pytest.fixture(
     scope="module",
-    params=[(0, False), (1, False), (2, False), (1, True)],
-    ids=["0 item layers", "1 item layer", "2 item layers", "weighted"],
+    params=[(0, None), (1, None), (2, None), (1, "weighted"), (1, "some missing")],
+    ids=["0 item layers", "1 item layer", "2 item layers", "weighted", "some missing"],
 )
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    layers, weighted = request.param
+    layers, kind = request.param
+    datasets = {"weighted": lambda: weighted_dataset(untrained_item()), "some missing": _some_missing}
     folder = finish_small(
         tmp_path_factory.mktemp("run"),
-        weighted_dataset(untrained_item()) if weighted else None,
+        datasets[kind]() if kind else None,
         train={"epochs": 1},
         propagation={"item_item_layers": layers},
     )
@@ -51,7 +64,9 @@ def test_an_untrained_item_gets_the_row_it_has_in_the_catalogue(opened: TrainedM
     row = int(opened.item_ids.find(pa.array([1000 + NEW]))[0])
     assert opened.shard.item_degree[row] == 0
     opened.shard.is_item[row] = False  # the search is not to find the item itself
-    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row))
+    missing = {name: mask.numpy() for name, mask in opened.features.missing(np.array([row])).items()}
+    assert [name for name, mask in missing.items() if mask.any()] == (["image"] if missing else [])
+    placed = place_items(opened, pa.array([1000 + NEW]), _features(opened, row), missing)
     opened.shard.is_item[row] = True
     np.testing.assert_allclose(placed.rows[0].numpy(), opened.rows[1][row].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(placed.ego[0].numpy(), opened.item_ego[row].numpy(), rtol=1e-4, atol=1e-6)
@@ -260,8 +275,8 @@ def test_new_items_are_reduced_as_the_data_was(tmp_path: Path) -> None:
     fit(prepared, tmp_path / "run", train={"epochs": 1}, model={"dim": 8}, machine={"device": "cpu"}).close()
     with load_run(tmp_path / "run") as run:
         model = run._open()
-        ids, features = read_new_items(tmp_path / "new.parquet", model, tmp_path)
-        assert ids.to_pylist() == names.to_pylist()
+        new = read_new_items(tmp_path / "new.parquet", model, tmp_path)
+        assert new.ids.to_pylist() == names.to_pylist()
         rows = model.item_ids.rows(catalogue["item"].combine_chunks())
         for name, values in model.features.gather(rows).items():
-            np.testing.assert_allclose(features[name], values.numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(new.features[name], values.numpy(), rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ from partition.folder.manifest import Manifest
 from partition.options import default_weights
 from partition.transform.dataset import TRAIN, Dataset
 from tests.support import reference as ref
-from tests.support.small import prepare_small, small_dataset, small_settings, weighted_dataset
+from tests.support.small import mask_features, prepare_small, small_dataset, small_settings, weighted_dataset
 
 K = 4
 
@@ -59,7 +59,15 @@ class Dense:
         weights = default_weights(list(dataset.features))
         self.names = list(dataset.features)
         self.features = [torch.from_numpy(v.astype(np.float64)) for v in values]
-        self.similar = ref.item_graph(self.features, [weights[name] for name in dataset.features], K)
+        self.present = torch.ones(len(values), len(self.items), dtype=torch.bool)
+        for number, name in enumerate(dataset.features):
+            if name in dataset.missing:
+                self.present[number] = torch.from_numpy(~dataset.missing[name])
+        shares = [weights[name] for name in dataset.features]
+        self.similar = ref.masked_item_graph(self.features, self.present, shares, K)
+        if self.present.all():
+            torch.testing.assert_close(self.similar, ref.item_graph(self.features, shares, K))
+        self.present[:, ~self.present.any(0)] = True  # an item that lacks all is one with rows of zeros
         state = trainer.model.tables.local_state()
         channels = 1 + len(values)
         self.table = state["user_channels"][self.users].double().requires_grad_()
@@ -80,21 +88,29 @@ class Dense:
         self.batch: Any = None
 
     def fuse(self, points: Tensor, curve: Tensor) -> Tensor:
-        order = self.model.curve_order or self.names
-        points = points[[self.names.index(name) for name in order]]
-        if self.model.fusion == "mean":
-            return ref.unit(points.sum(0))
-        if self.model.fusion == "slerp":
-            return ref.pairwise(points, curve)
+        order = [self.names.index(name) for name in self.model.curve_order or self.names]
+        points, present = points[order], self.present[order]
         if self.model.fusion == "concat":
             weight, bias = self.added["projection.weight"], self.added["projection.bias"]
-            return ref.unit(torch.cat(list(points), 1) @ weight.T + bias)
-        return ref.bezier(points, curve)
+            return ref.unit(torch.cat(list(points * present.unsqueeze(2)), 1) @ weight.T + bias)
+        rows = [self._fuse_one(points[present[:, n], n], curve[n]) for n in range(len(curve))]
+        return torch.stack(rows)
+
+    def _fuse_one(self, points: Tensor, curve: Tensor) -> Tensor:
+        """The points [M, d] that an item has -> [d]."""
+        if self.model.fusion == "mean":
+            return ref.unit(points.sum(0))
+        if len(points) == 1:
+            return points[0]
+        fuse = ref.pairwise if self.model.fusion == "slerp" else ref.bezier
+        return fuse(points.unsqueeze(1), curve.reshape(1))[0]
 
     def rows(self, curve: Tensor, layers: int, item_layers: int) -> tuple[Tensor, Tensor, Tensor]:
         users = ref.ego(self.table.view(len(self.table), self.mixing.shape[1], -1))
         channels, fused = ref.encode(self.features, self.weights, curve, self.fuse)
-        items = ref.ego(torch.cat([channels, fused.unsqueeze(1)], 1))
+        blocks = torch.cat([ref.unit(channels), fused.unsqueeze(1)], 1)
+        there = torch.cat([self.present, self.present.any(0, keepdim=True)]).T
+        items = (blocks * there.unsqueeze(2)).reshape(len(blocks), -1)
         users, items = ref.propagate(self.weight, users, items, layers)
         items = ref.item_rows(items, self.similar, item_layers)
         return ref.user_rows(users, self.mixing), items, fused
@@ -162,6 +178,20 @@ CASES: dict[str, tuple[int, float, dict[str, Any]]] = {
         1e-4,
         {"model": {"fusion": "concat", "curve_order": ["text", "image"]}},
     ),
+    "some missing": (2, 1e-4, {}),
+    "some missing, curve in another order": (
+        4,
+        1e-4,
+        {"negatives": "uniform", "model": {"curve_order": ["video", "audio", "image", "text"]}},
+    ),
+    "some missing, slerps of all pairs": (4, 1e-4, {"model": {"fusion": "slerp"}}),
+    "some missing, mean": (3, 1e-4, {"model": {"fusion": "mean"}, "propagation": {"item_item_layers": 2}}),
+    "some missing, projected": (3, 1e-4, {"model": {"fusion": "concat"}}),
+    "some missing, sampled": (
+        3,
+        1e-4,
+        {"negatives": "uniform", "propagation": {"mode": "sampled", "fanouts": [-1]}},
+    ),
 }
 
 
@@ -174,6 +204,8 @@ WEIGHTED = ["uniform", "in_batch, 1/degree", "in_batch, Horvitz-Thompson", "samp
 def test_a_step_equals_the_formulas(case: str, weighted: bool, runtime: Runtime, tmp_path: Path) -> None:
     modalities, tolerance, sections = CASES[case]
     dataset = small_dataset(users=40, items=30, degree=8, modalities=modalities)
+    if case.startswith("some missing"):
+        dataset = mask_features(dataset)
     dataset = weighted_dataset(dataset) if weighted else dataset
     prepared = prepare_small(tmp_path, dataset=dataset, k=K)
     trainer = Trainer(small_settings(prepared, tmp_path / "run", train={"batch_size": 64}, **sections), runtime)
@@ -228,9 +260,10 @@ def _loss(trainer: Trainer, users: Tensor, items: Tensor, ego: Any, plan: Any) -
     )
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_final_rows_and_metrics_equal_the_formulas(weighted: bool, runtime: Runtime, tmp_path: Path) -> None:
-    dataset = weighted_dataset() if weighted else small_dataset()
+@pytest.mark.parametrize("kind", ["plain", "weighted", "some missing"])
+def test_final_rows_and_metrics_equal_the_formulas(kind: str, runtime: Runtime, tmp_path: Path) -> None:
+    dataset = weighted_dataset() if kind == "weighted" else small_dataset()
+    dataset = mask_features(dataset) if kind == "some missing" else dataset
     prepared = prepare_small(tmp_path, dataset=dataset, k=K)
     trainer = Trainer(small_settings(prepared, tmp_path / "run"), runtime)
     for plan in trainer.planner.epoch(0, 0, trainer.batches.steps):

@@ -16,7 +16,7 @@ from cm3_dist.distributed.runtime import distributed
 from cm3_dist.pipeline.padding import pad_rows
 from cm3_dist.training.cuda_graph_step import WARM_UP, RecordedStep, can_record, slow_paths
 from cm3_dist.training.trainer import Trainer
-from tests.support.small import prepare_small, small_settings
+from tests.support.small import mask_features, prepare_small, small_dataset, small_settings
 
 BATCH = 64
 
@@ -25,13 +25,14 @@ LEARNED = {"model": {"fusion": "concat"}}
 
 
 @pytest.mark.parametrize(
-    ("sections", "weighted"),
-    [({"negatives": "in_batch"}, False), ({"negatives": "uniform"}, False), (LEARNED, False), ({}, True)],
-    ids=["in_batch", "uniform", "learned", "weighted"],
+    ("sections", "kind"),
+    [({"negatives": "in_batch"}, ""), ({"negatives": "uniform"}, ""), (LEARNED, ""), ({}, "weighted"), ({}, "masked")],
+    ids=["in_batch", "uniform", "learned", "weighted", "masked"],
 )
-def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], weighted: bool, tmp_path: Path) -> None:
+def test_recorded_steps_equal_direct_steps(sections: dict[str, Any], kind: str, tmp_path: Path) -> None:
     """Two epochs, whose batches differ in size."""
-    prepared = prepare_small(tmp_path, weighted=weighted)
+    dataset = mask_features(small_dataset()) if kind == "masked" else None
+    prepared = prepare_small(tmp_path, dataset=dataset, weighted=kind == "weighted")
     settings = small_settings(
         prepared, tmp_path / "run", propagation={"mode": "exact"}, train={"batch_size": BATCH}, **sections
     )

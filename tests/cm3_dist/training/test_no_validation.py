@@ -113,7 +113,7 @@ def test_early_stopping_needs_validation(everything: Path, tmp_path: Path) -> No
     assert caught.value.code == "split.no-validation"
     assert "train.patience=0" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_patience_of_zero_trains_all_epochs(tmp_path: Path) -> None:

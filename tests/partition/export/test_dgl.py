@@ -20,7 +20,7 @@ from partition.folder import layout
 from partition.folder.arrays import read_graph
 from partition.folder.manifest import read_manifest
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
-from tests.support.small import prepare_small, small_dataset, weighted_dataset
+from tests.support.small import mask_features, prepare_small, small_dataset, weighted_dataset
 
 os.environ.setdefault("DGLBACKEND", "pytorch")
 PARTS = 3
@@ -60,7 +60,7 @@ class Loaded:
 def load(folder: Path, parts: int) -> Loaded:
     from dgl.distributed import load_partition
 
-    dataset = weighted_dataset(small_dataset(modalities=3))  # float32, float16, float64
+    dataset = mask_features(weighted_dataset(small_dataset(modalities=3)))  # float32, float16, float64
     prepared = prepare_small(folder, parts=parts, dataset=dataset)
     output = folder / "exported"
     lines = export(ExportOptions(prepared=prepared, format=ExportFormat.DGL, output=output))
@@ -146,7 +146,7 @@ def test_edges_are_in_the_order_of_the_folder(loaded: Loaded) -> None:
 def test_features(loaded: Loaded) -> None:
     first = 0
     for part, (_, nodes, edges, book, *_) in enumerate(loaded.parts):
-        assert set(nodes) == {f"item/{name}" for name in loaded.dataset.features}
+        assert set(nodes) == {f"item/{kind}{name}" for name in loaded.dataset.features for kind in ("", "missing_")}
         assert set(edges) == {":".join(relation) + "/weight" for relation in RELATIONS}
         own = loaded.number["item"][first : first + len(book.partid2nids(part, "item"))]
         first += len(own)
@@ -154,6 +154,8 @@ def test_features(loaded: Loaded) -> None:
             values = nodes[f"item/{name}"].numpy()
             assert values.dtype == features.values.dtype
             np.testing.assert_array_equal(values, features.values[own])
+            missing = nodes[f"item/missing_{name}"].numpy()
+            np.testing.assert_array_equal(missing, loaded.dataset.missing[name][own])
 
 
 def test_weights_of_edges(loaded: Loaded) -> None:
@@ -197,6 +199,7 @@ def test_files_have_the_fields_that_dgl_writes(tmp_path: Path, loaded: Loaded) -
         graph.edges[relation].data["weight"] = torch.ones(40)
     for name, features in loaded.dataset.features.items():
         graph.nodes["item"].data[name] = torch.from_numpy(features.values[:40])
+        graph.nodes["item"].data[f"missing_{name}"] = torch.zeros(40, dtype=torch.uint8)
     partition_graph(graph, "small", 2, str(tmp_path), part_method="random")
     theirs, ours = (json.loads(path.read_text()) for path in (tmp_path / "small.json", loaded.folder / CONFIG))
     assert {key for key in theirs if "part-" not in key} == {key for key in ours if "part-" not in key}

@@ -20,8 +20,8 @@ from partition.folder.manifest import read_manifest
 from partition.options import BuildOptions
 from partition.stages import Stages
 from partition.transform.dataset import TRAIN, Dataset
-from tests.support.raw_tables import pairs, read
-from tests.support.small import prepare_small, small_dataset, weighted_dataset
+from tests.support.raw_tables import items_table, pairs, read, write
+from tests.support.small import mask_features, prepare_small, small_dataset, weighted_dataset
 
 NAMES = {0: "train", 1: "valid", 2: "test"}
 
@@ -60,18 +60,31 @@ def test_mmrec_is_read_by_build(tmp_path: Path) -> None:
     np.testing.assert_array_equal(numbers, np.stack([dataset.user, dataset.item, dataset.split], 1))
 
 
-def test_mmrec_round_trip_of_a_built_folder_has_the_same_digests(tmp_path: Path) -> None:
-    dataset = small_dataset(users=30, items=20)
-    kept = np.isin(np.arange(30), dataset.user)  # build does not keep users that occur nowhere
-    number = np.cumsum(kept) - 1
-    ids = pa.array([f"u{n:02d}" for n in np.flatnonzero(kept)])
-    dataset = replace(dataset, user=number[dataset.user], user_ids=ids)
-    first = exported(prepare_small(tmp_path, dataset=dataset), "mmrec")
-    built = build(BuildOptions(input=[str(first)], output=tmp_path / "one", parts=3), Stages(quiet=True))
-    options = ExportOptions(prepared=built, format=ExportFormat.MMREC, output=tmp_path / "two" / "small")
-    export(options)
-    again = build(BuildOptions(input=[str(options.output)], output=tmp_path / "again", parts=3), Stages(quiet=True))
-    assert read_manifest(again).parts == read_manifest(built).parts
+@pytest.mark.parametrize("form", ["mmrec", "parquet"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_build_makes_the_same_folder_of_an_export(tmp_path: Path, form: str, weighted: bool) -> None:
+    """Byte for byte, if it gets the same options: also with text ids in an items table that is not sorted."""
+    rng = np.random.default_rng(2)
+    users, items, rows = [f"user {n:03d}" for n in range(50)], [f"é{n * 7919 % 1000:03d}" for n in range(30)], 700
+    log: dict[str, Any] = {"user": rng.choice(users, rows), "item": rng.choice(items, rows)}
+    log["split"] = rng.choice(3, rows, p=[0.8, 0.1, 0.1])
+    if weighted:
+        log["weight"] = rng.choice([0.25, 1.0, 3.5], rows)
+    write(tmp_path / "log.parquet", pa.table(log))
+    write(tmp_path / "items.parquet", items_table(items, width=4))
+    options: dict[str, Any] = {"parts": 3, "features": ["text", "image"], "method": "random", "item_graph_k": 3}
+    options |= {"weight_column": "weight"} if weighted else {}
+
+    def built(name: str, *inputs: Path) -> Path:
+        command = BuildOptions(input=[str(path) for path in inputs], output=tmp_path / name, **options)
+        return build(command, Stages(quiet=True))
+
+    first = built("first", tmp_path / "log.parquet", tmp_path / "items.parquet")
+    assert read_manifest(first).weighted == weighted
+    again = read_manifest(built("again", exported(first, form)))
+    assert again.parts == read_manifest(first).parts
+    assert again.weighted == weighted
+    assert again.split == {"mmrec": "column", "parquet": "files"}[form]
 
 
 def test_recbole(tmp_path: Path) -> None:
@@ -143,6 +156,29 @@ def test_weights(tmp_path: Path) -> None:
     assert header == "userID\titemID\tx_label\tweight"
     numbers = [line.split("\t") for line in lines]
     assert sorted((users[int(n[0])], items[int(n[1])], float(np.float32(n[3]))) for n in numbers) == wanted
+
+
+@pytest.mark.parametrize("form", ["mmrec", "recbole"])
+def test_masks_that_a_format_cannot_hold_are_counted(tmp_path: Path, form: str) -> None:
+    dataset = mask_features(small_dataset())
+    root = prepare_small(tmp_path, dataset=dataset)
+    lines = export(ExportOptions(prepared=root, format=ExportFormat(form), output=tmp_path / "out"))
+    for name, missing in dataset.missing.items():
+        assert f"not in it: which {missing.sum()} items have no {name}; their rows are zeros" in lines
+
+
+def test_masks_are_nulls_in_parquet(tmp_path: Path) -> None:
+    dataset = mask_features(small_dataset())
+    items = pq.read_table(exported(prepare_small(tmp_path, dataset=dataset), "parquet") / "items.parquet")
+    for name, missing in dataset.missing.items():
+        np.testing.assert_array_equal(items[f"missing_{name}"].to_numpy(), missing)
+        np.testing.assert_array_equal(items[name].is_null().to_numpy(), missing)
+        rows = np.array(items[name].drop_null().to_pylist(), dataset.features[name].values.dtype)
+        np.testing.assert_array_equal(rows, dataset.features[name].values[~missing])
+    again = read(tmp_path, tmp_path / "parquet" / "small", missing=["mask"], split="files")
+    for name, missing in dataset.missing.items():
+        np.testing.assert_array_equal(again.features[name].missing, missing)
+        np.testing.assert_array_equal(again.features[name].values, dataset.features[name].values)
 
 
 def test_users_without_an_interaction_are_counted(tmp_path: Path) -> None:

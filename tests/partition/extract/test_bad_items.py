@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -238,6 +239,14 @@ def test_rows_that_are_not_finite_or_too_large(pictures: Path, monkeypatch: pyte
     given = [item for item in range(ITEMS) if item not in (0, TORN, STRIP, POISON, ABSENT)]
     for item in (0, POISON, ABSENT):
         np.testing.assert_allclose(values[item], values[given].mean(0), atol=2e-3)
+
+
+def test_paths_in_a_text_file_are_bytes_of_any_kind(pictures: Path) -> None:
+    shutil.copy(pictures / "images" / "0000.png", pictures / os.fsdecode(b"K\xf6ln.png"))
+    (pictures / "items.csv").write_bytes(b"item,picture\n0,K\xf6ln.png\n1,images/0001.png\n2,\n")
+    request = of_pictures(pictures).model_copy(update={"images": "picture", "items": pictures / "items.csv"})
+    extract(request)
+    assert reasons(request) == {2: "no image"}
 
 
 def test_pictures_of_a_column_that_cannot_be_read(pictures: Path) -> None:

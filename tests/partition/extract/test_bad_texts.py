@@ -67,6 +67,17 @@ def test_texts_that_are_not_utf8(texts: Path, model: bool) -> None:
     assert missing_rows(request) == ([3] if model else [3, 4])
 
 
+@pytest.mark.parametrize("quoted", [False, True])
+def test_text_files_in_part_of_another_encoding(tmp_path: Path, quoted: bool) -> None:
+    first = '"red, ""soft"" toy"' if quoted else "red toy"
+    lines = ["item,title", f"1,{first}", "2,K\xf6ln", "3,", "4,blue toy"]
+    (tmp_path / "items.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    request, _ = encoded(tmp_path / "items.csv", False, text=["title"])
+    assert reasons(request) == {3: "no text", 2: "title: not UTF-8: byte 0xf6 at 1"}
+    assert missing_rows(request) == [1, 2]
+    assert pq.read_table(request.output)["item"].to_pylist() == [1, 2, 3, 4]
+
+
 def test_a_column_named_twice_counts_twice(texts: Path) -> None:
     request, _ = encoded(texts, True, text=["about", "about"])
     twice = pq.read_table(request.output)["text"].to_pylist()

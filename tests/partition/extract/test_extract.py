@@ -247,12 +247,22 @@ def test_the_rows_are_what_build_reads(shop: Path) -> None:
     features = [f"image={shop / 'image.parquet'}", f"text={shop / 'text.parquet'}"]
     build(
         BuildOptions(
-            input=[str(shop / "log")], output=shop / "prepared", parts=2, features=features, method=CutMethod.RANDOM
+            input=[str(shop / "log")],
+            output=shop / "prepared",
+            parts=2,
+            features=features,
+            missing=["image=mask", "text=zeros"],
+            method=CutMethod.RANDOM,
         )
     )
     manifest = read_manifest(shop / "prepared")
     assert [(modality.name, modality.dim) for modality in manifest.modalities] == [("image", 8), ("text", 8)]
     assert manifest.items == len(TITLES)
+    assert [modality.masked for modality in manifest.modalities] == [True, False]
+    for name in ("image", "text"):
+        flags = pq.read_table(shop / f"{name}.parquet")["missing"].to_pylist()
+        assert manifest.counts.get(f"missing_{name}", 0) == sum(flags)
+    assert manifest.counts["missing_image"] > 0
 
 
 def test_csv_and_numbers_as_ids(tmp_path: Path) -> None:

@@ -209,3 +209,37 @@ def test_a_matrix_that_was_stored_by_columns() -> None:
     values = np.random.default_rng(0).standard_normal((30, 6))
     by_rows, by_columns = (build_item_graph({"text": v}, {"text": 1.0}, 5) for v in (values, np.asfortranarray(values)))
     np.testing.assert_array_equal(by_columns.neighbour, by_rows.neighbour)
+
+
+def test_a_modality_that_an_item_lacks_gives_it_no_neighbours_and_no_weight() -> None:
+    rng, k = np.random.default_rng(0), 6
+    weights = {"a": 0.2, "b": 0.5, "c": 0.3, "unused": 0.0}
+    features = {name: rng.normal(size=(60, 4)) for name in weights}
+    missing = {name: rng.random(60) < 0.4 for name in ("a", "b", "unused")}
+    missing["a"][:2] = missing["b"][:2] = True
+    missing["c"] = np.arange(60) < 1  # item 0 lacks all three that have a weight
+    for name, mask in missing.items():
+        features[name][mask] = 0
+    found = dense(build_item_graph(features, weights, k, missing=missing))
+    expected = np.zeros((60, 60))
+    for item in range(60):
+        has = [name for name in weights if not missing.get(name, np.zeros(60, bool))[item]]
+        whole = sum(weights[name] for name in has)
+        for name in has if whole else []:
+            expected[item] += weights[name] / whole * by_features(features[name], k)[item]
+        if not whole:
+            expected[item, item] = 1
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+
+
+def test_masks_that_mark_nothing_change_no_bit_of_the_graph() -> None:
+    features = {"a": awkward(75, 5, 0), "b": awkward(75, 8, 1)}
+    weights, pairs = {"a": 0.1, "b": 0.9}, (np.array([0, 0, 1, 1, 2]), np.array([3, 5, 5, 9, 3]), 3)
+    nothing = {"a": np.zeros(75, bool)}
+    plain, masked = (
+        build_item_graph(features, weights, 7, cooccurrence=pairs, cooccurrence_weight=0.4, missing=mask)
+        for mask in (None, nothing)
+    )
+    for name in ("indptr", "neighbour", "weight"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(masked, name))

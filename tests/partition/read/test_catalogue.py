@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from partition.read import features as features_module
+from partition.read import feature_rows
 from tests.support.raw_tables import (
     EXPECTED,
     Maker,
@@ -42,7 +42,7 @@ def test_mmrec_mapping_files_give_the_external_ids(tmp_path: Path) -> None:
 
 
 def test_tables_are_matched_by_id_and_numpy_files_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "LIST_BATCH", 2)
+    monkeypatch.setattr(feature_rows, "BATCH", 2)
     log = write(tmp_path / "log.csv", table())
     order = write(tmp_path / "items.csv", pa.table({"item": list("cabd")}))
     other = write(tmp_path / "other.parquet", items_table(list("abcd"), 2).rename_columns(["asin", "vec", "text"]))
@@ -127,7 +127,9 @@ REFUSED = {
         "items.parquet: column 'sound': ",
         {"features": ["sound=items.parquet"]},
     ),
-    "second table lacks an item": Refused(more("abc"), "features.rows", "more.parquet: 3 rows", MORE),
+    "second table lacks an item": Refused(
+        more("abc"), "features.missing", "1 of 4 items has no sound; first: item 'd', which has no row; ", MORE
+    ),
     "second table has one more": Refused(more("abcde"), "features.rows", "more.parquet: column 'item', row 4: ", MORE),
     "mapping without an item": Refused(
         mapping("asin\titemID\nA\t0\nB\t2\nC\t3\n"), "mapping.incomplete", "tiny/i_id_mapping.csv: column 'itemID': 1 "

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from partition.read import features as features_module
-from partition.read.features import reduce
+from partition.transform import pca
+from partition.transform.pca import reduce
 from tests.support.raw_tables import (
     EXPECTED,
     Refused,
@@ -41,7 +41,7 @@ def test_list_columns_of_any_precision(tmp_path: Path, dtype: type, fixed: bool,
 
 
 def test_pca_equals_the_singular_value_decomposition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "BLOCK_BYTES", 17 * 12 * 8)  # several uneven blocks
+    monkeypatch.setattr(pca, "BLOCK_BYTES", 17 * 12 * 8)  # several uneven blocks
     rng = np.random.default_rng(0)
     values = (rng.standard_normal((200, 12)) * np.geomspace(10, 0.1, 12) + 3).astype(np.float32)
     values[5] = 0
@@ -82,15 +82,24 @@ REFUSED = {
     "infinite": Refused(features(INFINITE), "features.value", f"{TEXT}row 3, column 0: the value is inf"),
     "not a matrix": Refused(features(np.zeros(4, np.float32)), "features.shape", TEXT),
     "no columns": Refused(features(np.zeros((4, 0), np.float32)), "features.shape", TEXT),
-    "not floats": Refused(features(np.zeros((4, 3), np.int64)), "features.dtype", TEXT),
+    "neither floats nor integers": Refused(features(np.zeros((4, 3), bool)), "features.dtype", TEXT),
+    "integers above float32": Refused(
+        features(np.full((4, 3), 2**24 + 1)), "features.value", f"{TEXT}row 0, column 0: the value is 16777217, "
+    ),
     "pickled": Refused(folder(pickled), "file.unreadable", TEXT),
     "torn npy": Refused(folder(cut("text_feat.npy")), "file.unreadable", TEXT),
     "empty npy": Refused(folder(cut("text_feat.npy", 0)), "file.unreadable", TEXT),
     "unequal lists": Refused(
         items(listed([[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]])), "features.shape", f"{IMAGE}row 2: "
     ),
-    "missing list": Refused(items(listed([[1.0], [2.0], None, [4.0]])), "features.missing", f"{IMAGE}row 2: "),
-    "missing value": Refused(items(listed([[1.0], [2.0], [3.0], [None]])), "features.value", f"{IMAGE}row 3: "),
+    "missing list": Refused(
+        items(listed([[1.0], [2.0], None, [4.0]])),
+        "features.missing",
+        "1 of 4 items has no image; first: items.parquet, row 2; ",
+    ),
+    "missing value": Refused(
+        items(listed([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [None, 4.0]])), "features.value", f"{IMAGE}row 3: "
+    ),
     "infinite in a list": Refused(items(listed([[1.0], [np.inf], [3.0], [4.0]])), "features.value", f"{IMAGE}row 1: "),
     "PCA above the width": Refused(folder(), "option.pca", "--pca text=4: ", {"pca": ["text=4"]}),
 }

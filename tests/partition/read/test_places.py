@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import pyarrow.csv as csv
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
+from partition.build import read_dataset
 from partition.errors import InputError
+from partition.options import BuildOptions, SplitMethod
 from partition.read.log import open_log
 from partition.read.places import listing, place_of
 from partition.read.sources import find
 from partition.read.table_file import TableFile, open_table
+from partition.stages import Stages
 
 Store = Callable[[str, pa.Table], None]
 
@@ -44,13 +49,13 @@ def local(tmp_path: Path) -> tuple[str, Store]:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Store]]:
     """A bucket of a local S3 server, and a function that writes a table into it."""
-    server_of = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer
-    server = server_of(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
     settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     for name, value in (settings | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()  # earlier tests
     filesystem = fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True)
     filesystem.create_dir("logs")
 
@@ -126,6 +131,22 @@ def test_a_log_in_any_place(storage: tuple[str, Store], tmp_path: Path) -> None:
     assert table.place.sha256() != digest
     error = table.error("is wrong", "user_id", 1)
     assert str(error) == f"{base}/log.csv: column 'user_id', row 1 (line 3): is wrong"
+
+
+def test_a_data_set_in_any_place(storage: tuple[str, Store], tmp_path: Path) -> None:
+    base, store = storage
+    features = pa.table({"item_id": ["a", "b"], "text": [[1.0, 0.0], [0.0, 1.0]]})
+    for name in ("shop/day=1/log.parquet", "shop/day=2/log.parquet", "shop/items.parquet"):
+        store(name, features if "items" in name else pair("u1", "u2"))
+    dataset = read_dataset(
+        BuildOptions(input=[f"{base}/shop"], where="day = 2", output=tmp_path / "out", parts=1, split=SplitMethod.NONE),
+        tmp_path,
+        Stages(quiet=True),
+    )
+    assert (dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()) == (["u1", "u2"], ["a", "b"])
+    assert dataset.counts["where_dropped"] == 2
+    assert dataset.features["text"].values.tolist() == [[1, 0], [0, 1]]
+    assert set(dataset.inputs) == {"items.parquet", *(f"{base}/shop/day={day}/log.parquet" for day in (1, 2))}
 
 
 def test_an_endpoint_in_the_uri(bucket: tuple[str, Store], monkeypatch: pytest.MonkeyPatch) -> None:

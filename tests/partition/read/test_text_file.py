@@ -66,7 +66,7 @@ def test_read(tmp_path: Path, case: str) -> None:
     assert all(list(row) == ["user", "item", "comment"] for row in found)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a quote that is never closed": ('a,b\n1,2\n1,"x\n1,2\n1,2\n', "line 3: a quote opens here and is never closed"),
     "a quote inside a field": ('a,b\n1,"x\ny"\n1,24" wide\n', "line 4: a quote inside a field without quotes"),
     "two quotes, the second inside a field": (

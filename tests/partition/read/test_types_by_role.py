@@ -21,20 +21,21 @@ from partition.read.table_file import open_table
 ROLES = ("user", "item", "time", "split", "rating", "weight", "event")
 IDS, NUMBERS = ("user", "item"), ("rating", "weight")
 UUIDS = [uuid.UUID(int=1), uuid.UUID(int=2)]
-WHOLE = {key: [0, 2] for key in (*IDS, "time", "split")} | {key: [0.0, 2.0] for key in NUMBERS}
-INTEGER = WHOLE | {"event": ["0", "2"]}
-FLOAT = WHOLE | {"time": [0.0, 2.0]}
-TEXT = {
+Used = dict[str, list[Any]]
+WHOLE: Used = {key: [0, 2] for key in (*IDS, "time", "split")} | {key: [0.0, 2.0] for key in NUMBERS}
+INTEGER: Used = WHOLE | {"event": ["0", "2"]}
+FLOAT: Used = WHOLE | {"time": [0.0, 2.0]}
+TEXT: Used = {
     **{key: ["0", "2"] for key in (*IDS, "event")},
     "time": [0, 2],
     "split": [0, 2],
     **{key: [0.0, 2.0] for key in NUMBERS},
 }
-DECIMAL = {role: values for role, values in WHOLE.items() if role != "split"}
+DECIMAL: Used = {role: values for role, values in WHOLE.items() if role != "split"}
 DATE = [datetime.date(1970, 1, 1), datetime.date(1970, 1, 2)]
-DAYS = {"time": [0, 86_400_000_000]}
-TWO_SECONDS = {"time": [0, 2_000_000]}
-Case = tuple[pa.Array, dict[str, list[Any]]]
+DAYS: Used = {"time": [0, 86_400_000_000]}
+TWO_SECONDS: Used = {"time": [0, 2_000_000]}
+Case = tuple[pa.Array, Used]
 
 
 def integers(kind: pa.DataType) -> Case:
@@ -141,6 +142,13 @@ def test_a_column_without_a_value(tmp_path: Path, role: str) -> None:
         open_log(open_table(path), roles, (), tmp_path / "work")
 
 
+def test_a_null_in_a_dictionary_is_a_missing_id(tmp_path: Path) -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int8()), pa.array(["a", None]))
+    path, roles = arrow_file(tmp_path / "log.arrow", values, "user")
+    with pytest.raises(InputError, match=r"2 of 3 rows have no user id; first: row 1$"):
+        open_log(open_table(path), roles, (), tmp_path / "work")
+
+
 @pytest.mark.parametrize("role", IDS)
 @pytest.mark.parametrize(
     ("values", "first"),
@@ -172,4 +180,5 @@ def test_slices_and_nulls_of_binary_ids() -> None:
     values = pa.array([b"no", b"\x00\xff", None, b"zz"], pa.binary(2)).slice(1)
     found, wrong = id_values.ids(values, "text")
     found.validate(full=True)
-    assert (found.to_pylist(), wrong.any()) == (["00ff", None, "7a7a"], False)
+    assert found.to_pylist() == ["00ff", None, "7a7a"]
+    assert not wrong.any()

@@ -24,20 +24,22 @@ def log(path: Path, suffix: str = "parquet", **columns: Any) -> TableFile:
 
 def test_two_lines(tmp_path: Path) -> None:
     log(tmp_path, rating=[1] * 4, event=["buy"] * 4, timestamp=[1] * 4, x_label=[0] * 4, label=[1] * 4, note=["x"] * 4)
-    pq.write_table(pa.table({"item_id": ["a"], "text": [[1.0]]}), tmp_path / "items.parquet")
+    items = pa.table({"item_id": ["a"], "text": [[1.0]], "tags": [["new"]]})
+    pq.write_table(items, tmp_path / "items.parquet")
     (tmp_path / "notes.docx").touch()
     (tmp_path / "readme.txt").touch()
     (tmp_path / "_SUCCESS").touch()
     (tmp_path / "image_feat.npy").touch()
+    (tmp_path / "sound_feat.npz").touch()
     found = find([str(tmp_path)], {})
     tables = {found.interactions[0]: ["user_id", "item_id", "x_label"], found.items[0]: ["item_id", "text"]}
-    used, unused = report(found, tables)
+    used, unused = report(found, tables, [found.features["image"]])
     assert used == "used: log.parquet (user_id, item_id, x_label), items.parquet (item_id, text), image_feat.npy"
     assert unused == (
         "not used: rating (see --min-rating, --weight-column), event (see --event-weight), "
         "timestamp (see --split time, --split leave-last-out), label (see --where), note, "
-        "_SUCCESS (its name begins with _), notes.docx (no table), "
-        "readme.txt (give it with --input if it is a table)"
+        "tags (holds lists of string, not of numbers), _SUCCESS (its name begins with _), notes.docx (no table), "
+        "readme.txt (give it with --input if it is a table), sound_feat.npz (see --features)"
     )
     assert (
         report(find([str(tmp_path / "log.parquet")], {}), {found.interactions[0]: found.interactions[0].names})[1] == ""
@@ -52,6 +54,15 @@ def test_many_files_and_columns_are_counted(tmp_path: Path) -> None:
     used, unused = report(found, {table: ["user_id", "item_id"] for table in found.interactions})
     assert used == "used: 12 files (user_id, item_id)"
     assert unused == f"not used: {', '.join(list(columns)[:20])} and 10 more"
+
+
+def test_files_of_one_name_are_counted(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (tmp_path / f"day={day}").mkdir()
+        log(tmp_path / f"day={day}")
+    found = find([str(tmp_path)], {})
+    used, unused = report(found, {table: ["user_id", "item_id"] for table in found.interactions})
+    assert (used, unused) == ("used: 2 files (user_id, item_id)", "not used: day")
 
 
 ZERO = {

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from partition.errors import InputError
-from partition.relational.engine import connect, parse_bytes
+from partition.relational.connect import connect, parse_bytes
 from tests.support.raw_tables import Refused, logged, random_log, read
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from partition.relational.engine import connect
+from partition.relational.connect import connect
 from partition.relational.export import column
 from partition.relational.hashing import HASH, LAST_SHIFT, MASK, ROUNDS, mix, seeded, with_hash
 

@@ -77,3 +77,20 @@ def test_without_pairs_nothing_is_trusted() -> None:
     alone = reliability(features, np.array([0, 1, 2]), np.array([0, 1, 2]), seed=0)
     assert alone == {"reliability": 0, "reliability_a": 0, "reliability_b": 0}
     assert reliability(features, np.zeros(3, np.int64), np.array([0, 1, 2]), seed=0)["reliability"] == 0
+
+
+def test_reliability_compares_items_by_the_modalities_that_both_have() -> None:
+    features, user, item = _tastes()
+    both = {"shown": features["shown"], "noise": features["noise"]}
+    whole = reliability(both, user, item, seed=0)
+    assert reliability(both, user, item, seed=0, missing={"shown": np.zeros(400, bool)}) == whole
+    missing = np.random.default_rng(1).random(400) < 0.3
+    zeros = {**both, "shown": np.where(missing[:, None], 0, both["shown"])}
+    masked = reliability(zeros, user, item, seed=0, missing={"shown": missing})
+    # Half as many pairs: a larger standard error is subtracted.
+    assert masked["reliability_shown"] == pytest.approx(whole["reliability_shown"], abs=0.06)
+    assert masked["reliability_noise"] == whole["reliability_noise"]
+    assert reliability(zeros, user, item, seed=0)["reliability_shown"] < whole["reliability_shown"] - 0.1
+    # Of a modality that only one item has there is no pair.
+    alone = np.arange(400) > 0
+    assert reliability(both, user, item, seed=0, missing={"shown": alone})["reliability_shown"] == 0
