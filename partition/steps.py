@@ -32,7 +32,7 @@ from partition.relational.logs import chosen_method, event_weights, given_column
 from partition.relational.split import divide, evaluable
 from partition.relational.where import Where
 from partition.stages import Stages
-from partition.threads import each
+from partition.threads import count, each
 from partition.transform.dataset import TRAIN, Features
 from partition.transform.shuffle_features import noisy_items, permute_rows
 from partition.transform.spectral import spectral_features
@@ -223,7 +223,9 @@ def load_features(
     with stages("features") as say:
         names = inputs.matrices.names
         dims, choices = pca_dims(options.pca, names), missing_choices(options.missing, names)
-        features, shares, missing = load(inputs.matrices, cleaned.kept, choices, dims, inputs.catalogue.ids)
+        features, shares, missing = load(
+            inputs.matrices, cleaned.kept, choices, dims, inputs.catalogue.ids, count(options.threads)
+        )
         stages.statistics.update(shares)
         counts.update(missing)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
