@@ -19,6 +19,7 @@ from partition.options import SPECTRAL, BuildOptions, item_graph_weights
 from partition.read.catalogue import parse_features
 from partition.relational.connect import connect
 from partition.resume import Work, work_folder
+from partition.shortage import shortage
 from partition.stages import Stages
 from partition.threads import count, limited
 from partition.transform.dataset import Dataset
@@ -75,7 +76,7 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
         InputError: anything wrong with the input.
     """
     counts: dict[str, int] = {}  # dropped or merged, by reason
-    with connect(options.engine, folder, options.memory, options.threads) as engine:
+    with connect(options.engine, folder, options.memory, options.threads) as engine, shortage(folder):
         inputs = steps.read(options, engine, folder, stages, counts)  # tables, ids, and where features are
         cleaned = steps.clean(inputs, options.kcore, engine, folder, stages, counts)  # repeated pairs merged, k-core
         labelled = steps.label(inputs, cleaned, options, engine, folder, stages, counts)  # training, validation, test
@@ -99,7 +100,7 @@ def read_dataset(options: BuildOptions, folder: Path, stages: Stages) -> Dataset
         split_method=inputs.method.recorded,
         features=features,
         counts=counts,
-        inputs=steps.digests(inputs.files, stages),
+        inputs=steps.digests(inputs.files, stages, count(options.threads)),
     )
 
 

@@ -32,6 +32,7 @@ from partition.relational.logs import chosen_method, event_weights, given_column
 from partition.relational.split import divide, evaluable
 from partition.relational.where import Where
 from partition.stages import Stages
+from partition.threads import count, each
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Features
 from partition.transform.shuffle_features import noisy_items, permute_rows
 from partition.transform.spectral import spectral_features
@@ -226,7 +227,9 @@ def load_features(
     with stages("features") as say:
         names = inputs.matrices.names
         dims, choices = pca_dims(options.pca, names), missing_choices(options.missing, names)
-        features, shares, missing = load(inputs.matrices, cleaned.kept, choices, dims, inputs.catalogue.ids)
+        features, shares, missing = load(
+            inputs.matrices, cleaned.kept, choices, dims, inputs.catalogue.ids, count(options.threads)
+        )
         stages.statistics.update(shares)
         counts.update(missing)
         widths = {name: (f.source_dim, f.values.shape[1]) for name, f in features.items()}
@@ -260,12 +263,11 @@ def spectral(labelled: Labelled, sizes: tuple[int, int], dim: int, folder: Path,
     return Features(np.load(path, mmap_mode="r", allow_pickle=False), dim)
 
 
-def digests(files: Sequence[Place], stages: Stages) -> dict[str, str]:
+def digests(files: Sequence[Place], stages: Stages, threads: int = 1) -> dict[str, str]:
     """sha256 of every input file, under its name or, if several have that name, its path or URI."""
     names = [place.file_name for place in files]
     with stages("digests") as say:
-        found = {
-            place.file_name if names.count(place.file_name) == 1 else place.name: place.sha256() for place in files
-        }
+        own = [place.file_name if names.count(place.file_name) == 1 else place.name for place in files]
+        found = dict(zip(own, each(lambda place: place.sha256(), files, threads), strict=True))
         say(f"{len(found)} input files")
     return found

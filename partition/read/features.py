@@ -68,6 +68,7 @@ def load(
     choices: Mapping[str, Missing],
     pca: Mapping[str, int],
     ids: pa.Array,
+    threads: int = 1,
 ) -> tuple[dict[str, Features], dict[str, float], dict[str, int]]:
     """Makes the features of the items that stay.
 
@@ -77,6 +78,7 @@ def load(
         choices: modality -> what becomes of missing rows; those to drop are not among `kept`.
         pca: modality -> number of dimensions to keep; "*" for the others that are wider.
         ids: [items] external ids, for messages.
+        threads: of PCA.
 
     Returns:
         The features in the order of the matrices; for each reduced modality the share of the squared norm that PCA
@@ -110,7 +112,7 @@ def load(
         basis = None
         if dim < width:
             target = matrices.work / f"{name}-pca.npy"
-            values, shares[f"pca_kept_{name}"] = reduce(values, dim, target)
+            values, shares[f"pca_kept_{name}"] = reduce(values, dim, target, threads)
             basis = np.load(basis_file(target), mmap_mode="r", allow_pickle=False)
         features[name] = Features(values, width, basis, mask)
     return features, shares, counts

@@ -10,11 +10,12 @@ import scipy.linalg
 from tqdm import tqdm
 
 from partition.columns_on_disk import npy_file
+from partition.threads import at_once, each, one_for_blas
 
 BLOCK_BYTES = 1 << 26  # size of one block of rows in float64
 
 
-def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, float]:
+def reduce(values: np.ndarray, dim: int, target: Path, threads: int = 1) -> tuple[np.ndarray, float]:
     """Principal components of [n, d] floats without subtracting the mean, accumulated in float64.
 
     The item graph and the loss compare items by cosine, which the uncentred components preserve best: of the nine
@@ -25,23 +26,33 @@ def reduce(values: np.ndarray, dim: int, target: Path) -> tuple[np.ndarray, floa
         values: [n, d], any float dtype, may be memory-mapped.
         dim: components to keep, less than d.
         target: .npy file for the result; the basis goes into a file beside it.
+        threads: blocks handled at the same time; the result is the same for any number.
 
     Returns:
         [n, dim] float32, memory-mapped, the largest component first, with the largest loading of each positive; and
         the share of the squared norm that is kept.
     """
     rows, width = values.shape
-    gram = np.zeros((width, width))
-    for block in tqdm(list(row_blocks(values)), desc="PCA", unit="block", disable=None):
+    blocks, gram = list(row_blocks(values)), np.zeros((width, width))
+
+    def product(block: slice) -> np.ndarray:
         part = values[block].astype(np.float64)
-        gram += part.T @ part
-    energy, basis = scipy.linalg.eigh(gram, subset_by_index=[width - dim, width - 1])
-    energy, basis = energy[::-1], basis[:, ::-1]
-    basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(dim)])
-    np.save(basis_file(target), basis)
-    reduced = npy_file(target, np.float32, (rows, dim))
-    for block in row_blocks(values):
+        return part.T @ part
+
+    def write(block: slice) -> None:
         reduced[block] = project(values[block], basis)
+
+    threads = at_once(threads, 2 * BLOCK_BYTES + gram.nbytes)
+    with one_for_blas():
+        for begin in tqdm(range(0, len(blocks), threads), desc="PCA", unit="block", disable=None):
+            for found in each(product, blocks[begin : begin + threads], threads):
+                gram += found
+        energy, basis = scipy.linalg.eigh(gram, subset_by_index=[width - dim, width - 1])
+        energy, basis = energy[::-1], basis[:, ::-1]
+        basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(dim)])
+        np.save(basis_file(target), basis)
+        reduced = npy_file(target, np.float32, (rows, dim))
+        each(write, blocks, threads)
     total = np.trace(gram)
     return reduced, float(energy.sum() / total) if total else 1.0
 
