@@ -25,10 +25,10 @@ help: ## List the targets.
 demo: setup ## Make data, cut it into 4 parts, train on 2 processes, evaluate.
 	$(BIN)/python -m jobs.demo
 
-test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time; 5 minutes.
+test: setup-test ## Run the tests (ARGS goes to pytest), WORKERS files at a time; 8 minutes.
 	$(PYTEST) $(ARGS)
 
-test-all: setup-test ## Run the long tests too, with random fuzzing (SEED); 25 minutes. ARGS="-m slow": only those.
+test-all: setup-test ## Run the long tests too, with random fuzzing (SEED); 28 minutes. ARGS="-m slow": only those.
 	@echo "SEED=$(SEED)"
 	$(PYTEST) -m "not soak" --durations=15 --hypothesis-profile=random --hypothesis-seed=$(SEED) $(ARGS)
 

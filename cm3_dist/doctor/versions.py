@@ -7,6 +7,8 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
+from packaging.requirements import Requirement
+
 from cm3_dist.doctor.finding import Finding
 
 ACTIVATE = "make setup, then: source .venv/bin/activate"
@@ -48,7 +50,8 @@ def _packages() -> Finding:
         if "extra ==" in requirement:
             continue
         count += 1
-        name, version = _name(requirement), installed(_name(requirement))
+        name = Requirement(requirement).name
+        version = installed(name)
         if version is None:
             wrong.append(f"{name} is missing")
         elif not satisfies(version, requirement):
@@ -80,19 +83,8 @@ def _lockstep() -> Finding:
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Whether a version satisfies `name==x` or `name>=x`, the only forms in pyproject.toml."""
-    found = re.fullmatch(r"[A-Za-z0-9._-]+(==|>=)([0-9.]+)", requirement.split(";")[0].strip())
-    if found is None:
-        raise ValueError(f"{requirement!r}: neither name==version nor name>=version")
-    have, want = _numbers(version), _numbers(found[2])
-    width = max(len(have), len(want))
-    have, want = have + [0] * (width - len(have)), want + [0] * (width - len(want))
-    return have == want if found[1] == "==" else have >= want
-
-
-def _name(requirement: str) -> str:
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    return found[0] if found else requirement
+    """Whether a version satisfies a requirement such as `name[extra]>=1.4,<2`."""
+    return Requirement(requirement).specifier.contains(version, prereleases=True)
 
 
 def _numbers(version: str) -> list[int]:

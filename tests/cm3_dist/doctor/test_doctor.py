@@ -186,6 +186,8 @@ def test_full_disk_has_a_remedy() -> None:
         ("18.0.1", "pyarrow>=18", True),
         ("9.9", "pyarrow>=18", False),
         ("1.10", "scipy>=1.11", False),
+        ("12.0.0", "ibis-framework[duckdb]>=10", True),
+        ("2.0.1", "duckdb<2,>=1.4", False),
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, requirement: str, fits: bool) -> None:
