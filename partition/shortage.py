@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from partition.errors import ResourceError, one_line
+from partition.errors import InputError, ResourceError, one_line
 from partition.files import DISK_ERRORS, naming
 
 _DISK = {os.strerror(number): number for number in DISK_ERRORS}
@@ -27,6 +27,7 @@ def shortage(folder: Path) -> Iterator[None]:
     Raises:
         OSError: a file cannot be written; it names the file. `Work` keeps what is finished.
         ResourceError: `engine.memory`, the tables need more memory.
+        InputError: `engine.failed`, DuckDB refuses what it reads.
     """
     with naming(folder, folder):
         try:
@@ -49,4 +50,6 @@ def _meant(error: Exception, folder: Path) -> Exception | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
         message = f"{folder}: the tables need more memory; give more with --memory, or use fewer --threads"
         return ResourceError(f"{message}: {text[:120]}", "engine.memory")
+    if type(error).__module__ in ("duckdb", "_duckdb"):  # such as text in a Parquet file that is not UTF-8
+        return InputError(f"{folder}: DuckDB cannot read the tables: {text[:300]}", "engine.failed")
     return None

@@ -23,7 +23,8 @@ Kind = Literal["number", "text"]
 
 # A number as a program writes it: "007" and "1e3" are text.
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]*)$"
-FLOAT_EXACT = 2**53  # up to here every whole number is a float
+# Below these every whole number is a float of the type; above, two ids may have become one.
+FLOAT_EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 _UUID_GROUPS = (8, 4, 4, 4, 12)
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
@@ -119,7 +120,7 @@ def _whole(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return values, wrong
     if pa.types.is_floating(kind):
         numbers = values.cast(pa.float64())
-        right = pc.and_(pc.less_equal(pc.abs(numbers), float(FLOAT_EXACT)), pc.equal(pc.floor(numbers), numbers))
+        right = pc.and_(pc.less(pc.abs(numbers), float(FLOAT_EXACT[kind])), pc.equal(pc.floor(numbers), numbers))
         target = pa.int64()
     else:
         numbers = values.cast(pa.decimal256(76, kind.scale)) if kind.scale > 0 else values

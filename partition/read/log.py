@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,6 +62,12 @@ def open_log(file: TableFile, roles: Mapping[str, str], extra: Sequence[str], fo
             Parquet does not have.
         OSError: the copy cannot be written.
     """
+    for one, other in combinations(dict.fromkeys(extra), 2):
+        if one.casefold() == other.casefold():
+            message = (
+                f"columns {one!r} and {other!r} differ in case alone, so --where cannot tell them apart; rename one"
+            )
+            raise file.error(message, code="option.where")
     columns = [ROLES[role](file, role, column) for role, column in roles.items()]
     columns += [OtherColumn(file, column, column) for column in dict.fromkeys(extra)]
     if (rows := _rows_if_direct(file, roles, extra)) is not None:
@@ -81,6 +88,8 @@ def _rows_if_direct(file: TableFile, roles: Mapping[str, str], extra: Sequence[s
     """The number of rows if an engine can read the file itself: a local Parquet file whose statistics say so."""
     names = [*roles.values(), *extra]
     if file.format != "parquet" or not file.place.is_local or any(name in dict(file.keys) for name in names):
+        return None
+    if len({name.casefold() for name in file.names}) < len(file.names):  # which engines do not tell apart
         return None
     metadata = pq.read_metadata(file.place.path)
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]

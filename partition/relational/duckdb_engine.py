@@ -41,7 +41,8 @@ class DuckDB(Engine):
 
     def parquet(self, files: Sequence[str]) -> ir.Table:
         """See `Engine.parquet`."""
-        return self._database.read_parquet([glob.escape(file) for file in files])
+        # Else a folder named key=value anywhere above a file would become a column, in place of one of that name.
+        return self._database.read_parquet([glob.escape(file) for file in files], hive_partitioning=False)
 
     def keep(self, table: ir.Table) -> ir.Table:
         """See `Engine.keep`."""

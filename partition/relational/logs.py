@@ -62,9 +62,12 @@ def chosen_method(options: BuildOptions, found: Found) -> SplitMethod:
 
     Raises:
         InputError: `option.split`, the split is to be by files, but no file is for one; or files are given for one, but
-            the split is to be another.
+            the split is to be another; `option.time`, a bound in time without that split.
     """
     method, files = options.split, bool(found.splits)
+    for option, bound in (("--validate-from", options.validate_from), ("--test-from", options.test_from)):
+        if bound is not None and method is not SplitMethod.TIME:
+            raise InputError(f"{option} {bound}: add --split time, which alone has such a bound", "option.time")
     if method is SplitMethod.AUTO:
         if files:
             return SplitMethod.FILES

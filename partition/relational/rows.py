@@ -21,7 +21,6 @@ from partition.relational.where import Where
 # Weights are float32: below the first bound they would lose digits, above the last they would be infinite.
 LEAST_WEIGHT, MOST_WEIGHT = 2.0**-126, 2.0**127
 _TYPES = {"split": "int8", "rating": "float64", "weight": "float64", "event": "string"}
-_OWN = "own_"  # before the names of the columns that this module makes: those that `--where` names stay as they are
 
 
 @dataclass(frozen=True)
@@ -92,20 +91,24 @@ class Rows:
         counts: dict[str, int],
     ) -> None:
         self._engine = engine
-        tables = [_columns(engine.parquet(own.log.parquet), own) for own in logs]
-        self.count = sum(own.log.rows for own in logs)
+        own = _prefix(logs)
+        tables = [_columns(engine.parquet(log.log.parquet), log, own) for log in logs]
+        self.count = sum(log.log.rows for log in logs)
         if not self.count:
             raise logs[0].log.file.error("has no rows", code="table.empty")
         if where is not None:
             tables = [where.keep(table, f"rows_{number}") for number, table in enumerate(tables)]
-            self.dropped(where.count(tables), f'--where "{options.where}"', "where_dropped", counts)
-        fraction = any(f"{_OWN}time" in table.columns and table[f"{_OWN}time"].type().is_floating() for table in tables)
+        fraction = any(f"{own}time" in table.columns and table[f"{own}time"].type().is_floating() for table in tables)
         types = {role: "string" if text[role] else "int64" for role in ("user", "item")}
         types |= _TYPES | {"time": "float64" if fraction else "int64"}
-        tables = [_typed(table, types) for table in tables]
+        tables = [_typed(table, types, own) for table in tables]
         table = ibis.union(*tables) if len(tables) > 1 else tables[0]
+        if where is not None:
+            table = where.computed(table)
+            self.dropped(engine.number(table.count()), f'--where "{options.where}"', "where_dropped", counts)
         if options.min_rating is not None:
-            table = table.filter(table.rating >= options.min_rating)
+            enough = (table.rating >= options.min_rating) & ~table.rating.isnan()  # engines hold NaN for the largest
+            table = table.filter(enough)
             left = engine.number(table.count())
             self.dropped(left, f"--min-rating {options.min_rating}", "low_ratings_dropped", counts)
         if weights is not None:
@@ -131,20 +134,28 @@ class Rows:
             raise InputError(f"{option}: no interaction is left", "rows.none")
 
 
-def _columns(table: ir.Table, own: LogRows) -> ir.Table:
-    """The columns by role, beside those that `--where` names."""
-    columns = own.log.columns
-    named = {name: table[name] for name in own.named}  # a copy has them under their own names
-    roles = {f"{_OWN}{role}": table[columns[role]] for role in own.roles}
-    if own.label is not None:
-        roles[f"{_OWN}split"] = ibis.literal(own.label)
+def _prefix(logs: Sequence[LogRows]) -> str:
+    """What columns by role begin with, and no column does that `--where` names: those keep their names."""
+    prefix = "own_"
+    while any(name.casefold().startswith(prefix) for log in logs for name in log.named):
+        prefix = f"_{prefix}"
+    return prefix
+
+
+def _columns(table: ir.Table, log: LogRows, own: str) -> ir.Table:
+    """The columns by role, whose names begin with `own`, beside those that `--where` names."""
+    columns = log.log.columns
+    named = {name: table[name] for name in log.named}  # a copy has them under their own names
+    roles = {f"{own}{role}": table[columns[role]] for role in log.roles}
+    if log.label is not None:
+        roles[f"{own}split"] = ibis.literal(log.label)
     return table.select(**named, **roles)
 
 
-def _typed(table: ir.Table, types: Mapping[str, str]) -> ir.Table:
+def _typed(table: ir.Table, types: Mapping[str, str], own: str) -> ir.Table:
     """The columns by role alone, of the same types in every log."""
-    roles = [name.removeprefix(_OWN) for name in table.columns if name.startswith(_OWN)]
-    return table.select(**{role: table[f"{_OWN}{role}"].cast(types[role]) for role in roles})
+    roles = [name.removeprefix(own) for name in table.columns if name.startswith(own)]
+    return table.select(**{role: table[f"{own}{role}"].cast(types[role]) for role in roles})
 
 
 def _check_weights(engine: Engine, table: ir.Table, logs: Sequence[LogRows]) -> None:

@@ -159,7 +159,7 @@ def _time(option: str, text: str, dated: bool) -> float:
             return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         number = float(text)
         if math.isfinite(number):
-            return int(number) if number.is_integer() else number
+            return int(number) if number.is_integer() and abs(number) < 2**63 else number
     except ValueError:
         pass
     kind = "dates, so give one such as 2026-01-31" if dated else "numbers, so give one in their unit"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import ibis.expr.types as ir
 import sqlglot
 from sqlglot import exp
@@ -70,14 +68,14 @@ class Where:
             raise self.refused(error) from None
         return kept
 
-    def count(self, tables: Sequence[ir.Table]) -> int:
-        """The number of rows of tables that `keep` returned.
+    def computed(self, table: ir.Table) -> ir.Table:
+        """Computes what was made of tables that `keep` returned: once, so that `random()` has one value per row.
 
         Raises:
             InputError: `option.where`, the condition cannot be computed for one of the rows.
         """
         try:
-            return sum(self._engine.number(table.count()) for table in tables)
+            return self._engine.keep(table)
         except self._engine.errors as error:
             raise self.refused(error) from None
 
