@@ -7,8 +7,6 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
-from packaging.requirements import Requirement
-
 from cm3_dist.doctor.finding import Finding
 
 ACTIVATE = "make setup, then: source .venv/bin/activate"
@@ -50,8 +48,7 @@ def _packages() -> Finding:
         if "extra ==" in requirement:
             continue
         count += 1
-        name = Requirement(requirement).name
-        version = installed(name)
+        name, version = _name(requirement), installed(_name(requirement))
         if version is None:
             wrong.append(f"{name} is missing")
         elif not satisfies(version, requirement):
@@ -83,8 +80,27 @@ def _lockstep() -> Finding:
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Whether a version satisfies a requirement such as `name[extra]>=1.4,<2`."""
-    return Requirement(requirement).specifier.contains(version, prereleases=True)
+    """Whether a version satisfies a requirement such as `name[extra]<2,>=1.4`; its bounds are ==, >= or <.
+
+    `packaging` would do this, but the doctor also runs in a Python that has no packages.
+    """
+    bounds = requirement.split(";")[0].removeprefix(_name(requirement)).strip()
+    return all(_within(version, bound) for bound in re.sub(r"^\[[^]]*\]", "", bounds).split(",") if bound)
+
+
+def _within(version: str, bound: str) -> bool:
+    found = re.fullmatch(r"\s*(==|>=|<)\s*([0-9.]+)\s*", bound)
+    if found is None:
+        raise ValueError(f"{bound!r}: not ==, >= or < and a version")
+    have, want = _numbers(version), _numbers(found[2])
+    width = max(len(have), len(want))
+    have, want = have + [0] * (width - len(have)), want + [0] * (width - len(want))
+    return {"==": have == want, ">=": have >= want, "<": have < want}[found[1]]
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return found[0] if found else requirement
 
 
 def _numbers(version: str) -> list[int]:
