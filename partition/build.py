@@ -12,13 +12,13 @@ from partition import steps
 from partition.cut.assign import Assignment, assign_parts, chosen_method
 from partition.errors import InputError
 from partition.files import remove
-from partition.folder import layout
 from partition.folder.write import write_prepared
 from partition.item_graph.graph import ItemGraph, Nearest, build_item_graph
 from partition.options import SPECTRAL, BuildOptions, item_graph_weights
+from partition.output import preparing
 from partition.read.catalogue import parse_features
 from partition.relational.connect import connect
-from partition.resume import Work, work_folder
+from partition.resume import Work
 from partition.shortage import shortage
 from partition.stages import Stages
 from partition.threads import count, limited
@@ -40,13 +40,11 @@ def build(options: BuildOptions, stages: Stages | None = None) -> Path:
         InputError: anything wrong with the options, the input or the output folder; nothing is written then.
     """
     stages = stages or Stages()
-    check_output(options.output, options.overwrite)
     # With other threads or less memory the same command goes on.
     command = options.model_dump(mode="json", exclude={"output", "overwrite", "threads", "memory"})
     files = [str(path) for _, path, _ in map(parse_features, options.features) if path is not None]
     places = [*options.input, *options.validation, *options.test, *files]
-    with work_folder(options.output, command, places) as work, limited(options.threads):
-        check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
+    with preparing(options.output, options.overwrite, command, places) as work, limited(options.threads):
         stages.statistics.update(work.noted())
         _prepare(options, work, stages)
     return options.output
@@ -195,18 +193,3 @@ class _Preparation:
                 dataset, graph, assignment, options.output, settings, statistics, work, count(options.threads)
             )
             say(str(options.output))
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuses an output folder whose content must not be replaced.
-
-    Raises:
-        InputError: a prepared folder without `overwrite`, or anything else that is not an empty folder.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / layout.MANIFEST).is_file():
-        message = f"{output}: exists and is not a prepared folder; choose another --output"
-        raise InputError(message, "output.not-prepared")
-    if not overwrite:
-        raise InputError(f"{output}: exists already; add --overwrite to replace it", "output.exists")

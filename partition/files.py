@@ -92,6 +92,11 @@ def naming(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
+def is_free(path: Path) -> bool:
+    """Whether a folder may be written there without a loss: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def replace_folder(new: Path, path: Path, old: Path) -> None:
     """Renames the folder `new` to `path`; a folder of that name is exchanged for it and deleted.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from partition import stage_results as stored
-from partition.build import check_output
 from partition.cut.assign import assign_parts, chosen_method
 from partition.errors import InputError
 from partition.folder import layout
@@ -18,7 +17,8 @@ from partition.folder.manifest import Manifest
 from partition.folder.read_dataset import PreparedFolder
 from partition.folder.write import write_prepared
 from partition.options import SEED, CutMethod, RecutOptions
-from partition.resume import Work, work_folder
+from partition.output import preparing
+from partition.resume import Work
 from partition.stages import Stages
 
 
@@ -36,11 +36,10 @@ def recut(options: RecutOptions, stages: Stages | None = None) -> Path:
         InputError: anything wrong with the folder, the options or the output; nothing is written then.
     """
     stages = stages or Stages()
-    check_output(options.output, options.overwrite)
     command = {"recut": options.model_dump(mode="json", exclude={"output", "overwrite"})}
     manifest_file = options.prepared / layout.MANIFEST  # has the digests of all other files
-    with work_folder(options.output, command, [str(manifest_file)] if manifest_file.exists() else []) as work:
-        check_output(options.output, options.overwrite)  # again: resuming may have restored the folder
+    inputs = [str(manifest_file)] if manifest_file.exists() else []
+    with preparing(options.output, options.overwrite, command, inputs) as work:
         _recut(options, work, stages)
     return options.output
 

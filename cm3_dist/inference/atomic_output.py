@@ -11,7 +11,7 @@ from pathlib import Path
 from cm3_dist.distributed.collectives import on_rank_0
 from cm3_dist.distributed.runtime import Runtime
 from cm3_dist.errors import InputError
-from partition.files import remove, replace_folder
+from partition.files import is_free, remove, replace_folder
 
 
 class StagedOutput:
@@ -67,7 +67,7 @@ def stage_folder(path: Path, runtime: Runtime, marker: str, overwrite: bool) -> 
     """
 
     def check() -> None:
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if is_free(path):
             return
         if not (path / marker).is_file():
             message = f"{path}: exists and is not an earlier output of this command; choose another --out"

@@ -7,7 +7,7 @@ from pathlib import Path
 from partition.errors import InputError
 from partition.export.options import ExportFormat, ExportOptions
 from partition.export.rows import Target
-from partition.files import atomic_folder, recover
+from partition.files import atomic_folder, is_free, recover
 from partition.folder.read_dataset import PreparedFolder
 
 
@@ -35,7 +35,7 @@ def export(options: ExportOptions) -> list[str]:
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_free(output):
         raise InputError(f"{output}: exists and is not an empty folder; choose another --output", "export.output")
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from partition.columns_on_disk import npy_file
 from partition.cut.assign import Assignment
 from partition.errors import InputError
-from partition.files import atomic_folder, sha256
+from partition.files import atomic_folder, is_free, sha256
 from partition.folder import layout
 from partition.folder.arrays import Similar, write_graph, write_similar, write_table
 from partition.folder.manifest import SCHEMA_VERSION, Manifest, Modality, Part, cut_statistics, write_manifest
@@ -68,14 +68,10 @@ def write_prepared(
         parts = _write_parts(dataset, graph, edges, folder, work, threads)
         shared = _write_bases(dataset, folder) | _write_orders(dataset, edges, folder)
         write_manifest(folder, _manifest(dataset, graph, edges, parts, shared, settings, statistics))
-        if output.exists() and not _replaceable(output):
+        if not is_free(output) and not (output / layout.MANIFEST).is_file():
             raise InputError(
                 f"{output}: exists and is not a prepared folder; choose another name", "output.not-prepared"
             )
-
-
-def _replaceable(output: Path) -> bool:
-    return output.is_dir() and ((output / layout.MANIFEST).is_file() or not any(output.iterdir()))
 
 
 def _write_parts(
