@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from cm3_dist.config.run_files import STEPS
 from cm3_dist.errors import BAD_INPUT, DONE
 from tests.faults import forked, results
 from tests.faults.kills import SETTINGS
-from tests.faults.stages import StageTrial
+from tests.faults.stages import ROOM
+from tests.faults.trial import Trial
+from tests.support.full_disk import mount, unmount
 from tests.support.launch import lines
 from tests.support.small import prepare_small
 
@@ -28,16 +29,11 @@ RANKS = 2
 
 
 @dataclass
-class DiskTrial:
-    """A training whose folder could not be written, and what came of it."""
-
-    kind: str
-    said: str = ""
-    wrong: list[str] = field(default_factory=list)
-    tried: bool = True
+class DiskTrial(Trial):
+    """A training whose folder could not be written."""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {'; '.join(self.wrong) or 'survived' if self.tried else 'not tried'}: {self.said}"
+        return f"{self.kind}: {self.verdict}: {self.said}"
 
 
 class Disks:
@@ -63,7 +59,7 @@ class Disks:
             yield self._on_a_disk(
                 f"a disk that is full at {share:.0%} of the run's size", self._full, int(share * self._bytes)
             )
-        yield self._on_a_disk("a disk that is read-only", self._read_only, 64 << 20)
+        yield self._on_a_disk("a disk that is read-only", self._read_only, ROOM)
         yield self._removed(
             "the run's folder is moved away", lambda run: run, lambda run: run.rename(run.with_name("x"))
         )
@@ -73,26 +69,26 @@ class Disks:
     def _on_a_disk(self, kind: str, work: Callable[[DiskTrial, Path, Path], None], size: int) -> DiskTrial:
         trial, disk = DiskTrial(kind), self._folder / "disk"
         disk.mkdir(exist_ok=True)
-        if not _mount(disk, f"size={size // 4096 * 4096}"):
+        if not mount(disk, size):
             trial.tried, trial.said = False, "needs root, to mount a disk in memory"
             return trial
         try:
             work(trial, disk, disk / "run")
         finally:
-            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+            unmount(disk)
         return trial
 
     def _full(self, trial: DiskTrial, disk: Path, run: Path) -> None:
         codes, said = self._train(run)
         self._judge(trial, codes, said, "No space left on device", run)
-        _mount(disk, "remount,size=64m")
+        mount(disk, ROOM, "remount")
         self._ends_well(trial, run)
 
     def _read_only(self, trial: DiskTrial, disk: Path, run: Path) -> None:
-        _mount(disk, "remount,ro")
+        mount(disk, ROOM, "remount", "ro")
         codes, said = self._train(run)
         self._judge(trial, codes, said, "Read-only file system", run)
-        _mount(disk, "remount,rw")
+        mount(disk, ROOM, "remount", "rw")
         if list(disk.iterdir()):
             trial.wrong.append("something was written")
         self._ends_well(trial, run)
@@ -145,14 +141,6 @@ class Disks:
                 process.kill()
 
 
-def _mount(disk: Path, options: str) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(disk)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
 def _delete(run: Path) -> None:
     """Deletes a folder at once: while it is emptied in its place, a writer could add to it."""
     doomed = run.with_name("doomed")
@@ -173,7 +161,7 @@ def _ends(processes: list[forked.Process]) -> tuple[list[int], str]:
     )
 
 
-def summary(trials: Sequence[DiskTrial | StageTrial]) -> dict[str, object]:
+def summary(trials: Sequence[Trial]) -> dict[str, object]:
     """Counts, and every trial."""
     tried = [trial for trial in trials if trial.tried]
     return {

@@ -12,13 +12,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from partition.folder.manifest import read_manifest
 from tests.faults import forked
 from tests.faults.preparing import write_tables
+from tests.faults.trial import Trial
 from tests.support.full_disk import fill, mount, unmount
 from tests.support.small import small_dataset
 
@@ -28,17 +29,13 @@ OPTIONS = ["--parts", "3", "--method", "stream", "--pca", "text=8", "--noise", "
 
 
 @dataclass
-class StageTrial:
-    """A preparation that ended at one of its moments, and what came of it."""
+class StageTrial(Trial):
+    """A preparation that ended at one of its moments."""
 
-    kind: str
-    moment: str
-    said: str = ""
-    wrong: list[str] = field(default_factory=list)
-    tried: bool = True
+    moment: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} at {self.moment}: {'; '.join(self.wrong) or 'survived' if self.tried else 'not tried'}"
+        return f"{self.kind} at {self.moment}: {self.verdict}"
 
 
 class Moments:
@@ -97,7 +94,7 @@ class Preparing:
     def killed(self) -> Iterator[StageTrial]:
         """One trial for every moment."""
         for number, moment in enumerate(self.moments):
-            trial, place = StageTrial("SIGKILL", moment), self._folder / f"killed-{number}"
+            trial, place = StageTrial("SIGKILL", moment=moment), self._folder / f"killed-{number}"
             place.mkdir()
             code, trial.said = self._prepare(place, _at(number, lambda: os.kill(os.getpid(), signal.SIGKILL)))
             if code != -signal.SIGKILL:
@@ -109,7 +106,7 @@ class Preparing:
         """One trial for every moment and size of the rest of the disk."""
         for left in LEFT:
             for number, moment in enumerate(self.moments):
-                trial = StageTrial(f"a disk with {left} bytes left", moment)
+                trial = StageTrial(f"a disk with {left} bytes left", moment=moment)
                 disk = self._folder / "disk"
                 disk.mkdir(exist_ok=True)
                 if mount(disk, ROOM):
