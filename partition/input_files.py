@@ -1,12 +1,11 @@
 """The files of a place that input is read from, and what shows whether one has changed since.
 
-A place is what the user gives: a file, a folder, a pattern such as `logs/*.csv`, or a URI of `pyarrow.fs` such as
-`s3://bucket/logs`, in which `*` and `[` are a pattern too. A folder stands for every file below it.
+A place is what the user gives: a file, a folder, a pattern such as `logs/*.csv`, or a URI such as `s3://bucket/logs`
+(`partition.read.places`). A local folder stands for every file below it.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
 import re
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from partition.errors import InputError, one_line
+from partition.errors import InputError
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -76,27 +75,17 @@ def _stamp(file: Path) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, device)
 
 
-def _remote(place: str) -> dict[str, Stamp]:
-    """The files of a URI."""
-    from pyarrow import ArrowException, fs  # late: `--help` answers without it
+def _remote(uri: str) -> dict[str, Stamp]:
+    """The files of a URI, as preparation finds them there."""
+    from partition.read.places import listing, place_of  # late: `--help` answers without Arrow
 
-    path, question, query = place.partition("?")
-    parts = path.split("/")
-    fixed = next((count for count, part in enumerate(parts) if re.search(r"[*\[]", part)), len(parts))
+    place = place_of(uri)
+    if place.is_local:
+        return stamps(place.path)
     try:
-        system, base = fs.FileSystem.from_uri("/".join(parts[:fixed]) + question + query)
-        if isinstance(system, fs.LocalFileSystem):
-            return stamps("/".join([base, *parts[fixed:]]))
-        found = system.get_file_info(base)
-        if found.type == fs.FileType.Directory:
-            listed = system.get_file_info(fs.FileSelector(base, recursive=True))
-        else:
-            listed = [found]
-    except (ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{place}: cannot be listed: {one_line(error)[:300]}", "file.unreadable") from None
-    pattern = "/".join([base, *parts[fixed:]])
-    inside = [info for info in listed if info.type == fs.FileType.File]
-    if fixed < len(parts):
-        inside = [info for info in inside if fnmatch.fnmatchcase(info.path, pattern + "*")]
-    scheme = place.partition("://")[0]
-    return {f"{scheme}://{info.path}": Stamp(info.size or 0, info.mtime_ns or 0) for info in inside}
+        found = listing(uri).places
+    except InputError as error:
+        if error.code == "file.missing":
+            return {}
+        raise
+    return {name: Stamp(size, modified) for name, size, modified, _ in (place.stamp() for place in found)}

@@ -15,6 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from partition.build import read_dataset
 from partition.errors import InputError
+from partition.input_files import stamps
 from partition.options import BuildOptions, SplitMethod
 from partition.read.log import open_log
 from partition.read.places import listing, place_of
@@ -227,3 +228,16 @@ def test_links(local: tuple[str, Store]) -> None:
     Path(base, "data/day=1/loop").symlink_to(Path(base, "data"))
     Path(base, "linked").symlink_to(Path(base, "data"))
     assert [place.name for place in listing(f"{base}/linked").places] == [f"{base}/linked/day=1/log.csv"]
+
+
+def test_files_in_object_storage_are_watched(bucket: tuple[str, Store]) -> None:
+    base, store = bucket
+    store("day=1/a.csv", pair("u"))
+    store("b.csv", pair("u", "v"))
+    before = stamps(base)
+    assert [name.removeprefix(base) for name in before] == ["/b.csv", "/day=1/a.csv"]
+    assert list(stamps(f"{base.replace('s3://', 's3a://')}/*.csv").values()) == [before[f"{base}/b.csv"]]
+    assert stamps(f"{base}/none.csv") == {}
+    store("b.csv", pair("u", "v", "w"))
+    changed = {name for name, stamp in stamps(base).items() if stamp != before[name]}
+    assert changed == {f"{base}/b.csv"}
