@@ -26,7 +26,7 @@ from partition.folder.manifest import Manifest
 from partition.folder.read_dataset import NODES, PreparedFolder
 
 KINDS = ("item", "user")  # node types in DGL's order: their type numbers are 0 and 1
-RELATIONS = (layout.ITEM_TO_USER, layout.USER_TO_ITEM)  # edge types, likewise
+RELATIONS = (layout.ITEM_TO_USER, layout.USER_TO_ITEM)  # edge types: their numbers are 0 and 1 too
 CONFIG = "part_config.json"
 
 

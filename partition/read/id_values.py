@@ -75,8 +75,8 @@ def ids(values: pa.Array, kind: Kind) -> tuple[pa.Array, np.ndarray]:
         kind: what the whole column is; "text" also for numbers, of which one is beyond 64 bits.
 
     Returns:
-        The ids; and [n] bool: the value is a number with a fraction, not finite, or a float beyond 2^53, so that it
-        cannot be an id. The id there is null.
+        The ids; and [n] bool: the value is a number with a fraction, not finite, or a float that may stand for two
+        numbers (`FLOAT_EXACT`), so that it cannot be an id. The id there is null.
 
     Raises:
         BeyondInt64Error: `kind` is "number", and a number does not fit.

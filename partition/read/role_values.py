@@ -61,7 +61,13 @@ class IdColumn(RoleColumn):
             raise NextTypeError from None
         own = id_values.plain(values)
         self.refuse(_mask(own.is_null()), own, first, "ids.missing", f"rows have no {self.role} id")
-        self.refuse(wrong, own, first, "ids.type", f"{self.role} ids are not whole numbers (floats: up to 2^53)")
+        self.refuse(
+            wrong,
+            own,
+            first,
+            "ids.type",
+            f"{self.role} ids are not whole numbers (floats: below 2^53, of 32 bits below 2^24)",
+        )
         if self.file.is_text and self.whole:
             self.whole, fits = id_values.written_as_numbers(found)
             self.numeric = self.numeric and fits

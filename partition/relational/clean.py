@@ -63,7 +63,7 @@ def k_core(engine: Engine, pairs: Pairs, k: int) -> Pairs:
     """The largest set of pairs in which every user and every item has at least `k`; then numbered without gaps.
 
     Raises:
-        InputError: `option.kcore`, none is left.
+        InputError: `option.kcore`, nothing is left.
     """
     table, count = pairs.table, pairs.count
     while True:

@@ -77,7 +77,7 @@ class Rows:
         counts: collects how many rows were dropped, by reason.
 
     Raises:
-        InputError: `option.where`; `weight.invalid`; `rows.none`, none is left.
+        InputError: `option.where`; `weight.invalid`; `rows.none`, nothing is left.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Rows:
         """Counts the rows that an option dropped.
 
         Raises:
-            InputError: `rows.none`, none is left.
+            InputError: `rows.none`, nothing is left.
         """
         counts[reason] = self.count - left
         self.count = left

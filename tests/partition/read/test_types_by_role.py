@@ -163,7 +163,9 @@ def test_numbers_that_cannot_be_ids_are_counted(tmp_path: Path, values: pa.Array
     path, roles = arrow_file(tmp_path / "log.arrow", values, role)
     with pytest.raises(InputError) as caught:
         open_log(open_table(path), roles, (), tmp_path / "work")
-    message = f"2 of 3 {role} ids are not whole numbers (floats: up to 2^53); first: row 1, '{first}'"
+    message = (
+        f"2 of 3 {role} ids are not whole numbers (floats: below 2^53, of 32 bits below 2^24); first: row 1, '{first}'"
+    )
     assert str(caught.value) == f"{path}: column 'x': {message}"
 
 
