@@ -34,13 +34,13 @@ from partition.folder.arrays import (
 from partition.folder.integrity import check_manifest, check_parts, check_shared
 from partition.folder.manifest import Manifest, Modality, read_manifest
 from partition.folder.order import node_rows, read_order, stride
+from partition.folder.rows import LABELS
+from partition.folder.write import FEATURE_ROWS
 from partition.item_graph.graph import ItemGraph
-from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset, Features
+from partition.transform.dataset import TRAIN, Dataset, Features
 
 NODES = {"user": layout.USERS, "item": layout.ITEMS}  # kind -> file of a part
-LABELS = {"validation": VALIDATION, "test": TEST}  # held-out split -> its number in Dataset.split
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # user number, item number, split, weight [n] each
-FEATURE_ROWS = 65_536  # rows of features copied at a time
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from partition.folder.arrays import Graph, Weights
 from partition.transform.dataset import TEST, TRAIN, VALIDATION, Dataset
 
 Pairs = tuple[np.ndarray, np.ndarray]
-_CODES = {"validation": VALIDATION, "test": TEST}  # held-out split -> its number in Dataset.split
+LABELS = {"validation": VALIDATION, "test": TEST}  # held-out split -> its number in Dataset.split
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Edges:
         self._weighted_degree: dict[str, np.ndarray] = {}
         if dataset.weight is not None:
             self._weighted_degree = {"user": np.zeros(len(user_degree)), "item": np.zeros(len(item_degree))}
-        held_out = {split: np.zeros(self.parts, np.int64) for split in _CODES}
+        held_out = {split: np.zeros(self.parts, np.int64) for split in LABELS}
         for rows in blocks.slices(len(dataset.user)):
             user, item, split = dataset.user[rows], dataset.item[rows], dataset.split[rows]
             np.add.at(user_degree, user[split == TRAIN], 1)
@@ -80,7 +80,7 @@ class Edges:
                 weight = dataset.weight[rows][split == TRAIN].astype(np.float64)
                 np.add.at(self._weighted_degree["user"], user[split == TRAIN], weight)
                 np.add.at(self._weighted_degree["item"], item[split == TRAIN], weight)
-            for name, code in _CODES.items():
+            for name, code in LABELS.items():
                 held_out[name] += np.bincount(assignment.user_part[user[split == code]], minlength=self.parts)
         self.users = RowSpace.of(assignment.user_part, user_degree, self.parts)
         self.items = RowSpace.of(assignment.item_part, item_degree, self.parts)
@@ -99,7 +99,7 @@ class Edges:
             weight = [] if dataset.weight is None else [dataset.weight[rows][train]]
             self._by_user.add(assignment.user_part[user[train]], pair[0][train], pair[1][train], *weight)
             self._by_item.add(assignment.item_part[item[train]], pair[1][train], pair[0][train], *weight)
-            for name, code in _CODES.items():
+            for name, code in LABELS.items():
                 kept = split == code
                 self._held_out[name].add(assignment.user_part[user[kept]], pair[0][kept], pair[1][kept])
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from partition.read.columns import (
 from partition.read.feature_sources import MATRICES, modality_of
 from partition.read.places import COMPRESSED, Listing, Place, listing
 from partition.read.table_file import NAMED_ONLY, SUFFIXES, TableFile, is_table, open_table
+from partition.threads import each
 from partition.transform.dataset import TEST, TRAIN, VALIDATION
 
 __all__ = [
@@ -64,11 +64,6 @@ class Found:
     mapping: dict[Role, TableFile]  # MMRec's mapping files
     splits: dict[TableFile, int] = field(default_factory=dict)  # TRAIN, VALIDATION, TEST, if files say it; else empty
     unused: list[str] = field(default_factory=list)  # files that are not read, with the reason
-
-    @property
-    def places(self) -> list[Place]:
-        """All tables, for digests and the key of a work folder."""
-        return [table.place for table in (*self.interactions, *self.items, *self.mapping.values())]
 
 
 def find(
@@ -136,8 +131,7 @@ class _Reader:
         """The tables of some sources; one that several of them name is read once."""
         places = [place for source in sources for place in self._tables(source)]
         distinct = {os.path.realpath(place.path) if place.is_local else place.name: place for place in reversed(places)}
-        with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
-            return list(pool.map(open_table, reversed(distinct.values())))
+        return each(open_table, reversed(distinct.values()), _OPEN_AT_ONCE)
 
     def _tables(self, source: str) -> Iterator[Place]:
         found = listing(source)

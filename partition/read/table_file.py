@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
@@ -256,8 +255,3 @@ def _with_keys(place: Place, format: Format, schema: pa.Schema) -> TableFile:
 def _new_keys(place: Place, names: Sequence[str]) -> tuple[tuple[str, Key], ...]:
     """The keys of Hive folders that are not columns of the file as well."""
     return tuple((name, value) for name, value in place.keys if name not in names)
-
-
-def first_null(values: pa.Array) -> int:
-    """Index of the first null."""
-    return int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])

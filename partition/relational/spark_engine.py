@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import ibis
 import ibis.expr.types as ir
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.common.exceptions import IbisError
@@ -23,6 +22,7 @@ from sqlglot.errors import SqlglotError
 
 from partition.errors import InputError, one_line
 from partition.relational.engine import BATCH, Engine
+from partition.threads import count
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -56,7 +56,7 @@ class Spark(Engine):
         self.errors = (PySparkException, IbisError, SqlglotError)
         self._folder, self._number = folder, 0
         own = SparkSession.getActiveSession()
-        self._session = own or _new_session(name, folder, memory, threads or psutil.cpu_count() or 1)
+        self._session = own or _new_session(name, folder, memory, count(threads))
         self._ends = own is None  # a session that was there before stays
         self._database = ibis.pyspark.connect(self._session)
 
